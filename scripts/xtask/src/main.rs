@@ -1,2 +1,63 @@
-//! Placeholder
-fn main() {}
+//! Builds, tests and measures souk with nothing but cargo.
+//!
+//! ```text
+//! cargo xtask build              souk and its static agent, into target/release/
+//! cargo xtask demo [args…]       build, then `souk demo args…`
+//! cargo xtask test [filter…]     build, then all tests against those binaries
+//! cargo xtask lint               fmt, clippy, doc, deny, deps, file lengths
+//! cargo xtask deps               crate dependencies point down only
+//! cargo xtask fuzz [--seconds N] every fuzz target for N seconds
+//! ```
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a build tool")]
+
+mod build;
+mod deps;
+mod fuzz;
+mod lint;
+mod run;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+usage: cargo xtask <command>
+
+  build              build souk and its static agent into target/release/
+  demo [args…]       build, then run `souk demo args…`
+  test [filter…]     build, then run all tests (CI=true: a skipped test is a failure)
+  lint               fmt, clippy, doc, deny, deps, file lengths
+  deps               check that crate dependencies point down only
+  fuzz [--seconds N] run every fuzz target for N seconds (default 10)";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match command(&args) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command(args: &[String]) -> Result<ExitCode> {
+    let Some((name, rest)) = args.split_first() else {
+        eprintln!("{USAGE}");
+        return Ok(ExitCode::from(64));
+    };
+    match name.as_str() {
+        "build" => build::all().map(|_| ExitCode::SUCCESS),
+        "demo" => build::demo(rest),
+        "test" => test::all(rest).map(|()| ExitCode::SUCCESS),
+        "lint" => lint::all().map(|()| ExitCode::SUCCESS),
+        "deps" => deps::check().map(|()| ExitCode::SUCCESS),
+        "fuzz" => fuzz::all(rest).map(|()| ExitCode::SUCCESS),
+        "help" | "--help" | "-h" => {
+            println!("{USAGE}");
+            Ok(ExitCode::SUCCESS)
+        }
+        other => bail!("no command `{other}`\n\n{USAGE}"),
+    }
+}

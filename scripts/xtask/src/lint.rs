@@ -1,0 +1,79 @@
+//! What a reviewer should not have to look for.
+
+use std::fs;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    deps,
+    run::{Parts, cargo, output, root, run},
+};
+
+/// No source file is longer, in lines: past this it is two rooms.
+const MAX_LINES: usize = 800;
+
+/// Runs every check, also after one failed, and says which failed.
+pub(crate) fn all() -> Result<()> {
+    let mut parts = Parts::new("lint");
+    // Each result is in the table that `finish` judges.
+    let _ = parts.time("deps", deps::check);
+    let _ = parts.time("file lengths", file_lengths);
+    let _ = parts.time("fmt", || run(cargo(&["fmt", "--all", "--check"])));
+    let _ = parts.time("clippy", || {
+        run(cargo(&[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ]))
+    });
+    let _ = parts.time("doc", || {
+        let mut doc = cargo(&[
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+            "--locked",
+            "--quiet",
+        ]);
+        doc.env("RUSTDOCFLAGS", "-D warnings");
+        run(doc)
+    });
+    let _ = parts.time("deny", || {
+        run(cargo(&["deny", "--log-level", "error", "check"]))
+            .context("install it with `cargo install --locked cargo-deny`")
+    });
+    parts.finish()
+}
+
+fn file_lengths() -> Result<()> {
+    let mut git = std::process::Command::new("git");
+    git.args([
+        "ls-files",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+        "*.rs",
+    ])
+    .current_dir(root());
+    let mut long = Vec::new();
+    for name in output(git)?.lines() {
+        let path = root().join(name);
+        if !path.exists() {
+            continue;
+        }
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {name}"))?;
+        let lines = text.lines().count();
+        if lines > MAX_LINES {
+            long.push(format!("{name}: {lines} lines"));
+        }
+    }
+    if !long.is_empty() {
+        bail!("longer than {MAX_LINES} lines:\n  {}", long.join("\n  "));
+    }
+    Ok(())
+}
