@@ -1,1 +1,13 @@
-//! Placeholder
+//! Wire types and lifecycles of the souk market, without I/O.
+//!
+//! ```text
+//!   card, capacity ──► directory ──► quorum ──► matching         what a requester may rent
+//!   envelope ──► admission ──► lifecycle ──► statement ──► log   what becomes of a request
+//!   receipt, refusal, status ◄── reply                           what the requester is told
+//! ```
+//!
+//! Every object is canonical CBOR with integer keys inside a signed object of souk-crypto; its page in `docs/` has the
+//! CDDL and the bounds. Everything that came from outside is a validated type before it can be read.
+
+pub mod units;
+pub mod wire;
