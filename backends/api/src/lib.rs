@@ -15,6 +15,7 @@
 //! `provision` and `terminate` are idempotent by [`LeaseId`]: a caller that crashed repeats the call and gets the same
 //! instance, or learns that it is gone. Every instance carries its lease id, so that [`Backend::list`] finds it.
 
+pub mod agent;
 mod error;
 mod spec;
 mod usage;
