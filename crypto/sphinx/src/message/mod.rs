@@ -1,0 +1,1 @@
+//! Messages: longer than a packet, delivered once although packets are lost.
