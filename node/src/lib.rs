@@ -1,5 +1,7 @@
 //! The souk node: the network, the mix driver, the provider and the requester.
 //!
-//! Each role is a module, and none of them starts another: `node` composes them from a `config::Config`.
+//! Each role is a module, and none of them starts another: `node` composes them from a [`config::Config`].
+
+pub mod config;
 
 pub mod mix;
