@@ -1,0 +1,305 @@
+//! One form for every signed byte: deterministic CBOR (RFC 8949 §4.2), checked on the bytes.
+//!
+//! [`decode`] is the only way in for a structure that came from outside:
+//!
+//! ```text
+//! bytes ─► size ≤ cap ─► canonical form ─► minicbor derive ─► nothing critical was left unread ─► value
+//! ```
+//!
+//! Maps have integer keys. A key from 0 to 127 is critical: who does not know it refuses the object. A key of
+//! [`FIRST_IGNORABLE_KEY`] or more may be ignored, and stays in the signed bytes that are passed on.
+//!
+//! Threats: two encodings of one value (one is verified, the other is believed), duplicate keys, nesting that exhausts
+//! the stack, a length that exhausts memory, and a field that an old node drops silently although it changes the
+//! meaning.
+
+use minicbor::{Decode, Encode};
+
+/// Map keys below this must be understood.
+pub const FIRST_IGNORABLE_KEY: u64 = 128;
+
+/// Deepest nesting of arrays and maps that is accepted. Wire version 1 uses six levels; the rest is room.
+pub const MAX_DEPTH: usize = 16;
+
+/// Encodes a value whose type derives `Encode` with integer keys in rising order.
+///
+/// # Panics
+/// If the type's `Encode` reports an error of its own, which a derived one never does.
+#[must_use]
+pub fn encode<T: Encode<()>>(value: &T) -> Vec<u8> {
+    minicbor::to_vec(value).expect("writing to a Vec cannot fail")
+}
+
+/// Decodes one structure of at most `max_bytes`.
+///
+/// # Errors
+/// [`DecodeError`]; all of them are the sender's fault.
+pub fn decode<T>(bytes: &[u8], max_bytes: usize) -> Result<T, DecodeError>
+where
+    T: for<'b> Decode<'b, ()> + Encode<()>,
+{
+    check_canonical(bytes, max_bytes)?;
+    let value: T = minicbor::decode(bytes).map_err(DecodeError::Structure)?;
+    let understood = encode(&value);
+    // Whatever the derive skipped is missing from the re-encoding. Only ignorable keys may be missing.
+    if understood != bytes && without_ignorable_keys(&understood) != without_ignorable_keys(bytes) {
+        return Err(DecodeError::NotUnderstood);
+    }
+    Ok(value)
+}
+
+/// Why bytes are not a structure of the wire.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// They are not canonical CBOR, or too large.
+    #[error("not canonical CBOR")]
+    Canonical(#[from] CanonicalError),
+    /// They are canonical CBOR of another shape.
+    #[error("unexpected structure")]
+    Structure(#[source] minicbor::decode::Error),
+    /// They hold a critical key (0 to 127) or a form of a value that this version does not know.
+    #[error("holds a critical field that this version does not know")]
+    NotUnderstood,
+}
+
+/// Why bytes are not exactly one canonical CBOR item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CanonicalError {
+    /// More bytes than the kind of object allows.
+    #[error("{len} bytes, at most {max} are allowed")]
+    TooLarge {
+        /// Bytes received.
+        len: usize,
+        /// Bytes allowed.
+        max: usize,
+    },
+    /// The item is cut short.
+    #[error("item cut short at byte {at}")]
+    Truncated {
+        /// Where more bytes were expected.
+        at: usize,
+    },
+    /// Bytes follow the item.
+    #[error("bytes after the end of the item at byte {at}")]
+    Trailing {
+        /// First byte too many.
+        at: usize,
+    },
+    /// An integer or a length is not in its shortest form.
+    #[error("integer at byte {at} is not in its shortest form")]
+    LongInteger {
+        /// Its first byte.
+        at: usize,
+    },
+    /// A string, array or map of indefinite length.
+    #[error("indefinite length at byte {at}")]
+    Indefinite {
+        /// Its first byte.
+        at: usize,
+    },
+    /// Keys of a map are not in rising bytewise order, or one stands twice.
+    #[error("map key at byte {at} is out of order or repeated")]
+    KeyOrder {
+        /// First byte of the key.
+        at: usize,
+    },
+    /// Text that is not UTF-8.
+    #[error("text at byte {at} is not UTF-8")]
+    Utf8 {
+        /// First byte of the text.
+        at: usize,
+    },
+    /// A tag, a float, a simple value, or a reserved initial byte: the wire has none.
+    #[error("type of item at byte {at} is not used on this wire")]
+    Type {
+        /// Its first byte.
+        at: usize,
+    },
+    /// Arrays and maps nested deeper than [`MAX_DEPTH`].
+    #[error("nested too deep at byte {at}")]
+    Depth {
+        /// First byte of the item that is too deep.
+        at: usize,
+    },
+}
+
+/// Checks that `bytes` are exactly one item in the deterministic encoding of RFC 8949 §4.2, and at most `max_bytes`.
+///
+/// Accepted are integers, byte strings, text, arrays, maps, `false`, `true` and `null`.
+///
+/// # Errors
+/// [`CanonicalError`], with the offset of the first violation.
+pub fn check_canonical(bytes: &[u8], max_bytes: usize) -> Result<(), CanonicalError> {
+    if bytes.len() > max_bytes {
+        return Err(CanonicalError::TooLarge {
+            len: bytes.len(),
+            max: max_bytes,
+        });
+    }
+    let mut reader = Reader { bytes, at: 0 };
+    reader.item(MAX_DEPTH)?;
+    if reader.at == bytes.len() {
+        Ok(())
+    } else {
+        Err(CanonicalError::Trailing { at: reader.at })
+    }
+}
+
+/// A copy of canonical `bytes` in which no map, at any depth, has an unsigned key of [`FIRST_IGNORABLE_KEY`] or more.
+fn without_ignorable_keys(bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut reader = Reader { bytes, at: 0 };
+    reader
+        .copy_critical(&mut out)
+        .expect("the caller has checked or made these bytes");
+    out
+}
+
+const UNSIGNED: u8 = 0;
+const NEGATIVE: u8 = 1;
+const BYTES: u8 = 2;
+const TEXT: u8 = 3;
+const ARRAY: u8 = 4;
+const MAP: u8 = 5;
+const SIMPLE: u8 = 7;
+const FALSE: u64 = 20;
+const NULL: u64 = 22;
+
+struct Reader<'b> {
+    bytes: &'b [u8],
+    at: usize,
+}
+
+impl<'b> Reader<'b> {
+    fn item(&mut self, depth: usize) -> Result<(), CanonicalError> {
+        let at = self.at;
+        let (major, argument) = self.head()?;
+        match major {
+            UNSIGNED | NEGATIVE => Ok(()),
+            BYTES => self.take(argument).map(drop),
+            TEXT => match std::str::from_utf8(self.take(argument)?) {
+                Ok(_) => Ok(()),
+                Err(_) => Err(CanonicalError::Utf8 { at }),
+            },
+            ARRAY | MAP if depth == 0 => Err(CanonicalError::Depth { at }),
+            // The count may be absurd: the loop ends with the input, since each item takes at least one byte.
+            ARRAY => (0..argument).try_for_each(|_| self.item(depth - 1)),
+            MAP => self.map(argument, depth - 1),
+            SIMPLE if (FALSE..=NULL).contains(&argument) => Ok(()),
+            _ => Err(CanonicalError::Type { at }),
+        }
+    }
+
+    fn map(&mut self, entries: u64, depth: usize) -> Result<(), CanonicalError> {
+        let bytes = self.bytes;
+        let mut last: Option<&[u8]> = None;
+        for _ in 0..entries {
+            let at = self.at;
+            self.item(depth)?;
+            let key = &bytes[at..self.at];
+            if last.is_some_and(|last| last >= key) {
+                return Err(CanonicalError::KeyOrder { at });
+            }
+            last = Some(key);
+            self.item(depth)?;
+        }
+        Ok(())
+    }
+
+    /// Major type and argument of the next item.
+    fn head(&mut self) -> Result<(u8, u64), CanonicalError> {
+        let at = self.at;
+        let initial = self.take(1)?[0];
+        let (major, info) = (initial >> 5, initial & 0x1f);
+        let (argument, shortest) = match info {
+            0..=23 => (u64::from(info), true),
+            24 => {
+                let v = u64::from(self.take(1)?[0]);
+                (v, v > 23)
+            }
+            25 => {
+                let v = self.big_endian(2)?;
+                (v, v > u64::from(u8::MAX))
+            }
+            26 => {
+                let v = self.big_endian(4)?;
+                (v, v > u64::from(u16::MAX))
+            }
+            27 => {
+                let v = self.big_endian(8)?;
+                (v, v > u64::from(u32::MAX))
+            }
+            31 => return Err(CanonicalError::Indefinite { at }),
+            _ => return Err(CanonicalError::Type { at }),
+        };
+        if major == SIMPLE && info > 23 {
+            return Err(CanonicalError::Type { at });
+        }
+        if shortest {
+            Ok((major, argument))
+        } else {
+            Err(CanonicalError::LongInteger { at })
+        }
+    }
+
+    fn big_endian(&mut self, len: u64) -> Result<u64, CanonicalError> {
+        let bytes = self.take(len)?;
+        Ok(bytes.iter().fold(0, |v, b| v << 8 | u64::from(*b)))
+    }
+
+    fn take(&mut self, len: u64) -> Result<&'b [u8], CanonicalError> {
+        let end = usize::try_from(len)
+            .ok()
+            .and_then(|len| self.at.checked_add(len))
+            .filter(|end| *end <= self.bytes.len())
+            .ok_or(CanonicalError::Truncated { at: self.at })?;
+        let taken = &self.bytes[self.at..end];
+        self.at = end;
+        Ok(taken)
+    }
+
+    fn copy_critical(&mut self, out: &mut Vec<u8>) -> Result<(), CanonicalError> {
+        let at = self.at;
+        let (major, argument) = self.head()?;
+        match major {
+            ARRAY => {
+                out.extend_from_slice(&self.bytes[at..self.at]);
+                (0..argument).try_for_each(|_| self.copy_critical(out))
+            }
+            MAP => {
+                let mut kept = Vec::new();
+                let mut entries = 0;
+                for _ in 0..argument {
+                    let mut entry = Vec::new();
+                    let ignorable = self.starts_with_ignorable_key();
+                    self.copy_critical(&mut entry)?;
+                    self.copy_critical(&mut entry)?;
+                    if !ignorable {
+                        kept.append(&mut entry);
+                        entries += 1;
+                    }
+                }
+                minicbor::Encoder::new(&mut *out)
+                    .map(entries)
+                    .expect("writing to a Vec cannot fail");
+                out.append(&mut kept);
+                Ok(())
+            }
+            _ => {
+                if matches!(major, BYTES | TEXT) {
+                    self.take(argument)?;
+                }
+                out.extend_from_slice(&self.bytes[at..self.at]);
+                Ok(())
+            }
+        }
+    }
+
+    fn starts_with_ignorable_key(&self) -> bool {
+        let mut ahead = Reader {
+            bytes: self.bytes,
+            at: self.at,
+        };
+        matches!(ahead.head(), Ok((UNSIGNED, key)) if key >= FIRST_IGNORABLE_KEY)
+    }
+}

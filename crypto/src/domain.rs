@@ -1,0 +1,210 @@
+//! Every domain string of the network, in one place.
+//!
+//! A domain string stands in front of, or in the protected header of, everything that is signed, sealed or hashed. Each
+//! constant says which confusion it stops. A format that changes its meaning gets a new version, never a new meaning
+//! under the old string.
+//!
+//! A [`SignDomain`] also fixes which key may sign ([`KeyUse`]) and how large the signed object may be, so that neither
+//! can be forgotten where an object is opened.
+
+use std::marker::PhantomData;
+
+use crate::{
+    keys::{Card, Holder, Issuer, KeyUse, Node, Reply, Seal, SealUse},
+    network::NetworkId,
+};
+
+/// A kind of signed object: its domain string, its media type, its signer and its largest size.
+pub struct SignDomain<U> {
+    name: &'static str,
+    typ: &'static str,
+    max_bytes: usize,
+    signer: PhantomData<fn() -> U>,
+}
+
+impl<U: KeyUse> SignDomain<U> {
+    /// The versioned domain string.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The media type in the `typ` header (RFC 9596).
+    #[must_use]
+    pub const fn typ(&self) -> &'static str {
+        self.typ
+    }
+
+    /// Largest size of the whole signed object, in bytes.
+    #[must_use]
+    pub const fn max_bytes(&self) -> usize {
+        self.max_bytes
+    }
+}
+
+macro_rules! sign_domains {
+    ($($(#[$doc:meta])* $name:ident: $signer:ty = $text:literal, max $max:literal;)*) => {
+        $($(#[$doc])* pub const $name: SignDomain<$signer> = SignDomain {
+            name: concat!("souk/1/", $text),
+            typ: concat!("application/vnd.souk.", $text, "+cose"),
+            max_bytes: $max,
+            signer: PhantomData,
+        };)*
+
+        #[cfg(test)]
+        const SIGN_NAMES: &[&str] = &[$(concat!("souk/1/", $text)),*];
+    };
+}
+
+sign_domains! {
+    /// The dated sub-keys of a node. Stops a key list from being taken for a card or a retirement, which the same key signs.
+    SUB_KEYS: Node = "sub-keys", max 1536;
+    /// The tombstone of a node. Stops any other statement of the node key from ending it.
+    RETIREMENT: Node = "retirement", max 1024;
+    /// A node that hands over to another one, signed by both. Stops a retirement from naming a heir that did not agree.
+    SUCCESSION: Node = "succession", max 1024;
+    /// A card. Stops a capacity message or a receipt from being read as an offer.
+    CARD: Card = "card", max 4096;
+    /// A capacity message. Stops the head of a log in it from being lifted into another kind of object.
+    CAPACITY: Card = "capacity", max 1024;
+    /// A receipt. Stops a refusal or a status from being taken for a lease.
+    RECEIPT: Card = "receipt", max 1792;
+    /// A refusal. Stops it from being taken for the end of a running lease.
+    REFUSAL: Card = "refusal", max 1792;
+    /// The state of a lease, as the answer to a poll.
+    STATUS: Card = "status", max 1792;
+    /// The final statement of a lease. Stops an interim status from being settled as final.
+    STATEMENT: Card = "statement", max 1792;
+    /// A named issuer's grant. Stops a signature made for anything else from authorising a lease.
+    GRANT: Issuer = "grant", max 1024;
+    /// A request for a lease. Stops an end or a poll from being read as a new request.
+    ENVELOPE: Holder = "envelope", max 16_384;
+    /// The end of a lease. Stops a poll from ending it.
+    END: Holder = "end", max 16_384;
+    /// A question for the last reply of a lease.
+    POLL: Holder = "poll", max 16_384;
+    /// The holder's agreement to a final statement. Stops a mere poll from counting as agreement.
+    ACKNOWLEDGEMENT: Holder = "acknowledgement", max 16_384;
+}
+
+/// A kind of hash over length-prefixed parts.
+pub struct HashDomain(&'static str);
+
+impl HashDomain {
+    /// The parameters of a network. Stops their hash from being met by a hash of anything else.
+    pub(crate) const NETWORK_PARAMETERS: Self = Self("souk/1/hash/network-parameters");
+
+    /// The versioned domain string.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.0
+    }
+
+    /// BLAKE3 over domain, network and each of `parts`, every one behind its length, so that no two lists of parts give
+    /// the same input.
+    #[must_use]
+    pub fn hash(&self, network: &NetworkId, parts: &[&[u8]]) -> [u8; 32] {
+        self.of(network.as_str().as_bytes(), parts)
+    }
+
+    /// Like [`Self::hash`], for input that names its network itself, or that is what makes a network.
+    pub(crate) fn hash_unbound(&self, parts: &[&[u8]]) -> [u8; 32] {
+        self.of(b"", parts)
+    }
+
+    fn of(&self, network: &[u8], parts: &[&[u8]]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        for part in [self.0.as_bytes(), network].iter().chain(parts) {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        hasher.finalize().into()
+    }
+}
+
+macro_rules! hash_domains {
+    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        $($(#[$doc])* pub const $name: HashDomain = HashDomain(concat!("souk/1/hash/", $text));)*
+
+        #[cfg(test)]
+        const HASH_NAMES: &[&str] = &[$(concat!("souk/1/hash/", $text)),*];
+    };
+}
+
+hash_domains! {
+    /// Digest of a whole signed object. Stops the hash of a payload from standing for the hash of a signed object.
+    OBJECT = "object";
+    /// The id of a request: provider and holder key. Stops one id from meaning two requests.
+    REQUEST_ID = "request-id";
+    /// Digest of a reply key, as a receipt names it. Stops a receipt from being resealed to somebody else.
+    REPLY_KEY = "reply-key";
+    /// The public leaf of the usage log: salt and statement. Stops a leaf from being a hash known from elsewhere.
+    LOG_LEAF = "log-leaf";
+    /// The root over a set of cards. Stops a single card's digest from standing for a set of one.
+    CARD_SET = "card-set";
+    /// Proof of work that admits a request. Stops work for one request from paying for another.
+    WORK = "work";
+}
+
+/// A kind of sealed message: its domain string, whose key opens it, and its largest size.
+pub struct SealDomain<U> {
+    name: &'static str,
+    max_bytes: usize,
+    recipient: PhantomData<fn() -> U>,
+}
+
+impl<U: SealUse> SealDomain<U> {
+    /// The versioned domain string.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Largest size of the sealed message, in bytes.
+    #[must_use]
+    pub const fn max_bytes(&self) -> usize {
+        self.max_bytes
+    }
+}
+
+macro_rules! seal_domains {
+    ($($(#[$doc:meta])* $name:ident: $recipient:ty = $text:literal, max $max:literal;)*) => {
+        $($(#[$doc])* pub const $name: SealDomain<$recipient> = SealDomain {
+            name: concat!("souk/1/seal/", $text),
+            max_bytes: $max,
+            recipient: PhantomData,
+        };)*
+
+        #[cfg(test)]
+        const SEAL_NAMES: &[&str] = &[$(concat!("souk/1/seal/", $text)),*];
+    };
+}
+
+seal_domains! {
+    /// A request to a provider's `seal_key`. Stops a reply from being reflected as a request.
+    TO_PROVIDER: Seal = "to-provider", max 49_152;
+    /// A reply to a one-time reply key. Stops a sealed request from being reflected as a reply.
+    TO_HOLDER: Reply = "to-holder", max 2_048;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_domain_string_is_used_twice_or_is_the_start_of_another_kind() {
+        let all: Vec<_> = [SIGN_NAMES, HASH_NAMES, SEAL_NAMES].concat();
+        let distinct: HashSet<_> = all.iter().collect();
+        assert_eq!(distinct.len(), all.len());
+    }
+
+    #[test]
+    fn moving_bytes_from_one_part_to_the_next_changes_the_hash() {
+        let one = OBJECT.hash_unbound(&[b"ab", b"c"]);
+        assert_ne!(one, OBJECT.hash_unbound(&[b"a", b"bc"]));
+        assert_ne!(one, OBJECT.hash_unbound(&[b"abc"]));
+        assert_ne!(one, LOG_LEAF.hash_unbound(&[b"ab", b"c"]));
+    }
+}

@@ -1,0 +1,297 @@
+use std::{fmt, hash, marker::PhantomData, str::FromStr};
+
+use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+use minicbor::{
+    Decode, Decoder, Encode, Encoder, decode,
+    encode::{self, Write},
+};
+use rand_core::CryptoRng;
+use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
+
+use super::{KeyError, Secret};
+
+/// What an Ed25519 key is for.
+pub trait KeyUse: 'static {
+    /// Word for it in errors and key files.
+    const NAME: &'static str;
+    /// Whether the public key may stand in logs; not so for keys of a requester.
+    const LOGGABLE: bool = true;
+    /// How the public key is written, for errors.
+    const FORM: &'static str = "64 lowercase hex digits";
+
+    /// The public key as text.
+    fn text(key: &[u8; 32]) -> String {
+        hex::encode(key)
+    }
+
+    /// The bytes of a public key from its only valid text.
+    fn parse(text: &str) -> Option<[u8; 32]> {
+        let lower = !text.bytes().any(|b| b.is_ascii_uppercase());
+        let mut key = [0; 32];
+        (lower && hex::decode_to_slice(text, &mut key).is_ok()).then_some(key)
+    }
+}
+
+/// Node identity; also the libp2p identity.
+#[derive(Debug)]
+pub enum Node {}
+/// Offers and answers of a provider.
+#[derive(Debug)]
+pub enum Card {}
+/// Checkpoints of a usage log.
+#[derive(Debug)]
+pub enum Log {}
+/// Grants of a named issuer.
+#[derive(Debug)]
+pub enum Issuer {}
+/// One lease, drawn by the requester.
+#[derive(Debug)]
+pub enum Holder {}
+
+/// Protobuf and identity-multihash header of an Ed25519 key in a libp2p peer id (libp2p specs, peer-ids).
+const PEER_ID_PREFIX: [u8; 6] = [0x00, 0x24, 0x08, 0x01, 0x12, 0x20];
+
+impl KeyUse for Node {
+    const NAME: &'static str = "node";
+    const FORM: &'static str = "a libp2p peer id of an Ed25519 key (12D3KooW…)";
+
+    fn text(key: &[u8; 32]) -> String {
+        let mut id = PEER_ID_PREFIX.to_vec();
+        id.extend_from_slice(key);
+        bs58::encode(id).into_string()
+    }
+
+    fn parse(text: &str) -> Option<[u8; 32]> {
+        let mut id = [0; PEER_ID_PREFIX.len() + 32];
+        // Base58 of 38 bytes has at most 52 characters; longer text is not worth its quadratic decoding.
+        if text.len() > 52 || bs58::decode(text).onto(&mut id).ok()? != id.len() {
+            return None;
+        }
+        id.strip_prefix(&PEER_ID_PREFIX)?.try_into().ok()
+    }
+}
+
+impl KeyUse for Card {
+    const NAME: &'static str = "card";
+}
+impl KeyUse for Log {
+    const NAME: &'static str = "log";
+}
+impl KeyUse for Issuer {
+    const NAME: &'static str = "issuer";
+}
+impl KeyUse for Holder {
+    const NAME: &'static str = "holder";
+    const LOGGABLE: bool = false;
+}
+
+/// An Ed25519 secret key for one use.
+pub struct SecretKey<U>(SigningKey, PhantomData<fn() -> U>);
+
+/// Secret key of a node.
+pub type NodeKey = SecretKey<Node>;
+/// Secret key of a provider's offers.
+pub type CardKey = SecretKey<Card>;
+/// Secret key of a usage log.
+pub type LogKey = SecretKey<Log>;
+/// Secret key of an issuer of grants.
+pub type IssuerKey = SecretKey<Issuer>;
+/// Secret key of one lease.
+pub type HolderKey = SecretKey<Holder>;
+
+impl<U: KeyUse> SecretKey<U> {
+    /// A fresh key.
+    pub fn generate(rng: &mut impl CryptoRng) -> Self {
+        Self(SigningKey::generate(rng), PhantomData)
+    }
+
+    /// Its public half.
+    #[must_use]
+    pub fn public(&self) -> PublicKey<U> {
+        PublicKey(self.0.verifying_key().to_bytes(), PhantomData)
+    }
+
+    /// Signs bytes that already carry a domain; only [`crate::sign`] and the note format of the log do that.
+    pub(crate) fn sign_bytes(&self, bytes: &[u8]) -> [u8; 64] {
+        self.0.sign(bytes).to_bytes()
+    }
+}
+
+impl LogKey {
+    /// Signs the text of a checkpoint, which begins with the log's origin line and so is its own domain (C2SP
+    /// signed-note).
+    #[must_use]
+    pub fn sign_note(&self, text: &[u8]) -> [u8; 64] {
+        self.sign_bytes(text)
+    }
+}
+
+impl<U: KeyUse> Secret for SecretKey<U> {
+    const USE: &'static str = U::NAME;
+
+    fn secret_bytes(&self) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(self.0.to_bytes())
+    }
+
+    fn from_secret_bytes(bytes: &[u8; 32]) -> Self {
+        Self(SigningKey::from_bytes(bytes), PhantomData)
+    }
+}
+
+impl<U> Clone for SecretKey<U> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone(), PhantomData)
+    }
+}
+
+impl<U> PartialEq for SecretKey<U> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl<U> Eq for SecretKey<U> {}
+
+impl<U: KeyUse> fmt::Debug for SecretKey<U> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretKey<{}>(..)", U::NAME)
+    }
+}
+
+/// An Ed25519 public key for one use: a point of the curve in its only valid encoding, not of small order.
+pub struct PublicKey<U>([u8; 32], PhantomData<fn() -> U>);
+
+/// Who a node is; written as its libp2p peer id.
+pub type NodeId = PublicKey<Node>;
+/// Public key of a provider's offers.
+pub type CardPublicKey = PublicKey<Card>;
+/// Public key of a usage log.
+pub type LogPublicKey = PublicKey<Log>;
+/// Public key of an issuer of grants.
+pub type IssuerPublicKey = PublicKey<Issuer>;
+/// Public key of one lease. Its `Debug` shows nothing of it.
+pub type HolderPublicKey = PublicKey<Holder>;
+
+impl<U: KeyUse> PublicKey<U> {
+    /// The key of these bytes.
+    ///
+    /// # Errors
+    /// [`KeyError::Length`] unless they are 32, [`KeyError::Point`] unless they are a valid key.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, KeyError> {
+        Self::parse(bytes).map(|(key, _)| key)
+    }
+
+    /// The 32 bytes of RFC 8032.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The key together with its decompressed point, for who verifies right away.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<(Self, VerifyingKey), KeyError> {
+        let bytes: &[u8; 32] = bytes.try_into().map_err(|_| KeyError::Length {
+            key: U::NAME,
+            expected: 32,
+            len: bytes.len(),
+        })?;
+        let point = KeyError::Point { key: U::NAME };
+        let key = VerifyingKey::from_bytes(bytes).map_err(|_| point)?;
+        if key.is_weak() || !is_reduced(bytes) {
+            return Err(point);
+        }
+        Ok((Self(*bytes, PhantomData), key))
+    }
+
+    fn verifying(&self) -> VerifyingKey {
+        VerifyingKey::from_bytes(&self.0).expect("checked when the key was made")
+    }
+}
+
+impl LogPublicKey {
+    /// Whether `signature` is this key's over the text of a checkpoint; strict verification.
+    #[must_use]
+    pub fn verifies_note(&self, text: &[u8], signature: &[u8; 64]) -> bool {
+        let signature = Signature::from_bytes(signature);
+        self.verifying().verify_strict(text, &signature).is_ok()
+    }
+}
+
+/// Whether the y coordinate is below 2^255 − 19: the curve crate accepts second encodings above it.
+fn is_reduced(y: &[u8; 32]) -> bool {
+    let all_ones = y[31] | 0x80 == 0xff && y[1..31].iter().all(|b| *b == 0xff);
+    !(all_ones && y[0] >= 0xed)
+}
+
+impl<U> Clone for PublicKey<U> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<U> Copy for PublicKey<U> {}
+impl<U> PartialEq for PublicKey<U> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+impl<U> Eq for PublicKey<U> {}
+impl<U> PartialOrd for PublicKey<U> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl<U> Ord for PublicKey<U> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.cmp(&other.0)
+    }
+}
+impl<U> hash::Hash for PublicKey<U> {
+    fn hash<H: hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+impl<U: KeyUse> fmt::Display for PublicKey<U> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&U::text(&self.0))
+    }
+}
+
+impl<U: KeyUse> fmt::Debug for PublicKey<U> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if U::LOGGABLE {
+            fmt::Display::fmt(self, f)
+        } else {
+            write!(f, "PublicKey<{}>(..)", U::NAME)
+        }
+    }
+}
+
+impl<U: KeyUse> FromStr for PublicKey<U> {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        let bytes = U::parse(text).ok_or(KeyError::Text {
+            key: U::NAME,
+            form: U::FORM,
+        })?;
+        Self::from_bytes(&bytes)
+    }
+}
+
+impl<C, U> Encode<C> for PublicKey<U> {
+    fn encode<W: Write>(
+        &self,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), encode::Error<W::Error>> {
+        e.bytes(&self.0)?.ok()
+    }
+}
+
+impl<'b, C, U: KeyUse> Decode<'b, C> for PublicKey<U> {
+    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
+        let at = d.position();
+        Self::from_bytes(d.bytes()?).map_err(|e| decode::Error::custom(e).at(at))
+    }
+}

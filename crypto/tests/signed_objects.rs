@@ -1,0 +1,175 @@
+//! A signed object opens on its own network, as its own kind, byte for byte, and in no other way.
+
+use minicbor::{Decode, Encode};
+use proptest::prelude::*;
+use souk_crypto::{
+    CardKey, LogKey, MixKey, MixPublicKey, NetworkId, NetworkParams, NodeKey, Object, OpenError,
+    SealKey, SignError, Signed, SubKeys, UnixTime, Verified, Window,
+    cbor::{self, DecodeError},
+    domain::{self, SignDomain},
+    keys::{Node, Secret as _},
+    sign,
+};
+
+fn network(name: &str) -> NetworkId {
+    let params = NetworkParams::new(50, 10_000, 3_600, false).expect("in bounds");
+    NetworkId::new(name, &params).expect("valid name")
+}
+
+fn node_key() -> NodeKey {
+    NodeKey::from_secret_bytes(&[7; 32])
+}
+
+fn sub_keys(serial: u64, epochs: u32) -> SubKeys {
+    let window = Window::new(UnixTime(1_000_000), UnixTime(2_000_000)).expect("not empty");
+    let mix_key = |epoch| MixKey {
+        epoch,
+        suite: 1,
+        key: MixPublicKey::from_bytes(&[9; 32]).expect("32 bytes"),
+        window,
+    };
+    SubKeys {
+        serial,
+        window,
+        card_key: CardKey::from_secret_bytes(&[1; 32]).public(),
+        log_key: Some(LogKey::from_secret_bytes(&[2; 32]).public()),
+        seal_key: Some(SealKey::from_secret_bytes(&[3; 32]).public()),
+        mix_keys: (0..epochs).map(mix_key).collect(),
+    }
+}
+
+fn signed() -> Verified<SubKeys> {
+    sign::sign(sub_keys(5, 3), &node_key(), &network("souk")).expect("valid")
+}
+
+/// The same signer and fields as [`SubKeys`] under another domain.
+#[derive(Debug, Encode, Decode)]
+#[cbor(map)]
+struct Retirement {
+    #[n(0)]
+    serial: u64,
+}
+
+impl Object for Retirement {
+    type Signer = Node;
+    const DOMAIN: SignDomain<Node> = domain::RETIREMENT;
+}
+
+#[test]
+fn what_was_signed_opens_with_the_same_bytes_and_signer() {
+    let made = signed();
+    let opened = made.signed().open(&network("souk")).expect("opens");
+    assert_eq!(*opened, *made);
+    assert_eq!(opened.signer(), &node_key().public());
+    assert_eq!(opened.signed().as_bytes(), made.signed().as_bytes());
+    assert_eq!(opened.digest(), made.digest());
+}
+
+#[test]
+fn the_largest_list_of_sub_keys_fits_its_cap() {
+    let made = sign::sign(
+        sub_keys(u64::MAX, 8),
+        &node_key(),
+        &network(&"n".repeat(32)),
+    );
+    let len = made.expect("fits").signed().as_bytes().len();
+    assert!(len <= domain::SUB_KEYS.max_bytes(), "{len} bytes");
+}
+
+#[test]
+fn an_object_that_breaks_its_rules_is_never_signed() {
+    let refused = sign::sign(sub_keys(1, 9), &node_key(), &network("souk"));
+    assert!(matches!(refused, Err(SignError::Invalid(why)) if why.field == "mix_keys"));
+}
+
+#[test]
+fn another_network_or_kind_is_refused_by_name() {
+    let made = signed();
+    let error = made
+        .signed()
+        .open(&network("other"))
+        .expect_err("another network");
+    assert!(
+        matches!(error, OpenError::Header { field: "network" }),
+        "{error}"
+    );
+
+    let retirement = sign::sign(Retirement { serial: 5 }, &node_key(), &network("souk"));
+    let bytes = retirement.expect("valid").signed().as_bytes().to_vec();
+    let error = sign::open::<SubKeys>(&bytes, &network("souk")).expect_err("another kind");
+    assert!(
+        matches!(error, OpenError::Header { field: "kind" }),
+        "{error}"
+    );
+}
+
+#[test]
+fn size_is_checked_before_anything_is_decoded() {
+    let huge = vec![0xff; domain::SUB_KEYS.max_bytes() + 1];
+    let error = Signed::<SubKeys>::from_bytes(&huge).expect_err("too large");
+    assert!(matches!(error, OpenError::TooLarge { .. }), "{error}");
+}
+
+#[test]
+fn an_unopened_object_shows_nothing_of_its_content() {
+    let text = format!("{:?}", signed().signed());
+    assert_eq!(text, "Signed<souk/1/sub-keys>(477 bytes)");
+}
+
+#[test]
+fn unknown_critical_keys_are_refused_and_ignorable_ones_are_kept_in_the_bytes() {
+    #[derive(Debug, PartialEq, Encode, Decode)]
+    #[cbor(map)]
+    struct Old {
+        #[n(0)]
+        a: u64,
+        #[n(1)]
+        inner: Option<Box<Old>>,
+    }
+    let decode = |bytes: &[u8]| cbor::decode::<Old>(bytes, 64);
+    let plain = Old { a: 1, inner: None };
+    assert_eq!(decode(&[0xa1, 0, 1]).expect("plain"), plain);
+    assert_eq!(
+        decode(&[0xa2, 0, 1, 0x18, 128, 9]).expect("ignorable"),
+        plain
+    );
+    assert!(matches!(
+        decode(&[0xa2, 0, 1, 0x18, 127, 9]),
+        Err(DecodeError::NotUnderstood)
+    ));
+    assert!(matches!(
+        decode(&[0xa2, 0, 1, 2, 9]),
+        Err(DecodeError::NotUnderstood)
+    ));
+    // The same one level down.
+    assert!(decode(&[0xa2, 0, 1, 1, 0xa2, 0, 2, 0x19, 1, 0, 9]).is_ok());
+    let nested = decode(&[0xa2, 0, 1, 1, 0xa2, 0, 2, 3, 9]);
+    assert!(matches!(nested, Err(DecodeError::NotUnderstood)));
+    // A known key with an explicit null is a second form of the same value.
+    assert!(matches!(
+        decode(&[0xa2, 0, 1, 1, 0xf6]),
+        Err(DecodeError::NotUnderstood)
+    ));
+}
+
+proptest! {
+    #[test]
+    fn no_flipped_bit_survives(at in any::<prop::sample::Index>(), bit in 0u8..8) {
+        let mut bytes = signed().signed().as_bytes().to_vec();
+        bytes[at.index(477)] ^= 1 << bit;
+        prop_assert!(sign::open::<SubKeys>(&bytes, &network("souk")).is_err());
+    }
+
+    #[test]
+    fn no_truncation_or_extension_survives(keep in 0usize..477, extra in 1usize..9) {
+        let bytes = signed().signed().as_bytes().to_vec();
+        prop_assert!(sign::open::<SubKeys>(&bytes[..keep], &network("souk")).is_err());
+        let longer = [bytes, vec![0; extra]].concat();
+        prop_assert!(sign::open::<SubKeys>(&longer, &network("souk")).is_err());
+    }
+
+    #[test]
+    fn random_bytes_never_panic_and_never_open(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        prop_assert!(sign::open::<SubKeys>(&bytes, &network("souk")).is_err());
+    }
+}
