@@ -32,7 +32,7 @@ pub struct MixDelay {
 impl MixDelay {
     /// Delays with this mean, a parameter of the network.
     #[must_use]
-    pub fn with_mean(mean: Duration) -> Self {
+    pub const fn with_mean(mean: Duration) -> Self {
         Self { mean }
     }
 

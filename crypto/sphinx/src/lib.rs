@@ -28,6 +28,7 @@ pub mod message;
 pub mod packet;
 pub mod replay;
 pub mod route;
+pub mod session;
 pub mod surb;
 
 pub use epoch::{Epoch, EpochClock};
@@ -36,4 +37,5 @@ pub use link::Frame;
 pub use packet::{Hop, HopAddress, Packet, Peeled};
 pub use replay::ReplayTag;
 pub use route::Route;
+pub use session::{Session, Topology};
 pub use surb::{Surb, SurbId};
