@@ -9,5 +9,16 @@
 //! Every object is canonical CBOR with integer keys inside a signed object of souk-crypto; its page in `docs/` has the
 //! CDDL and the bounds. Everything that came from outside is a validated type before it can be read.
 
+pub mod capacity;
+pub mod card;
+pub mod envelope;
+pub mod price;
+pub mod refusal;
+pub mod reply;
+pub mod request;
+pub mod retirement;
+pub mod sealed;
+pub mod statement;
 pub mod units;
 pub mod wire;
+pub mod work;

@@ -11,6 +11,11 @@ use minicbor::{
     encode::{Error as EncodeError, Write},
 };
 
+use souk_crypto::{
+    HolderPublicKey, NetworkId, NodeId, ReplyPublicKey,
+    domain, sign::ObjectDigest,
+};
+
 use crate::wire::{wire_enum, wire_map};
 
 /// Why a text is not the value it should be.
@@ -161,15 +166,15 @@ bytes_newtype!(
     ImageHash, 32
 );
 bytes_newtype!(
-    /// BLAKE3 hash of a card's signed bytes; in a grant it is the offer that was accepted.
+    /// Digest of a signed card; in a grant it is the offer that was accepted.
     CardDigest, 32
 );
 bytes_newtype!(
-    /// BLAKE3 hash of an envelope's signed bytes.
+    /// Digest of a signed envelope.
     EnvelopeDigest, 32
 );
 bytes_newtype!(
-    /// BLAKE3 hash of a reply key, which binds a reply to the one who asked.
+    /// Digest of a reply key, which binds a reply to the one who asked.
     ReplyKeyHash, 32
 );
 bytes_newtype!(
@@ -196,6 +201,42 @@ bytes_newtype!(
     /// An operator, who may run many nodes; a name chosen by the operator, proven by nothing.
     OperatorId, 32
 );
+
+impl RequestId {
+    /// The id of the one request that `holder` makes to `provider`.
+    #[must_use]
+    pub fn of(network: &NetworkId, provider: &NodeId, holder: &HolderPublicKey) -> Self {
+        Self(domain::REQUEST_ID.hash(network, &[provider.as_bytes(), holder.as_bytes()]))
+    }
+}
+
+impl ReplyKeyHash {
+    /// The digest of `key`.
+    #[must_use]
+    pub fn of(network: &NetworkId, key: &ReplyPublicKey) -> Self {
+        Self(domain::REPLY_KEY.hash(network, &[&[key.suite().id()], key.as_bytes()]))
+    }
+}
+
+impl CardDigest {
+    /// The digest of a signed card's bytes, verified or not.
+    #[must_use]
+    pub fn of_bytes(signed: &[u8]) -> Self {
+        Self(domain::OBJECT.hash_unbound(&[signed]))
+    }
+}
+
+impl From<ObjectDigest> for CardDigest {
+    fn from(digest: ObjectDigest) -> Self {
+        Self(*digest.as_bytes())
+    }
+}
+
+impl From<ObjectDigest> for EnvelopeDigest {
+    fn from(digest: ObjectDigest) -> Self {
+        Self(*digest.as_bytes())
+    }
+}
 
 integer_newtype!(
     /// Rises with every card of a node.

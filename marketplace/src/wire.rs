@@ -3,8 +3,9 @@
 //! Keys 0–127 are critical: a reader that does not know one refuses the object. Keys from 128 up may be ignored. The
 //! bytes that were signed are kept and forwarded as they came, so ignoring a key loses nothing.
 //!
-//! Threat: every byte here was chosen by a stranger. Sizes are checked before anything is decoded
-//! ([`decode_exact`]), lists carry their bound in their type ([`List`]), and nothing allocates by an announced length.
+//! Threat: every byte here was chosen by a stranger. Sizes and the canonical form are checked before anything is
+//! decoded ([`souk_crypto::cbor`]), lists carry their bound in their type ([`List`]), and nothing allocates by an
+//! announced length.
 
 use std::{fmt, ops::Deref};
 
@@ -13,70 +14,6 @@ use minicbor::{
     decode::Error as CborError,
     encode::{Error as EncodeError, Write},
 };
-
-/// First key that a reader may ignore when it does not know it.
-pub const FIRST_IGNORABLE_KEY: u64 = 128;
-
-/// Why bytes are not the object they should be.
-#[derive(Debug, thiserror::Error)]
-pub enum WireError {
-    /// The object is larger than its kind may be.
-    #[error("{kind} of {len} bytes, at most {max} are allowed")]
-    TooLarge {
-        /// What was expected.
-        kind: &'static str,
-        /// Its size.
-        len: usize,
-        /// The bound.
-        max: usize,
-    },
-    /// The bytes are not that object.
-    #[error("not a {kind}: {reason}")]
-    Malformed {
-        /// What was expected.
-        kind: &'static str,
-        /// What is wrong.
-        reason: String,
-    },
-}
-
-/// Decodes one object that must fill `bytes` exactly.
-///
-/// # Errors
-/// [`WireError::TooLarge`] before anything is decoded; [`WireError::Malformed`] for anything else.
-pub fn decode_exact<'b, T: Decode<'b, ()>>(
-    kind: &'static str,
-    max: usize,
-    bytes: &'b [u8],
-) -> Result<T, WireError> {
-    if bytes.len() > max {
-        return Err(WireError::TooLarge {
-            kind,
-            len: bytes.len(),
-            max,
-        });
-    }
-    let mut decoder = Decoder::new(bytes);
-    let malformed = |reason: String| WireError::Malformed { kind, reason };
-    let value = decoder.decode().map_err(|e| malformed(e.to_string()))?;
-    if decoder.position() == bytes.len() {
-        Ok(value)
-    } else {
-        Err(malformed(format!(
-            "{} bytes follow it",
-            bytes.len() - decoder.position()
-        )))
-    }
-}
-
-/// Encodes an object canonically.
-#[must_use]
-pub fn encode<T: Encode<()>>(value: &T) -> Vec<u8> {
-    let mut out = Vec::new();
-    // Writing to a Vec cannot fail, and no encoder of this crate raises an error of its own.
-    minicbor::encode(value, &mut out).expect("a Vec takes every write");
-    out
-}
 
 /// A list of at most `MAX` items, so that a bound is part of the type.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -152,6 +89,12 @@ impl<const MIN: usize, const MAX: usize> Blob<MIN, MAX> {
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Option<Self> {
         (MIN..=MAX).contains(&bytes.len()).then_some(Self(bytes))
+    }
+}
+
+impl<const MAX: usize> Default for Blob<0, MAX> {
+    fn default() -> Self {
+        Self(Vec::new())
     }
 }
 
@@ -247,7 +190,7 @@ macro_rules! wire_map {
                             }
                             $field = Some(value);
                         } )*
-                        $crate::wire::FIRST_IGNORABLE_KEY.. => d.skip()?,
+                        souk_crypto::cbor::FIRST_IGNORABLE_KEY.. => d.skip()?,
                         _ => return Err(minicbor::decode::Error::message(format!(
                             "critical key {key} of {} is unknown", stringify!($name)
                         ))),
