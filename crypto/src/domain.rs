@@ -67,24 +67,16 @@ sign_domains! {
     CARD: Card = "card", max 4096;
     /// A capacity message. Stops the head of a log in it from being lifted into another kind of object.
     CAPACITY: Card = "capacity", max 1024;
-    /// A receipt. Stops a refusal or a status from being taken for a lease.
-    RECEIPT: Card = "receipt", max 1792;
-    /// A refusal. Stops it from being taken for the end of a running lease.
-    REFUSAL: Card = "refusal", max 1792;
-    /// The state of a lease, as the answer to a poll.
-    STATUS: Card = "status", max 1792;
-    /// The final statement of a lease. Stops an interim status from being settled as final.
-    STATEMENT: Card = "statement", max 1792;
-    /// A named issuer's grant. Stops a signature made for anything else from authorising a lease.
-    GRANT: Issuer = "grant", max 1024;
+    /// An answer to a holder: receipt, refusal, status or final statement, told apart by a critical field. Stops an offer
+    /// from being read as an answer.
+    REPLY: Card = "reply", max 1904;
+    /// A named issuer's word for a holder. Stops a signature made for anything else from authorising a lease.
+    VOUCHER: Issuer = "voucher", max 512;
     /// A request for a lease. Stops an end or a poll from being read as a new request.
-    ENVELOPE: Holder = "envelope", max 16_384;
-    /// The end of a lease. Stops a poll from ending it.
-    END: Holder = "end", max 16_384;
-    /// A question for the last reply of a lease.
-    POLL: Holder = "poll", max 16_384;
-    /// The holder's agreement to a final statement. Stops a mere poll from counting as agreement.
-    ACKNOWLEDGEMENT: Holder = "acknowledgement", max 16_384;
+    ENVELOPE: Holder = "envelope", max 12_288;
+    /// What a holder says of its lease later: end, poll, top-up or acknowledgement, told apart by a critical field. Stops
+    /// any of them from being read as a request for a lease.
+    HOLDER_REQUEST: Holder = "holder-request", max 8_192;
 }
 
 /// A kind of hash over length-prefixed parts.

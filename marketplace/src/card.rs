@@ -30,8 +30,8 @@ use souk_crypto::{
 use crate::{
     price::Prices,
     units::{
-        Arch, BackendName, CardDigest, Digest, DurationS, ImageHash, ImageName, Limits, OperatorId, ParseError,
-        Resources, Sequence, Tee,
+        Arch, BackendName, CardDigest, Digest, DurationS, ImageHash, ImageName, Limits, OperatorId,
+        ParseError, Resources, Sequence, Tee,
     },
     wire::{List, wire_enum, wire_map},
 };
@@ -281,7 +281,11 @@ impl VerifiedCard {
             return Err(CardError::MissingKey("mix"));
         }
         let digest = card.digest().into();
-        Ok(Self { card, sub_keys, digest })
+        Ok(Self {
+            card,
+            sub_keys,
+            digest,
+        })
     }
 
     /// Signs a card of one's own, and checks it as everybody else will.
@@ -378,7 +382,11 @@ impl Offer {
         if self.classes.is_empty() {
             return Err("an offer without a size class");
         }
-        if !self.classes.windows(2).all(|pair| pair[0] != pair[1] && pair[0].fits_in(&pair[1])) {
+        if !self
+            .classes
+            .windows(2)
+            .all(|pair| pair[0] != pair[1] && pair[0].fits_in(&pair[1]))
+        {
             return Err("size classes do not rise");
         }
         Ok(())
@@ -387,7 +395,11 @@ impl Offer {
 
 impl AnonymousLimits {
     fn check(&self) -> Result<(), &'static str> {
-        if self.work_bits > MAX_WORK_BITS { Err("too much work asked for") } else { Ok(()) }
+        if self.work_bits > MAX_WORK_BITS {
+            Err("too much work asked for")
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -407,7 +419,8 @@ impl FromStr for Address {
 
     /// Accepts exactly what [`Address`] displays, so that an address has one spelling.
     fn from_str(s: &str) -> Result<Self, ParseError> {
-        let wrong = || ParseError("expected /ip4|ip6/ADDRESS/tcp/PORT or /udp/PORT/quic-v1".to_owned());
+        let wrong =
+            || ParseError("expected /ip4|ip6/ADDRESS/tcp/PORT or /udp/PORT/quic-v1".to_owned());
         // The longest is an IPv6 address of 39 characters between fixed words.
         if s.len() > 80 {
             return Err(wrong());
@@ -417,23 +430,31 @@ impl FromStr for Address {
         let _family = next()?;
         let ip = next()?.parse().map_err(|_| wrong())?;
         let protocol = next()?;
-        let port = next()?.parse().ok().filter(|port| *port != 0).ok_or_else(wrong)?;
+        let port = next()?
+            .parse()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(wrong)?;
         let transport = match (protocol, parts.next()) {
             ("tcp", None) => Transport::Tcp,
             ("udp", Some("quic-v1")) => Transport::Quic,
             _ => return Err(wrong()),
         };
-        let address = Self { ip, transport, port };
-        if address.to_string() == s { Ok(address) } else { Err(wrong()) }
+        let address = Self {
+            ip,
+            transport,
+            port,
+        };
+        if address.to_string() == s {
+            Ok(address)
+        } else {
+            Err(wrong())
+        }
     }
 }
 
 impl<C> Encode<C> for Address {
-    fn encode<W: Write>(
-        &self,
-        e: &mut Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), EncodeError<W::Error>> {
+    fn encode<W: Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), EncodeError<W::Error>> {
         e.str(&self.to_string())?.ok()
     }
 }

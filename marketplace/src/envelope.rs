@@ -163,7 +163,10 @@ impl VerifiedEnvelope {
     /// # Errors
     /// [`EnvelopeError`]; all of them are the sender's fault.
     pub fn open(bytes: &[u8], network: &NetworkId) -> Result<Self, EnvelopeError> {
-        Self::checked(sign::open(bytes, network).map_err(EnvelopeError::Open)?, network)
+        Self::checked(
+            sign::open(bytes, network).map_err(EnvelopeError::Open)?,
+            network,
+        )
     }
 
     /// Signs an envelope, and checks it as the provider will.
@@ -175,7 +178,10 @@ impl VerifiedEnvelope {
         key: &HolderKey,
         network: &NetworkId,
     ) -> Result<Self, EnvelopeError> {
-        Self::checked(sign::sign(envelope, key, network).map_err(EnvelopeError::Sign)?, network)
+        Self::checked(
+            sign::sign(envelope, key, network).map_err(EnvelopeError::Sign)?,
+            network,
+        )
     }
 
     fn checked(envelope: Verified<Envelope>, network: &NetworkId) -> Result<Self, EnvelopeError> {
@@ -188,7 +194,11 @@ impl VerifiedEnvelope {
         }
         let digest = envelope.digest().into();
         let reply_key = ReplyKeyHash::of(network, &envelope.reply_key);
-        Ok(Self { envelope, digest, reply_key })
+        Ok(Self {
+            envelope,
+            digest,
+            reply_key,
+        })
     }
 
     /// The digest of its bytes.
@@ -234,7 +244,9 @@ impl Object for Envelope {
     const DOMAIN: SignDomain<keys::Holder> = domain::ENVELOPE;
 
     fn validate(&self) -> Result<(), Invalid> {
-        self.grant.check().map_err(|rule| Invalid::new("grant", rule))
+        self.grant
+            .check()
+            .map_err(|rule| Invalid::new("grant", rule))
     }
 }
 
@@ -247,21 +259,28 @@ impl Typed {
     /// No authorization.
     #[must_use]
     pub fn anonymous() -> Self {
-        Self { kind: AUTHORIZATION_NONE, bytes: Blob::default() }
+        Self {
+            kind: AUTHORIZATION_NONE,
+            bytes: Blob::default(),
+        }
     }
 
     /// A voucher as an authorization; `None` where it is larger than an authorization may be.
     #[must_use]
     pub fn voucher(signed: &[u8]) -> Option<Self> {
         let bytes = Blob::new(signed.to_vec())?;
-        Some(Self { kind: AUTHORIZATION_ISSUER_LINKABLE, bytes })
+        Some(Self {
+            kind: AUTHORIZATION_ISSUER_LINKABLE,
+            bytes,
+        })
     }
 }
 
 /// The `accept_by` of a request that is made at `now` and should be good for at least `patience_s` seconds.
 #[must_use]
 pub const fn accept_by(now: UnixTime, patience_s: u64) -> UnixTime {
-    now.plus_s(patience_s + ACCEPT_BY_BUCKET_S).bucket(ACCEPT_BY_BUCKET_S)
+    now.plus_s(patience_s + ACCEPT_BY_BUCKET_S)
+        .bucket(ACCEPT_BY_BUCKET_S)
 }
 
 impl Grant {

@@ -106,7 +106,11 @@ mod tests {
     }
 
     fn two_cores_four_gib() -> Resources {
-        Resources { cpu_millicores: 2000, memory_mib: 4096, ..Resources::ZERO }
+        Resources {
+            cpu_millicores: 2000,
+            memory_mib: 4096,
+            ..Resources::ZERO
+        }
     }
 
     #[test]
@@ -118,19 +122,31 @@ mod tests {
     #[test]
     fn time_counts_in_increments_from_the_minimum_up() {
         let up = prices(Rounding::Up);
-        let at = |s| up.charge(&two_cores_four_gib(), DurationS(s)).expect("fits");
+        let at = |s| {
+            up.charge(&two_cores_four_gib(), DurationS(s))
+                .expect("fits")
+        };
         assert_eq!(at(1), at(300));
         assert_eq!(at(301), at(360));
         // 300 s of 12 an hour is exactly 1.
         assert_eq!(at(1), Money(1));
         assert_eq!(at(301), Money(2));
-        assert_eq!(prices(Rounding::Down).charge(&two_cores_four_gib(), DurationS(301)), Some(Money(1)));
+        assert_eq!(
+            prices(Rounding::Down).charge(&two_cores_four_gib(), DurationS(301)),
+            Some(Money(1))
+        );
     }
 
     #[test]
     fn an_amount_that_no_integer_holds_is_no_amount() {
-        let dear = Prices { core_hour: Money(u64::MAX), ..prices(Rounding::Up) };
-        let all = Resources { cpu_millicores: u32::MAX, ..Resources::ZERO };
+        let dear = Prices {
+            core_hour: Money(u64::MAX),
+            ..prices(Rounding::Up)
+        };
+        let all = Resources {
+            cpu_millicores: u32::MAX,
+            ..Resources::ZERO
+        };
         assert_eq!(dear.charge(&all, DurationS(u32::MAX)), None);
     }
 

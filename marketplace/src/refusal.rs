@@ -86,8 +86,12 @@ impl Reason {
             Self::StaleOffer => {
                 "the provider has replaced the card you saw: fetch the market again and rent again"
             }
-            Self::NoCapacity => "no room at the moment: try later, a smaller size or another provider",
-            Self::TooLarge => "larger than any lease of this provider: ask for less or rent elsewhere",
+            Self::NoCapacity => {
+                "no room at the moment: try later, a smaller size or another provider"
+            }
+            Self::TooLarge => {
+                "larger than any lease of this provider: ask for less or rent elsewhere"
+            }
             Self::UnknownImage => "the provider does not have this image: choose one of its card",
             Self::LimitNotEnforced => {
                 "the provider does not enforce a limit that you require: rent elsewhere or require less"
@@ -101,21 +105,27 @@ impl Reason {
             Self::AnonymousDuration => {
                 "too long for an anonymous lease: ask for less time or bring a voucher"
             }
-            Self::AnonymousSize => "too large for an anonymous lease: ask for less or bring a voucher",
+            Self::AnonymousSize => {
+                "too large for an anonymous lease: ask for less or bring a voucher"
+            }
             Self::AnonymousRate => {
                 "too many anonymous leases were accepted this hour: try later or bring a voucher"
             }
             Self::WorkMissing => {
                 "the provider asks for more proof of work: fetch the market again and rent again"
             }
-            Self::IssuerUnknown => "the provider does not list your issuer: choose a provider that does",
+            Self::IssuerUnknown => {
+                "the provider does not list your issuer: choose a provider that does"
+            }
             Self::VoucherInvalid => {
                 "the voucher is expired, or for another key, provider, size or duration: get a new one"
             }
             Self::AuthorizationUnknown => {
                 "the provider does not know this kind of authorization: use a voucher or none"
             }
-            Self::TooExpensive => "it costs more than you allowed: raise the limit or rent elsewhere",
+            Self::TooExpensive => {
+                "it costs more than you allowed: raise the limit or rent elsewhere"
+            }
             Self::Draining => "the provider takes no new leases: rent elsewhere",
             Self::Busy => "the provider is busy: try again in a minute",
             Self::ProvisionFailed => {
@@ -156,7 +166,11 @@ impl RefusalTotals {
 
     /// The reasons that were given, with their counts.
     pub fn iter(&self) -> impl Iterator<Item = (Reason, u64)> + '_ {
-        Reason::ALL.iter().copied().zip(self.0).filter(|(_, n)| *n > 0)
+        Reason::ALL
+            .iter()
+            .copied()
+            .zip(self.0)
+            .filter(|(_, n)| *n > 0)
     }
 
     /// All refusals together.

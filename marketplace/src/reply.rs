@@ -202,7 +202,9 @@ impl Expected {
             ("provider", reply.provider == self.provider),
             ("card", reply.card == self.card),
         ];
-        same.into_iter().find(|(_, same)| !same).map_or(Ok(()), |(field, _)| Err(field))
+        same.into_iter()
+            .find(|(_, same)| !same)
+            .map_or(Ok(()), |(field, _)| Err(field))
     }
 }
 
@@ -212,9 +214,9 @@ impl Object for Reply {
 
     fn validate(&self) -> Result<(), Invalid> {
         match &self.body {
-            Body::Receipt(receipt) => {
-                receipt.check().map_err(|rule| Invalid::new("receipt", rule))
-            }
+            Body::Receipt(receipt) => receipt
+                .check()
+                .map_err(|rule| Invalid::new("receipt", rule)),
             Body::Refusal(_) | Body::Status(_) | Body::Statement(_) => Ok(()),
         }
     }
@@ -222,7 +224,11 @@ impl Object for Reply {
 
 impl Receipt {
     fn check(&self) -> Result<(), &'static str> {
-        if self.endpoints.is_empty() { Err("a receipt without an endpoint") } else { Ok(()) }
+        if self.endpoints.is_empty() {
+            Err("a receipt without an endpoint")
+        } else {
+            Ok(())
+        }
     }
 }
 

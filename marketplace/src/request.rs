@@ -98,7 +98,11 @@ impl HolderRequest {
     }
 
     fn check(&self) -> Result<(), &'static str> {
-        if self.counter.0 == 0 { Err("counter 0 is the envelope's") } else { Ok(()) }
+        if self.counter.0 == 0 {
+            Err("counter 0 is the envelope's")
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -120,7 +124,10 @@ impl<C> Encode<C> for Action {
         match self {
             Self::End => e.array(1)?.u8(0)?.ok(),
             Self::Poll => e.array(1)?.u8(1)?.ok(),
-            Self::TopUp { duration, max_total } => {
+            Self::TopUp {
+                duration,
+                max_total,
+            } => {
                 e.array(3)?.u8(2)?;
                 duration.encode(e, ctx)?;
                 max_total.encode(e, ctx)
@@ -142,7 +149,9 @@ impl<'b, C> Decode<'b, C> for Action {
                 duration: DurationS::decode(d, ctx)?,
                 max_total: Money::decode(d, ctx)?,
             }),
-            (2, 3) => Ok(Self::Acknowledge { statement: Digest::decode(d, ctx)? }),
+            (2, 3) => Ok(Self::Acknowledge {
+                statement: Digest::decode(d, ctx)?,
+            }),
             _ => Err(CborError::message("not an action of a holder")),
         }
     }

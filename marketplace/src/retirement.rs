@@ -75,7 +75,10 @@ impl VerifiedRetirement {
     /// # Errors
     /// [`RetirementError`]; all of them are the fault of who made or sent the bytes.
     pub fn open(bytes: &[u8], network: &NetworkId) -> Result<Self, RetirementError> {
-        Self::checked(sign::open(bytes, network).map_err(RetirementError::Open)?, network)
+        Self::checked(
+            sign::open(bytes, network).map_err(RetirementError::Open)?,
+            network,
+        )
     }
 
     /// Ends a node. `succession` is what the heir signed.
@@ -88,7 +91,11 @@ impl VerifiedRetirement {
         succession: Option<Signed<Succession>>,
         network: &NetworkId,
     ) -> Result<Self, RetirementError> {
-        let retirement = Retirement { node: key.public(), at, succession };
+        let retirement = Retirement {
+            node: key.public(),
+            at,
+            succession,
+        };
         Self::checked(
             sign::sign(retirement, key, network).map_err(RetirementError::Sign)?,
             network,
@@ -115,7 +122,10 @@ impl VerifiedRetirement {
                 Some(succession.new)
             }
         };
-        Ok(Self { retirement, successor })
+        Ok(Self {
+            retirement,
+            successor,
+        })
     }
 
     /// Who ended.
@@ -165,7 +175,11 @@ pub fn agree_to_succeed(
     at: UnixTime,
     network: &NetworkId,
 ) -> Result<Signed<Succession>, SignError> {
-    let succession = Succession { old, new: key.public(), at };
+    let succession = Succession {
+        old,
+        new: key.public(),
+        at,
+    };
     sign::sign(succession, key, network).map(|verified| verified.signed().clone())
 }
 

@@ -92,8 +92,15 @@ pub fn seal_envelope(
     network: &NetworkId,
     rng: &mut impl CryptoRng,
 ) -> Result<Vec<u8>, SealRequestError> {
-    seal_request(KIND_ENVELOPE, envelope.grant.request, envelope.as_bytes(), to, network, rng)
-        .map_err(SealRequestError::Seal)
+    seal_request(
+        KIND_ENVELOPE,
+        envelope.grant.request,
+        envelope.as_bytes(),
+        to,
+        network,
+        rng,
+    )
+    .map_err(SealRequestError::Seal)
 }
 
 /// Signs a request of a holder and seals it to a provider.
@@ -122,7 +129,9 @@ pub fn open_request(
     keys: &[SealKey],
     network: &NetworkId,
 ) -> Result<Request, RequestError> {
-    let (head, sealed) = frame.split_at_checked(REQUEST_HEAD_LEN).ok_or(RequestError::Frame)?;
+    let (head, sealed) = frame
+        .split_at_checked(REQUEST_HEAD_LEN)
+        .ok_or(RequestError::Frame)?;
     if head[0] != FRAME_VERSION {
         return Err(RequestError::Frame);
     }
@@ -151,7 +160,11 @@ pub fn open_request(
         }
         other => return Err(RequestError::Kind(other)),
     };
-    if signed_id == request { Ok(opened) } else { Err(RequestError::OtherRequest) }
+    if signed_id == request {
+        Ok(opened)
+    } else {
+        Err(RequestError::OtherRequest)
+    }
 }
 
 /// Why a reply could not be made.
@@ -224,9 +237,17 @@ pub fn open_reply(
     if sealed.len() != SEALED_REPLY_LEN {
         return Err(ReplyError::Size(sealed.len()));
     }
-    let plain = seal::open(&domain::TO_HOLDER, network, key, &expected.request.0, sealed)
-        .map_err(ReplyError::Unseal)?;
-    let (len, rest) = plain.split_first_chunk::<LENGTH_LEN>().ok_or(ReplyError::Padding)?;
+    let plain = seal::open(
+        &domain::TO_HOLDER,
+        network,
+        key,
+        &expected.request.0,
+        sealed,
+    )
+    .map_err(ReplyError::Unseal)?;
+    let (len, rest) = plain
+        .split_first_chunk::<LENGTH_LEN>()
+        .ok_or(ReplyError::Padding)?;
     let (bytes, padding) = rest
         .split_at_checked(usize::from(u16::from_be_bytes(*len)))
         .ok_or(ReplyError::Padding)?;

@@ -85,6 +85,10 @@ impl Statement {
     }
 
     fn check(&self) -> Result<(), &'static str> {
-        if self.from <= self.to { Ok(()) } else { Err("the lease ends before it begins") }
+        if self.from <= self.to {
+            Ok(())
+        } else {
+            Err("the lease ends before it begins")
+        }
     }
 }

@@ -11,10 +11,7 @@ use minicbor::{
     encode::{Error as EncodeError, Write},
 };
 
-use souk_crypto::{
-    HolderPublicKey, NetworkId, NodeId, ReplyPublicKey,
-    domain, sign::ObjectDigest,
-};
+use souk_crypto::{HolderPublicKey, NetworkId, NodeId, ReplyPublicKey, domain, sign::ObjectDigest};
 
 use crate::wire::{wire_enum, wire_map};
 
@@ -215,14 +212,6 @@ impl ReplyKeyHash {
     #[must_use]
     pub fn of(network: &NetworkId, key: &ReplyPublicKey) -> Self {
         Self(domain::REPLY_KEY.hash(network, &[&[key.suite().id()], key.as_bytes()]))
-    }
-}
-
-impl CardDigest {
-    /// The digest of a signed card's bytes, verified or not.
-    #[must_use]
-    pub fn of_bytes(signed: &[u8]) -> Self {
-        Self(domain::OBJECT.hash_unbound(&[signed]))
     }
 }
 
