@@ -12,6 +12,8 @@
 pub mod capacity;
 pub mod card;
 pub mod envelope;
+pub mod lifecycle;
+pub mod log;
 pub mod price;
 pub mod refusal;
 pub mod reply;

@@ -1,0 +1,230 @@
+use std::collections::BTreeMap;
+
+use super::{
+    BundleError, Checkpoint, ConsistencyProof, Entry, EntryError, Frontier, Hash, OutcomeClass,
+    ProofError, TilePath, bundle_entries, bundles_between, leaf_hash, verify_consistency,
+};
+
+/// How a checkpoint stands to an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extension {
+    /// The log has not grown.
+    Same,
+    /// The log has grown by so many entries.
+    Grown(u64),
+}
+
+/// Why a log or a checkpoint was not accepted. All but `Source` are the provider's doing.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError<E: std::error::Error + 'static> {
+    /// The two checkpoints are of different logs.
+    #[error("checkpoints are of different logs")]
+    OtherLog,
+    /// The log got shorter: the provider took entries back.
+    #[error("log was rolled back from {known} to {shown} entries")]
+    Rollback {
+        /// Size that was signed before.
+        known: u64,
+        /// Size that is shown now.
+        shown: u64,
+    },
+    /// Two signed checkpoints cannot both be true: the provider shows different logs, or rewrote one.
+    #[error("log was forked: the first {size} entries have root {shown}, and {known} was signed")]
+    Fork {
+        /// Size of the earlier checkpoint.
+        size: u64,
+        /// Root that was signed for it.
+        known: Hash,
+        /// Root that the log now leads to.
+        shown: Hash,
+    },
+    /// The proof that was offered does not connect the two checkpoints.
+    #[error("consistency with the checkpoint of {known} entries is not proven")]
+    NotProven {
+        /// Size of the earlier checkpoint.
+        known: u64,
+        /// The cause.
+        #[source]
+        source: ProofError,
+    },
+    /// A bundle could not be had.
+    #[error("entry bundle {path} cannot be read")]
+    Source {
+        /// Which bundle.
+        path: TilePath,
+        /// The cause.
+        #[source]
+        source: E,
+    },
+    /// A bundle is malformed.
+    #[error("entry bundle {path} is malformed")]
+    Bundle {
+        /// Which bundle.
+        path: TilePath,
+        /// The cause.
+        #[source]
+        source: BundleError,
+    },
+    /// An entry is malformed.
+    #[error("entry {index} is malformed")]
+    Entry {
+        /// Which entry.
+        index: u64,
+        /// The cause.
+        #[source]
+        source: EntryError,
+    },
+    /// The entries are not those that were signed.
+    #[error("entries lead to root {found}, the checkpoint says {signed}")]
+    Root {
+        /// Root in the checkpoint.
+        signed: Hash,
+        /// Root of the entries.
+        found: Hash,
+    },
+}
+
+/// Checks that `new` extends `old`, which is a checkpoint of the same log that was believed before.
+///
+/// # Errors
+/// [`AuditError::Rollback`] and [`AuditError::Fork`] are proof of misbehaviour: both checkpoints are signed.
+/// [`AuditError::NotProven`] is not yet proof: the proof may have been damaged on its way.
+pub fn checkpoint_extends(
+    old: &Checkpoint,
+    new: &Checkpoint,
+    proof: &ConsistencyProof,
+) -> Result<Extension, AuditError<std::convert::Infallible>> {
+    compare(old, new)?;
+    if old.size() == new.size() {
+        return Ok(Extension::Same);
+    }
+    let grown = Extension::Grown(new.size() - old.size());
+    if old.size() == 0 {
+        return Ok(grown);
+    }
+    let not_proven = |source| AuditError::NotProven {
+        known: old.size(),
+        source,
+    };
+    if (proof.old_size, proof.new_size) != (old.size(), new.size()) {
+        return Err(not_proven(ProofError::OutOfRange {
+            position: proof.old_size,
+            size: proof.new_size,
+        }));
+    }
+    verify_consistency(proof, old.root(), new.root()).map_err(not_proven)?;
+    Ok(grown)
+}
+
+/// What two checkpoints say of each other without a proof.
+fn compare<E: std::error::Error>(old: &Checkpoint, new: &Checkpoint) -> Result<(), AuditError<E>> {
+    if old.origin() != new.origin() {
+        return Err(AuditError::OtherLog);
+    }
+    if new.size() < old.size() {
+        return Err(AuditError::Rollback {
+            known: old.size(),
+            shown: new.size(),
+        });
+    }
+    if new.size() == old.size() && new.root() != old.root() {
+        return Err(AuditError::Fork {
+            size: old.size(),
+            known: *old.root(),
+            shown: *new.root(),
+        });
+    }
+    Ok(())
+}
+
+/// Where entry bundles come from.
+pub trait BundleSource {
+    /// What goes wrong when one cannot be had.
+    type Error: std::error::Error + 'static;
+
+    /// Bytes of a bundle.
+    ///
+    /// # Errors
+    /// Whatever the source says of a bundle that it cannot give.
+    fn bundle(&self, path: &TilePath) -> Result<Vec<u8>, Self::Error>;
+}
+
+/// What a whole log holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Audited {
+    /// Entries.
+    pub size: u64,
+    /// Closed leases, by the class of their outcome.
+    pub leases: BTreeMap<OutcomeClass, u64>,
+    /// Refused requests, by the code of the reason.
+    pub refusals: BTreeMap<u16, u64>,
+}
+
+/// Recomputes a whole downloaded log from its entries, one bundle at a time, and compares it with its checkpoint and with
+/// one that was believed before.
+///
+/// # Errors
+/// [`AuditError`].
+pub fn audit<S: BundleSource>(
+    source: &S,
+    checkpoint: &Checkpoint,
+    known: Option<&Checkpoint>,
+) -> Result<Audited, AuditError<S::Error>> {
+    if let Some(known) = known {
+        compare(known, checkpoint)?;
+    }
+    let mut frontier = Frontier::new();
+    let mut audited = Audited::default();
+    let mut known_root = None;
+    for path in bundles_between(0, checkpoint.size()) {
+        let bundle = source
+            .bundle(&path)
+            .map_err(|source| AuditError::Source { path, source })?;
+        let entries = bundle_entries(&bundle, path.width())
+            .map_err(|source| AuditError::Bundle { path, source })?;
+        for bytes in entries {
+            let index = frontier.size();
+            if known.is_some_and(|k| k.size() == index) {
+                known_root = Some(frontier.root());
+            }
+            let entry =
+                Entry::decode(bytes).map_err(|source| AuditError::Entry { index, source })?;
+            audited.count(&entry);
+            frontier.append(leaf_hash(bytes), |_, _, _| ());
+        }
+    }
+    let found = frontier.root();
+    if found != *checkpoint.root() {
+        return Err(AuditError::Root {
+            signed: *checkpoint.root(),
+            found,
+        });
+    }
+    if let (Some(known), Some(shown)) = (known, known_root)
+        && shown != *known.root()
+    {
+        return Err(AuditError::Fork {
+            size: known.size(),
+            known: *known.root(),
+            shown,
+        });
+    }
+    audited.size = frontier.size();
+    Ok(audited)
+}
+
+impl Audited {
+    fn count(&mut self, entry: &Entry) {
+        match entry {
+            Entry::Lease(lease) => {
+                *self.leases.entry(lease.outcome).or_default() += 1;
+            }
+            Entry::Refusals(totals) => {
+                for (&reason, &count) in totals.by_reason() {
+                    let total = self.refusals.entry(reason).or_default();
+                    *total = total.saturating_add(count);
+                }
+            }
+        }
+    }
+}
