@@ -9,7 +9,7 @@ use souk_market::{
     log::{
         AuditError, BundleSource, Checkpoint, CheckpointError, ConsistencyProof, Entry, Extension,
         Frontier, Hash, HourBucket, KeyName, LeaseEntry, NodeSource, NoteError, NoteVerifier,
-        Opening, OutcomeClass, ProofError, RefusalTotals, SignedNote, TILE_WIDTH, TilePath,
+        Opening, OutcomeClass, ProofError, RefusalEntry, SignedNote, TILE_WIDTH, TilePath,
         TileSource, TiledNodes, audit, bundle_entries, bundles_between, checkpoint_extends,
         encode_bundle, leaf_hash, origin, prove_consistency, prove_inclusion, root_of,
         tiles_between, verify_consistency, verify_inclusion,
@@ -309,7 +309,7 @@ proptest! {
             outcome: OutcomeClass::from_code(class).expect("known"),
             hour: HourBucket(hour),
         });
-        let totals = Entry::Refusals(RefusalTotals::new(HourBucket(hour), totals).expect("few"));
+        let totals = Entry::Refusals(RefusalEntry::new(HourBucket(hour), totals).expect("few"));
         for entry in [lease, totals] {
             prop_assert_eq!(Entry::decode(&entry.encode()).expect("just written"), entry);
         }
@@ -526,7 +526,7 @@ fn real_entries(n: u32) -> Vec<Vec<u8>> {
             let hour = HourBucket(480_000 + i / 10);
             let entry = if i % 10 == 9 {
                 let counts = BTreeMap::from([(3, u64::from(i))]);
-                Entry::Refusals(RefusalTotals::new(hour, counts).expect("one reason"))
+                Entry::Refusals(RefusalEntry::new(hour, counts).expect("one reason"))
             } else {
                 Entry::Lease(LeaseEntry {
                     commitment: Digest([i as u8; 32]),

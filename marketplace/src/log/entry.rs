@@ -9,6 +9,7 @@ use rand_core::CryptoRng;
 use souk_crypto::{NetworkId, UnixTime, cbor, domain};
 
 use crate::{
+    refusal::{Reason, RefusalTotals},
     statement::Outcome,
     units::{Digest, Salt},
     wire::{definite, wire_enum, wire_map},
@@ -70,7 +71,7 @@ pub enum Entry {
     /// A lease was closed.
     Lease(LeaseEntry),
     /// Requests were refused.
-    Refusals(RefusalTotals),
+    Refusals(RefusalEntry),
 }
 
 wire_map! {
@@ -90,7 +91,7 @@ wire_map! {
     /// How many requests were refused in a period, by reason. Single refusals are not entries: a stranger could fill the
     /// log for nothing.
     #[derive(Clone, Debug, PartialEq, Eq)]
-    pub struct RefusalTotals {
+    pub struct RefusalEntry {
         /// The hour in which the period ended.
         0 => pub hour: HourBucket,
         /// Counts by the code of the reason.
@@ -101,7 +102,7 @@ wire_map! {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ByReason(BTreeMap<u16, u64>);
 
-impl RefusalTotals {
+impl RefusalEntry {
     /// Totals of a period; none where nothing was refused or where there are more than [`MAX_REFUSAL_REASONS`].
     #[must_use]
     pub fn new(hour: HourBucket, by_reason: BTreeMap<u16, u64>) -> Option<Self> {
@@ -111,6 +112,16 @@ impl RefusalTotals {
                 hour,
                 by_reason: ByReason(by_reason),
             })
+    }
+
+    /// The entry of a period; none where nothing was refused.
+    #[must_use]
+    pub fn of(hour: HourBucket, totals: &RefusalTotals) -> Option<Self> {
+        let code = |reason: Reason| u16::try_from(reason.code()).expect("codes are below 100");
+        Self::new(
+            hour,
+            totals.iter().map(|(reason, n)| (code(reason), n)).collect(),
+        )
     }
 
     /// Counts by the code of the reason.
@@ -159,7 +170,7 @@ impl<'b, C> Decode<'b, C> for Entry {
     fn decode(d: &mut Decoder<'b>, ctx: &mut C) -> Result<Self, CborError> {
         match (definite(d.array()?)?, d.u8()?) {
             (2, KIND_LEASE) => LeaseEntry::decode(d, ctx).map(Self::Lease),
-            (2, KIND_REFUSALS) => RefusalTotals::decode(d, ctx).map(Self::Refusals),
+            (2, KIND_REFUSALS) => RefusalEntry::decode(d, ctx).map(Self::Refusals),
             _ => Err(CborError::message("unknown kind of entry")),
         }
     }

@@ -30,7 +30,7 @@ pub use audit::{AuditError, Audited, BundleSource, Extension, audit, checkpoint_
 pub use checkpoint::{Checkpoint, CheckpointError, MAX_CHECKPOINT_BYTES, origin};
 pub use entry::{
     Entry, EntryError, HourBucket, LeaseEntry, MAX_ENTRY_BYTES, MAX_REFUSAL_REASONS,
-    MAX_STATEMENT_BYTES, Opening, OutcomeClass, RefusalTotals,
+    MAX_STATEMENT_BYTES, Opening, OutcomeClass, RefusalEntry,
 };
 pub use hash::{Hash, leaf_hash, node_hash};
 pub use note::{KeyName, NoteError, NoteVerifier, SignedNote, key_id};

@@ -194,7 +194,7 @@ impl SignedNote {
             let bytes = <[u8; 64]>::try_from(bytes).ok().filter(|_| !found);
             match bytes {
                 Some(bytes) if verifier.key.verifies_note(self.text.as_bytes(), &bytes) => {
-                    found = true
+                    found = true;
                 }
                 _ => return Err(NoteError::BadSignature(verifier.id)),
             }
