@@ -3,5 +3,6 @@
 //! Each role is a module, and none of them starts another: `node` composes them from a [`config::Config`].
 
 pub mod config;
+pub mod control;
 
 pub mod mix;

@@ -1,0 +1,161 @@
+use std::{future::Future, sync::Arc};
+
+use async_trait::async_trait;
+use souk_backend::LeaseId;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+
+use super::{
+    MAX_CALLS, MAX_REPLY_BYTES, MAX_REQUEST_BYTES, Socket, VERSION, VERSION_KEY,
+    v1::{self, control_server},
+};
+
+/// What a node can be asked and told.
+#[async_trait]
+pub trait Operations: Send + Sync + 'static {
+    /// How it stands.
+    async fn status(&self) -> v1::StatusReply;
+
+    /// Providers with valid cards.
+    async fn offers(&self) -> Vec<v1::Offer>;
+
+    /// Leases of this provider.
+    async fn leases(&self) -> Vec<v1::Lease>;
+
+    /// Ends a lease before its time.
+    async fn end(&self, lease: LeaseId) -> Result<(), EndError>;
+
+    /// All metrics in OpenMetrics text.
+    fn metrics(&self) -> String;
+
+    /// Begins to stop, and returns at once.
+    fn shutdown(&self);
+}
+
+/// Why a lease was not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EndError {
+    /// There is none.
+    #[error("there is no lease {0} at this node")]
+    NoSuchLease(LeaseId),
+    /// The node is no provider, or it is stopping.
+    #[error("this node has no leases now: it is no provider, or it is stopping")]
+    NotNow,
+}
+
+/// Serves the API until `stopped` is ready; calls in progress are answered first.
+///
+/// # Errors
+/// When the system refuses the socket.
+pub async fn serve(
+    mut socket: Socket,
+    node: Arc<dyn Operations>,
+    stopped: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    let listener = socket
+        .listener
+        .take()
+        .expect("a socket is served once: it is taken by value");
+    let service = control_server::ControlServer::new(Service { node })
+        .max_decoding_message_size(MAX_REQUEST_BYTES)
+        .max_encoding_message_size(MAX_REPLY_BYTES);
+    tonic::transport::Server::builder()
+        .concurrency_limit_per_connection(MAX_CALLS)
+        .add_service(service)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped)
+        .await
+}
+
+struct Service {
+    node: Arc<dyn Operations>,
+}
+
+#[async_trait]
+impl control_server::Control for Service {
+    /// Answers every version, so that a client of any can find out what runs.
+    async fn version(
+        &self,
+        _: Request<v1::VersionRequest>,
+    ) -> Result<Response<v1::VersionReply>, Status> {
+        Ok(Response::new(v1::VersionReply {
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            control: VERSION,
+        }))
+    }
+
+    async fn status(
+        &self,
+        request: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusReply>, Status> {
+        same_version(request.metadata())?;
+        Ok(Response::new(self.node.status().await))
+    }
+
+    async fn market(
+        &self,
+        request: Request<v1::MarketRequest>,
+    ) -> Result<Response<v1::MarketReply>, Status> {
+        same_version(request.metadata())?;
+        let offers = self.node.offers().await;
+        Ok(Response::new(v1::MarketReply { offers }))
+    }
+
+    async fn leases(
+        &self,
+        request: Request<v1::LeasesRequest>,
+    ) -> Result<Response<v1::LeasesReply>, Status> {
+        same_version(request.metadata())?;
+        let leases = self.node.leases().await;
+        Ok(Response::new(v1::LeasesReply { leases }))
+    }
+
+    async fn end(
+        &self,
+        request: Request<v1::EndRequest>,
+    ) -> Result<Response<v1::EndReply>, Status> {
+        same_version(request.metadata())?;
+        let lease = request.into_inner().lease;
+        let lease: LeaseId = lease
+            .parse()
+            .map_err(|why| Status::invalid_argument(format!("{lease:?} is no lease id: {why}")))?;
+        self.node.end(lease).await.map_err(|error| match error {
+            EndError::NoSuchLease(_) => Status::not_found(error.to_string()),
+            EndError::NotNow => Status::unavailable(error.to_string()),
+        })?;
+        Ok(Response::new(v1::EndReply {}))
+    }
+
+    async fn metrics(
+        &self,
+        request: Request<v1::MetricsRequest>,
+    ) -> Result<Response<v1::MetricsReply>, Status> {
+        same_version(request.metadata())?;
+        let text = self.node.metrics();
+        Ok(Response::new(v1::MetricsReply { text }))
+    }
+
+    async fn shutdown(
+        &self,
+        request: Request<v1::ShutdownRequest>,
+    ) -> Result<Response<v1::ShutdownReply>, Status> {
+        same_version(request.metadata())?;
+        self.node.shutdown();
+        Ok(Response::new(v1::ShutdownReply {}))
+    }
+}
+
+/// Refuses a caller of another version, or of none, and says what would be right.
+fn same_version(metadata: &MetadataMap) -> Result<(), Status> {
+    let theirs = metadata
+        .get(VERSION_KEY)
+        .and_then(|value| value.to_str().ok());
+    if theirs.and_then(|text| text.parse().ok()) == Some(VERSION) {
+        return Ok(());
+    }
+    let theirs = theirs.unwrap_or("no");
+    Err(Status::failed_precondition(format!(
+        "this node is souk {program} and speaks control version {VERSION}, the caller speaks version {theirs}; \
+         use the `souk` that belongs to the node",
+        program = env!("CARGO_PKG_VERSION"),
+    )))
+}
