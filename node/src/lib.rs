@@ -4,5 +4,6 @@
 
 pub mod config;
 pub mod control;
+pub mod metrics;
 
 pub mod mix;
