@@ -225,7 +225,7 @@ impl Session {
             acknowledges,
         ) {
             (ReplyBody::Reply(reply), None) => {
-                self.events.push_back(Event::Reply { surb: id, reply })
+                self.events.push_back(Event::Reply { surb: id, reply });
             }
             (ReplyBody::Ack(ack), Some(message)) if ack.message == message => {
                 self.outbox.handle_ack(ack);
