@@ -11,29 +11,33 @@ use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
 
 use rand_core::Rng;
-
-/// The longest that a hop holds a packet, whatever its header says.
-///
-/// 200 times the usual mean of 50 ms: no sampled delay is cut in practice, and no packet is parked for centuries.
-pub const MAX_HOP_DELAY: Duration = Duration::from_secs(10);
+use souk_crypto::NetworkParams;
 
 /// Packets that a pool holds unless configured otherwise: 16,384, about 40 MB.
 ///
 /// With a mean of 50 ms that is a steady 300,000 packets a second, far beyond what a node peels; with every packet
-/// parked for [`MAX_HOP_DELAY`] it is 1,638 a second.
+/// parked for a longest delay of 10 s it is 1,638 a second.
 pub const POOL_CAPACITY: usize = 16_384;
 
 /// Samples exponential delays with the mean of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MixDelay {
     mean: Duration,
+    max: Duration,
 }
 
 impl MixDelay {
-    /// Delays with this mean, a parameter of the network.
+    /// Delays with this mean, cut at `max`.
     #[must_use]
-    pub const fn with_mean(mean: Duration) -> Self {
-        Self { mean }
+    pub const fn new(mean: Duration, max: Duration) -> Self {
+        Self { mean, max }
+    }
+
+    /// The delays of a network.
+    #[must_use]
+    pub fn of(params: &NetworkParams) -> Self {
+        let ms = |value: u32| Duration::from_millis(u64::from(value));
+        Self::new(ms(params.mean_delay_ms()), ms(params.max_delay_ms()))
     }
 
     /// The mean delay at one hop.
@@ -42,13 +46,19 @@ impl MixDelay {
         self.mean
     }
 
-    /// Draws one delay, at most [`MAX_HOP_DELAY`].
+    /// The longest delay at one hop, whatever a packet's header says.
+    #[must_use]
+    pub fn max(&self) -> Duration {
+        self.max
+    }
+
+    /// Draws one delay, at most [`Self::max`].
     pub fn sample(&self, rng: &mut (impl Rng + ?Sized)) -> Duration {
         // 53 random bits give a uniform value in (0, 1]; its logarithm is finite.
         let uniform = ((rng.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64;
         Duration::try_from_secs_f64(-uniform.ln() * self.mean.as_secs_f64())
-            .unwrap_or(MAX_HOP_DELAY)
-            .min(MAX_HOP_DELAY)
+            .unwrap_or(self.max)
+            .min(self.max)
     }
 
     /// Draws one delay for each of `hops` hops.
@@ -62,21 +72,23 @@ impl MixDelay {
 pub struct DelayPool<T> {
     waiting: BinaryHeap<Waiting<T>>,
     capacity: usize,
+    longest: Duration,
     arrivals: u64,
 }
 
 impl<T> DelayPool<T> {
-    /// An empty pool for at most `capacity` entries.
+    /// An empty pool for at most `capacity` entries, none of which waits longer than `longest`.
     #[must_use]
-    pub fn new(capacity: usize) -> Self {
+    pub fn new(capacity: usize, longest: Duration) -> Self {
         Self {
             waiting: BinaryHeap::new(),
             capacity,
+            longest,
             arrivals: 0,
         }
     }
 
-    /// Lets `item` wait from `now` for `delay`, cut to [`MAX_HOP_DELAY`].
+    /// Lets `item` wait from `now` for `delay`, cut to the longest.
     ///
     /// # Errors
     /// Gives `item` back when the pool is full; what waits already is not let go for it.
@@ -86,7 +98,7 @@ impl<T> DelayPool<T> {
         }
         self.arrivals += 1;
         self.waiting.push(Waiting {
-            due: now + delay.min(MAX_HOP_DELAY),
+            due: now + delay.min(self.longest),
             arrival: self.arrivals,
             item,
         });
@@ -155,10 +167,12 @@ mod tests {
     use rand::SeedableRng;
     use rand::rngs::StdRng;
 
+    const MAX: Duration = Duration::from_secs(10);
+
     #[test]
     fn delays_are_exponential_with_the_mean_of_the_network() {
         let mut rng = StdRng::seed_from_u64(1);
-        let delay = MixDelay::with_mean(Duration::from_millis(50));
+        let delay = MixDelay::new(Duration::from_millis(50), MAX);
         let samples: Vec<f64> = (0..20_000)
             .map(|_| delay.sample(&mut rng).as_secs_f64())
             .collect();
@@ -177,10 +191,10 @@ mod tests {
     #[test]
     fn no_delay_is_longer_than_the_cap() {
         let mut rng = StdRng::seed_from_u64(2);
-        let delay = MixDelay::with_mean(Duration::from_secs(1_000_000));
-        assert!((0..1000).all(|_| delay.sample(&mut rng) <= MAX_HOP_DELAY));
+        let delay = MixDelay::new(Duration::from_secs(1_000_000), MAX);
+        assert!((0..1000).all(|_| delay.sample(&mut rng) <= MAX));
         assert_eq!(
-            MixDelay::with_mean(Duration::ZERO).sample(&mut rng),
+            MixDelay::new(Duration::ZERO, MAX).sample(&mut rng),
             Duration::ZERO
         );
     }
@@ -188,7 +202,7 @@ mod tests {
     #[test]
     fn a_full_pool_refuses_the_new_and_lets_nothing_go_early() {
         let start = Instant::now();
-        let mut pool = DelayPool::new(1);
+        let mut pool = DelayPool::new(1, MAX);
         assert_eq!(pool.push(start, Duration::from_secs(1), 'a'), Ok(()));
         assert_eq!(pool.push(start, Duration::ZERO, 'b'), Err('b'));
         assert_eq!(pool.poll_due(start), None);
@@ -200,20 +214,20 @@ mod tests {
         #[test]
         fn everything_leaves_in_order_and_on_time(delays_ms in proptest::collection::vec(0u64..20_000, 0..60)) {
             let start = Instant::now();
-            let mut pool = DelayPool::new(60);
+            let mut pool = DelayPool::new(60, MAX);
             for (index, delay) in delays_ms.iter().enumerate() {
                 pool.push(start, Duration::from_millis(*delay), index).expect("there is room");
             }
             let mut left = 0;
             let mut last = start;
             while let Some(due) = pool.next_due() {
-                prop_assert!(due >= last && due <= start + MAX_HOP_DELAY);
+                prop_assert!(due >= last && due <= start + MAX);
                 let before = due.checked_sub(Duration::from_nanos(1)).expect("monotonic");
                 if before > last {
                     prop_assert_eq!(pool.poll_due(before), None);
                 }
                 let index = pool.poll_due(due).expect("due");
-                prop_assert_eq!(due, start + Duration::from_millis(delays_ms[index]).min(MAX_HOP_DELAY));
+                prop_assert_eq!(due, start + Duration::from_millis(delays_ms[index]).min(MAX));
                 last = due;
                 left += 1;
             }

@@ -11,7 +11,8 @@
 //! at least half an epoch. Everybody switches at the same time: an epoch chosen freely would be a fingerprint.
 
 use std::fmt;
-use std::time::Duration;
+
+use souk_crypto::{NetworkParams, UnixTime};
 
 /// The number of a key epoch: Unix time divided by the network's epoch length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,51 +40,50 @@ pub struct EpochClock {
 }
 
 impl EpochClock {
-    /// A clock with epochs of `length`, whose keys are kept for `grace` after their end.
-    ///
-    /// Both are cut to whole seconds; a length under two seconds counts as two.
+    /// The clock of a network: epochs of its length, whose keys are kept for a quarter of that after their end.
     #[must_use]
-    pub fn new(length: Duration, grace: Duration) -> Self {
+    pub fn of(params: &NetworkParams) -> Self {
+        let length_s = u64::from(params.epoch_s());
         Self {
-            length_s: length.as_secs().max(2),
-            grace_s: grace.as_secs(),
+            length_s,
+            grace_s: length_s / 4,
         }
     }
 
-    /// The epoch that `unix_s` (Unix seconds) lies in.
+    /// The epoch that `now` lies in.
     #[must_use]
-    pub fn at(&self, unix_s: u64) -> Epoch {
-        Epoch(u32::try_from(unix_s / self.length_s).unwrap_or(u32::MAX))
+    pub fn at(&self, now: UnixTime) -> Epoch {
+        Epoch(u32::try_from(now.0 / self.length_s).unwrap_or(u32::MAX))
     }
 
-    /// The epoch whose keys packets and SURBs made at `unix_s` use.
+    /// The epoch whose keys packets and SURBs made `now` use.
     #[must_use]
-    pub fn sending(&self, unix_s: u64) -> Epoch {
-        self.at(unix_s.saturating_add(self.length_s / 2))
+    pub fn sending(&self, now: UnixTime) -> Epoch {
+        self.at(now.plus_s(self.length_s / 2))
+    }
+
+    /// The oldest epoch that a node still opens `now`.
+    #[must_use]
+    pub fn oldest(&self, now: UnixTime) -> Epoch {
+        self.at(now.minus_s(self.grace_s))
+    }
+
+    /// Whether a node opens packets of `epoch` at `now`: from one epoch ahead until the end of the grace.
+    #[must_use]
+    pub fn accepts(&self, epoch: Epoch, now: UnixTime) -> bool {
+        (self.oldest(now)..=self.at(now).next()).contains(&epoch)
     }
 
     /// The first second of `epoch`.
     #[must_use]
-    pub fn start_s(&self, epoch: Epoch) -> u64 {
-        u64::from(epoch.0) * self.length_s
+    pub fn start(&self, epoch: Epoch) -> UnixTime {
+        UnixTime(u64::from(epoch.0) * self.length_s)
     }
 
     /// The second from which a node no longer opens packets of `epoch`.
     #[must_use]
-    pub fn retired_from_s(&self, epoch: Epoch) -> u64 {
-        self.start_s(epoch) + self.length_s + self.grace_s
-    }
-
-    /// Whether a node opens packets of `epoch` at `unix_s`: from one epoch ahead until the end of the grace.
-    #[must_use]
-    pub fn accepts(&self, epoch: Epoch, unix_s: u64) -> bool {
-        epoch <= self.at(unix_s).next() && unix_s < self.retired_from_s(epoch)
-    }
-
-    /// The length of an epoch in seconds.
-    #[must_use]
-    pub fn length_s(&self) -> u64 {
-        self.length_s
+    pub fn retired_from(&self, epoch: Epoch) -> UnixTime {
+        self.start(epoch).plus_s(self.length_s + self.grace_s)
     }
 }
 
@@ -98,12 +98,12 @@ mod tests {
 
     #[test]
     fn what_is_built_now_is_accepted_for_at_least_half_an_epoch() {
-        for unix_s in (0..20_000).step_by(7) {
-            let epoch = CLOCK.sending(unix_s);
+        for now in (0..20_000).step_by(7).map(UnixTime) {
+            let epoch = CLOCK.sending(now);
             for later in [0, 900, 1800] {
                 assert!(
-                    CLOCK.accepts(epoch, unix_s + later),
-                    "built at {unix_s}, {later} s later"
+                    CLOCK.accepts(epoch, now.plus_s(later)),
+                    "built at {now}, {later} s later"
                 );
             }
         }
@@ -111,14 +111,15 @@ mod tests {
 
     #[test]
     fn keys_end_with_the_grace_and_are_not_opened_far_ahead() {
-        assert!(CLOCK.accepts(Epoch(1), 7200 + 299));
-        assert!(!CLOCK.accepts(Epoch(1), 7200 + 300));
-        assert!(!CLOCK.accepts(Epoch(4), 3600 * 2));
+        assert_eq!(CLOCK.retired_from(Epoch(1)), UnixTime(7500));
+        assert!(CLOCK.accepts(Epoch(1), UnixTime(7499)));
+        assert!(!CLOCK.accepts(Epoch(1), UnixTime(7500)));
+        assert!(!CLOCK.accepts(Epoch(4), UnixTime(7200)));
     }
 
     #[test]
     fn clocks_far_in_the_future_do_not_overflow() {
-        assert_eq!(CLOCK.at(u64::MAX), Epoch(u32::MAX));
+        assert_eq!(CLOCK.at(UnixTime(u64::MAX)), Epoch(u32::MAX));
         assert_eq!(Epoch(u32::MAX).next(), Epoch(u32::MAX));
     }
 }

@@ -48,6 +48,18 @@ impl fmt::Debug for MixSecret {
     }
 }
 
+impl souk_crypto::keys::Secret for MixSecret {
+    const USE: &'static str = "mix";
+
+    fn secret_bytes(&self) -> Zeroizing<[u8; KEY_LEN]> {
+        self.to_bytes()
+    }
+
+    fn from_secret_bytes(bytes: &[u8; KEY_LEN]) -> Self {
+        Self::from_bytes(bytes)
+    }
+}
+
 /// The public half of a hop's key.
 ///
 /// A point of small order is refused: the secret that is shared with it would be known to everybody.

@@ -27,7 +27,6 @@ use sphinx_packet::version::{SINGLE_SEED_SURB_VERSION, Version};
 use sphinx_packet::{ProcessedPacketData, SphinxPacket, SphinxPacketBuilder};
 use x25519_dalek::StaticSecret;
 
-use crate::delay::MAX_HOP_DELAY;
 use crate::keys::{MixPublic, MixSecret};
 use crate::replay::{ReplayTag, TagRefused};
 use crate::route::Route;
@@ -189,7 +188,7 @@ pub(crate) fn wire_delays(delays: &[Duration], route: &Route) -> Result<Vec<Dela
     Ok(delays
         .iter()
         .map(|delay| {
-            let nanos = (*delay).min(MAX_HOP_DELAY).as_nanos();
+            let nanos = delay.as_nanos();
             Delay::new_from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
         })
         .collect())
@@ -202,7 +201,7 @@ pub enum Peeled {
     Forward {
         /// The next node, or a mailbox that this node holds.
         next: HopAddress,
-        /// How long to hold it first; at most [`MAX_HOP_DELAY`], whatever the sender wrote.
+        /// How long to hold it first, as the sender wrote: centuries parse. The delay pool cuts it.
         delay: Duration,
         /// The packet without its outer layer.
         packet: Packet,
@@ -287,7 +286,7 @@ pub fn peel(
             delay,
         } => Ok(Peeled::Forward {
             next: HopAddress(next_hop_address.to_bytes()),
-            delay: delay.to_duration().min(MAX_HOP_DELAY),
+            delay: delay.to_duration(),
             packet: Packet::from_sphinx(&next_hop_packet),
         }),
         ProcessedPacketData::FinalHop {

@@ -370,7 +370,7 @@ mod tests {
     use rand::rngs::StdRng;
     use std::sync::OnceLock;
 
-    const DELAY: MixDelay = MixDelay::with_mean(Duration::from_millis(50));
+    const DELAY: MixDelay = MixDelay::new(Duration::from_millis(50), Duration::from_secs(10));
 
     fn surb() -> Surb {
         static BYTES: OnceLock<[u8; crate::surb::SURB_LEN]> = OnceLock::new();

@@ -292,7 +292,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn outbox() -> Outbox {
-        Outbox::new(MixDelay::with_mean(Duration::from_millis(50)))
+        Outbox::new(MixDelay::new(
+            Duration::from_millis(50),
+            Duration::from_secs(10),
+        ))
     }
 
     fn message(class: Class) -> Outgoing {
