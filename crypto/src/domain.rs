@@ -69,7 +69,7 @@ sign_domains! {
     CAPACITY: Card = "capacity", max 1024;
     /// An answer to a holder: receipt, refusal, status or final statement, told apart by a critical field. Stops an offer
     /// from being read as an answer.
-    REPLY: Card = "reply", max 1904;
+    REPLY: Card = "reply", max 1976;
     /// A named issuer's word for a holder. Stops a signature made for anything else from authorising a lease.
     VOUCHER: Issuer = "voucher", max 512;
     /// A request for a lease. Stops an end or a poll from being read as a new request.

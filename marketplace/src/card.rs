@@ -253,18 +253,18 @@ pub enum CardError {
 }
 
 impl VerifiedCard {
-    /// Opens a signed card. Where `known` is an older card of the same node with the same sub-keys, their signature is
-    /// not checked a second time.
+    /// Opens a signed card. `known` gives the card that is held of a node; where the new one carries the same sub-keys,
+    /// their signature is not checked a second time.
     ///
     /// # Errors
     /// [`CardError`]; all of them are the fault of who made or sent the bytes.
-    pub fn open(
+    pub fn open<'k>(
         bytes: &[u8],
         network: &NetworkId,
-        known: Option<&Self>,
+        known: impl FnOnce(&NodeId) -> Option<&'k Self>,
     ) -> Result<Self, CardError> {
         let card: Verified<Card> = sign::open(bytes, network).map_err(CardError::Card)?;
-        let sub_keys = match known {
+        let sub_keys = match known(&card.node) {
             Some(known) if *known.sub_keys.signed() == card.sub_keys => known.sub_keys.clone(),
             _ => card.sub_keys.open(network).map_err(CardError::SubKeys)?,
         };
@@ -294,7 +294,7 @@ impl VerifiedCard {
     /// [`CardError`] where the card breaks a rule or is too large.
     pub fn sign(card: Card, key: &CardKey, network: &NetworkId) -> Result<Self, CardError> {
         let signed = sign::sign(card, key, network).map_err(CardError::Sign)?;
-        Self::open(signed.signed().as_bytes(), network, None)
+        Self::open(signed.signed().as_bytes(), network, |_| None)
     }
 
     /// Where the card stands at `now`.
@@ -325,6 +325,12 @@ impl VerifiedCard {
     #[must_use]
     pub fn digest(&self) -> CardDigest {
         self.digest
+    }
+
+    /// The card as it was signed.
+    #[must_use]
+    pub fn signed(&self) -> &Signed<Card> {
+        self.card.signed()
     }
 
     /// Its bytes, to be stored or passed on.
@@ -400,6 +406,30 @@ impl AnonymousLimits {
         } else {
             Ok(())
         }
+    }
+}
+
+impl Address {
+    /// Whether the address can be one of the public internet; others pass on test networks only.
+    #[must_use]
+    pub fn is_public(&self) -> bool {
+        is_public(self.ip)
+    }
+}
+
+/// Whether an address can be one of the public internet.
+#[must_use]
+pub fn is_public(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            let [a, b, ..] = ip.octets();
+            let shared = a == 100 && (64..128).contains(&b);
+            let reserved = a == 0 || a >= 240;
+            let inner = ip.is_private() || ip.is_loopback() || ip.is_link_local();
+            !(inner || shared || reserved || ip.is_multicast())
+        }
+        // What is not 2000::/3 is loopback, local, multicast, mapped or not assigned.
+        IpAddr::V6(ip) => ip.segments()[0] & 0xe000 == 0x2000,
     }
 }
 

@@ -32,8 +32,8 @@ use crate::{
     wire::{Blob, List, wire_map},
 };
 
-/// Bytes of a reply block as it travels: expiry epoch and packet header.
-pub const SURB_LEN: usize = 404;
+/// Bytes of a reply block as it travels: packet header and expiry epoch.
+pub const SURB_LEN: usize = 400;
 /// Most reply blocks in one request, so that nobody can make a provider store much for nothing.
 pub const MAX_SURBS: usize = 16;
 /// `accept_by` is a multiple of this many seconds, so that it does not tell the second at which a requester acted.
@@ -285,7 +285,7 @@ pub const fn accept_by(now: UnixTime, patience_s: u64) -> UnixTime {
 
 impl Grant {
     fn check(&self) -> Result<(), &'static str> {
-        if self.accept_by.0 % ACCEPT_BY_BUCKET_S != 0 {
+        if !self.accept_by.0.is_multiple_of(ACCEPT_BY_BUCKET_S) {
             Err("accept_by is not a multiple of five minutes")
         } else if self.duration.0 == 0 {
             Err("a lease of no duration")

@@ -11,15 +11,18 @@
 
 pub mod capacity;
 pub mod card;
+pub mod directory;
 pub mod envelope;
 pub mod lifecycle;
 pub mod log;
 pub mod price;
+pub mod quorum;
 pub mod refusal;
 pub mod reply;
 pub mod request;
 pub mod retirement;
 pub mod sealed;
+pub mod snapshot;
 pub mod statement;
 pub mod units;
 pub mod wire;

@@ -25,8 +25,8 @@ use crate::{
     units::RequestId,
 };
 
-/// Bytes of every sealed reply. One Sphinx packet carries 2,031; the rest is for the header of its fragment.
-pub const SEALED_REPLY_LEN: usize = 1960;
+/// Bytes of every sealed reply: what one Sphinx packet carries, less the head of a reply in it.
+pub const SEALED_REPLY_LEN: usize = 2028;
 /// Version of the request frame.
 pub const FRAME_VERSION: u8 = 1;
 

@@ -1,0 +1,393 @@
+//! The cards that a node believes: what comes in is checked, what contradicts is kept as evidence, and all is bounded.
+//!
+//! ```text
+//!              valid, newer                    same sequence, other bytes
+//!   (nothing) ─────────────► card ────────────────────────────────────────► equivocal ── higher sequence ──► card
+//!                              │ expired: forgotten                                │
+//!                              └───────────── retirement ──────────────────────────┴──► tombstone (30 days)
+//! ```
+//!
+//! The core is asked before anything is passed on: [`Verdict::Accept`] is passed on, [`Verdict::Ignore`] is dropped
+//! without blame, and only [`Verdict::Reject`] counts against the neighbour, because only bad form or a bad signature
+//! is something that every honest neighbour would have noticed.
+//!
+//! Threats: a stranger that fills the memory (bounds below), that floods with its own valid cards
+//! ([`UPDATE_BURST`]), that shows different cards to different readers (equivocation, and [`crate::quorum`]).
+
+use std::{
+    collections::{BTreeMap, VecDeque, btree_map},
+    sync::Arc,
+};
+
+use souk_crypto::{
+    MAX_SKEW_S, NetworkId, NodeId, Signed, UnixTime, Verified,
+    sign::{self, OpenError},
+};
+
+use crate::{
+    capacity::{CAPACITY_JITTER_S, CAPACITY_LIFE_S, CAPACITY_PERIOD_S, Capacity},
+    card::{Address, Age, Card, CardError, VerifiedCard},
+    retirement::{RetirementError, VerifiedRetirement},
+    snapshot::Snapshot,
+};
+
+/// Most nodes with a card. At 4 KiB a card this is 16 MiB at worst and about 6 MiB in practice.
+pub const MAX_CARDS: usize = 4096;
+/// Most tombstones, about 400 bytes each; when full, the one that ends first goes.
+pub const MAX_TOMBSTONES: usize = 4096;
+/// Most proofs of equivocation; when full, the oldest goes.
+pub const MAX_EQUIVOCATIONS: usize = 64;
+/// A node may replace its card so many times at once, and once a minute from then on.
+pub const UPDATE_BURST: u8 = 10;
+
+const UPDATE_REFILL_S: u64 = 60;
+const CAPACITY_MIN_GAP_S: u64 = CAPACITY_PERIOD_S - CAPACITY_JITTER_S;
+
+/// What to do with a message.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It is new and good: pass it on.
+    Accept,
+    /// It is of no use, for no fault of the neighbour.
+    Ignore(Ignored),
+    /// No honest neighbour would have passed it on.
+    Reject(Rejected),
+}
+
+/// Why a message is of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ignored {
+    /// It was seen before.
+    Known,
+    /// There is a newer one.
+    Older,
+    /// It has ended.
+    Expired,
+    /// It begins later than now.
+    Future,
+    /// Its node has retired.
+    Retired,
+    /// Its node sends too many.
+    TooMany,
+    /// There is no room.
+    Full,
+    /// It speaks of a card that is not known here.
+    NoCard,
+    /// Its node contradicts itself, and proof of that is kept.
+    Equivocal,
+}
+
+/// What is wrong with a message.
+#[derive(Debug, thiserror::Error)]
+pub enum Rejected {
+    /// A card.
+    #[error("not a card")]
+    Card(#[source] CardError),
+    /// A card that names an address of a private range on a public network.
+    #[error("the card names a private address")]
+    PrivateAddress,
+    /// A capacity message.
+    #[error("not a capacity message")]
+    Capacity(#[source] OpenError),
+    /// A capacity message signed by another key than the card's.
+    #[error("the capacity message is not signed by the card key of its node")]
+    CapacitySigner,
+    /// A retirement.
+    #[error("not a retirement")]
+    Retirement(#[source] RetirementError),
+}
+
+/// Two different cards that one node signed under one sequence.
+#[derive(Clone, Debug)]
+pub struct Equivocation {
+    /// The one that came first.
+    pub first: Arc<VerifiedCard>,
+    /// The one that contradicts it.
+    pub second: Arc<VerifiedCard>,
+}
+
+/// The cards of a network.
+#[derive(Debug)]
+pub struct Directory {
+    network: NetworkId,
+    private_addresses: bool,
+    entries: BTreeMap<NodeId, Entry>,
+    tombstones: BTreeMap<NodeId, VerifiedRetirement>,
+    equivocations: VecDeque<Equivocation>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    card: Arc<VerifiedCard>,
+    equivocal: bool,
+    capacity: Option<Arc<Verified<Capacity>>>,
+    updates_left: u8,
+    refilled_at: UnixTime,
+}
+
+impl Directory {
+    /// An empty directory. `private_addresses` is for test networks: cards may name loopback and private ranges.
+    #[must_use]
+    pub fn new(network: NetworkId, private_addresses: bool) -> Self {
+        Self {
+            network,
+            private_addresses,
+            entries: BTreeMap::new(),
+            tombstones: BTreeMap::new(),
+            equivocations: VecDeque::new(),
+        }
+    }
+
+    /// Takes a signed card.
+    pub fn handle_card(&mut self, now: UnixTime, bytes: &[u8]) -> Verdict {
+        if self.holds(bytes) {
+            return Verdict::Ignore(Ignored::Known);
+        }
+        let card = match self.open(bytes) {
+            Ok(card) => card,
+            Err(error) => return Verdict::Reject(Rejected::Card(error)),
+        };
+        if !self.private_addresses && !card.addresses.iter().all(Address::is_public) {
+            return Verdict::Reject(Rejected::PrivateAddress);
+        }
+        match card.age(now) {
+            Age::Future => return Verdict::Ignore(Ignored::Future),
+            Age::Expired => return Verdict::Ignore(Ignored::Expired),
+            Age::Alive => {}
+        }
+        if self.tombstones.contains_key(&card.node) {
+            return Verdict::Ignore(Ignored::Retired);
+        }
+        self.insert(now, Arc::new(card))
+    }
+
+    /// Takes a signed capacity message.
+    pub fn handle_capacity(&mut self, now: UnixTime, bytes: &[u8]) -> Verdict {
+        let capacity: Verified<Capacity> = match sign::open(bytes, &self.network) {
+            Ok(capacity) => capacity,
+            Err(error) => return Verdict::Reject(Rejected::Capacity(error)),
+        };
+        if now.plus_s(MAX_SKEW_S) < capacity.at {
+            return Verdict::Ignore(Ignored::Future);
+        }
+        if now >= capacity.at.plus_s(CAPACITY_LIFE_S + MAX_SKEW_S) {
+            return Verdict::Ignore(Ignored::Expired);
+        }
+        let Some(entry) = self.entries.get_mut(&capacity.node) else {
+            return Verdict::Ignore(Ignored::NoCard);
+        };
+        if entry.card.sequence != capacity.card {
+            return Verdict::Ignore(Ignored::NoCard);
+        }
+        if entry.equivocal {
+            return Verdict::Ignore(Ignored::Equivocal);
+        }
+        if entry.card.sub_keys().card_key != *capacity.signer() {
+            return Verdict::Reject(Rejected::CapacitySigner);
+        }
+        if let Some(last) = &entry.capacity {
+            if last.at == capacity.at {
+                return Verdict::Ignore(Ignored::Known);
+            }
+            if capacity.at < last.at {
+                return Verdict::Ignore(Ignored::Older);
+            }
+            if capacity.at.since_s(last.at) < CAPACITY_MIN_GAP_S {
+                return Verdict::Ignore(Ignored::TooMany);
+            }
+        }
+        entry.capacity = Some(Arc::new(capacity));
+        Verdict::Accept
+    }
+
+    /// Takes a signed retirement.
+    pub fn handle_retirement(&mut self, now: UnixTime, bytes: &[u8]) -> Verdict {
+        let retirement = match VerifiedRetirement::open(bytes, &self.network) {
+            Ok(retirement) => retirement,
+            Err(error) => return Verdict::Reject(Rejected::Retirement(error)),
+        };
+        if retirement.is_future(now) {
+            return Verdict::Ignore(Ignored::Future);
+        }
+        if retirement.is_over(now) {
+            return Verdict::Ignore(Ignored::Expired);
+        }
+        let node = retirement.node();
+        if self.tombstones.contains_key(&node) {
+            return Verdict::Ignore(Ignored::Known);
+        }
+        if self.tombstones.len() >= MAX_TOMBSTONES {
+            let first = self
+                .tombstones
+                .values()
+                .min_by_key(|t| t.at())
+                .map(VerifiedRetirement::node);
+            first.and_then(|node| self.tombstones.remove(&node));
+        }
+        self.tombstones.insert(node, retirement);
+        self.entries.remove(&node);
+        Verdict::Accept
+    }
+
+    /// Forgets what has ended by `now`; how many cards that were.
+    pub fn handle_time(&mut self, now: UnixTime) -> usize {
+        let before = self.entries.len();
+        self.entries
+            .retain(|_, entry| entry.card.age(now) != Age::Expired);
+        for entry in self.entries.values_mut() {
+            let over =
+                |c: &Arc<Verified<Capacity>>| now >= c.at.plus_s(CAPACITY_LIFE_S + MAX_SKEW_S);
+            entry.capacity.take_if(|capacity| over(capacity));
+        }
+        self.tombstones
+            .retain(|_, tombstone| !tombstone.is_over(now));
+        before - self.entries.len()
+    }
+
+    /// The card of a node that may be used at `now`.
+    #[must_use]
+    pub fn card(&self, now: UnixTime, node: &NodeId) -> Option<&Arc<VerifiedCard>> {
+        self.entries
+            .get(node)
+            .filter(|entry| entry.is_usable(now))
+            .map(|entry| &entry.card)
+    }
+
+    /// All cards that may be used at `now`, by node, each with its last capacity message.
+    pub fn cards(
+        &self,
+        now: UnixTime,
+    ) -> impl Iterator<Item = (&Arc<VerifiedCard>, Option<&Arc<Verified<Capacity>>>)> {
+        self.entries
+            .values()
+            .filter(move |entry| entry.is_usable(now))
+            .map(|entry| (&entry.card, entry.capacity.as_ref()))
+    }
+
+    /// The set of cards that may be used at `now`, ready to be handed out in pages.
+    #[must_use]
+    pub fn snapshot(&self, now: UnixTime, epoch: u32) -> Snapshot {
+        let cards = self
+            .cards(now)
+            .map(|(card, capacity)| (Arc::clone(card), capacity.cloned()));
+        Snapshot::new(&self.network, epoch, cards.collect())
+    }
+
+    /// Who took over from a node that retired, where both said so.
+    #[must_use]
+    pub fn successor(&self, node: &NodeId) -> Option<NodeId> {
+        self.tombstones
+            .get(node)
+            .and_then(VerifiedRetirement::successor)
+    }
+
+    /// Whether a node has retired.
+    #[must_use]
+    pub fn is_retired(&self, node: &NodeId) -> bool {
+        self.tombstones.contains_key(node)
+    }
+
+    /// Retirements that are remembered, to be shown to those who join.
+    pub fn retirements(&self) -> impl Iterator<Item = &VerifiedRetirement> {
+        self.tombstones.values()
+    }
+
+    /// Proofs that nodes contradicted themselves, oldest first.
+    pub fn equivocations(&self) -> impl Iterator<Item = &Equivocation> {
+        self.equivocations.iter()
+    }
+
+    /// How many nodes have a card here, usable or not.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether no node has a card here.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Whether exactly these bytes are held already, found without checking a signature: a message that comes from
+    /// many neighbours costs one check.
+    fn holds(&self, bytes: &[u8]) -> bool {
+        let Ok(signed) = Signed::<Card>::from_bytes(bytes) else {
+            return false;
+        };
+        let digest = signed.digest().into();
+        self.entries
+            .values()
+            .any(|entry| entry.card.digest() == digest)
+    }
+
+    fn open(&self, bytes: &[u8]) -> Result<VerifiedCard, CardError> {
+        VerifiedCard::open(bytes, &self.network, |node| {
+            self.entries.get(node).map(|entry| &*entry.card)
+        })
+    }
+
+    fn insert(&mut self, now: UnixTime, card: Arc<VerifiedCard>) -> Verdict {
+        let room = self.entries.len() < MAX_CARDS;
+        let mut occupied = match self.entries.entry(card.node) {
+            btree_map::Entry::Vacant(_) if !room => return Verdict::Ignore(Ignored::Full),
+            btree_map::Entry::Vacant(vacant) => {
+                vacant.insert(Entry {
+                    card,
+                    equivocal: false,
+                    capacity: None,
+                    updates_left: UPDATE_BURST,
+                    refilled_at: now,
+                });
+                return Verdict::Accept;
+            }
+            btree_map::Entry::Occupied(occupied) => occupied,
+        };
+        let entry = occupied.get_mut();
+        if card.sequence < entry.card.sequence {
+            return Verdict::Ignore(Ignored::Older);
+        }
+        if card.sequence == entry.card.sequence {
+            if entry.equivocal {
+                return Verdict::Ignore(Ignored::Equivocal);
+            }
+            // Passed on once, so that those who hold only the other one learn of it.
+            entry.equivocal = true;
+            entry.capacity = None;
+            if self.equivocations.len() >= MAX_EQUIVOCATIONS {
+                self.equivocations.pop_front();
+            }
+            let first = Arc::clone(&entry.card);
+            self.equivocations.push_back(Equivocation {
+                first,
+                second: card,
+            });
+            return Verdict::Accept;
+        }
+        if !entry.take_update(now) {
+            return Verdict::Ignore(Ignored::TooMany);
+        }
+        entry.card = card;
+        entry.equivocal = false;
+        entry.capacity = None;
+        Verdict::Accept
+    }
+}
+
+impl Entry {
+    fn is_usable(&self, now: UnixTime) -> bool {
+        !self.equivocal && self.card.age(now) == Age::Alive
+    }
+
+    fn take_update(&mut self, now: UnixTime) -> bool {
+        let refills = now.since_s(self.refilled_at) / UPDATE_REFILL_S;
+        if refills > 0 {
+            let refills = u8::try_from(refills).unwrap_or(UPDATE_BURST);
+            self.updates_left = self.updates_left.saturating_add(refills).min(UPDATE_BURST);
+            self.refilled_at = now;
+        }
+        let left = self.updates_left > 0;
+        self.updates_left = self.updates_left.saturating_sub(1);
+        left
+    }
+}
