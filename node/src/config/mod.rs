@@ -16,6 +16,13 @@ use std::{
 };
 
 use libp2p::{Multiaddr, multiaddr::Protocol};
+use souk_crypto::{IssuerPublicKey, NetworkId, NetworkParams};
+use souk_market::{
+    card::{AnonymousLimits, MAX_ISSUERS, MAX_WORK_BITS, Policy, Role},
+    price::{MAX_EXPONENT, Prices, Rounding},
+    units::{Asset, DurationS, Money, OperatorId, Resources},
+    wire::List,
+};
 
 pub use mistake::{Mistake, Mistakes};
 use reader::{Reader, Wrong, from_str};
@@ -35,10 +42,8 @@ pub struct Config {
     pub node: Node,
     /// What it sells, and to whom; without effect unless [`Role::Provider`] is among the roles.
     pub provider: Provider,
-    /// Bounds of carrying SSH for others.
-    pub relay: Relay,
-    /// Bounds of mixing.
-    pub mix: Mix,
+    /// Bounds on connections.
+    pub limits: Limits,
     /// The Unix socket of the control API.
     pub control_socket: PathBuf,
     /// Where metrics are served over HTTP; always a loopback address.
@@ -47,26 +52,13 @@ pub struct Config {
     pub log: Log,
 }
 
-/// Parameters that all nodes of a network share.
+/// What all nodes of a network share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
-    /// 1 to 24 characters of `a-z`, `0-9` and `-`.
-    pub name: String,
-    /// Mean delay at each mix, at most 10,000.
-    pub mean_delay_ms: u32,
-    /// Lifetime of a mix key, 600 to 604,800.
-    pub epoch_s: u32,
-}
-
-/// What a node does for others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
-    /// Forwards packets and is an entry with mailboxes.
-    Mix,
-    /// Carries SSH streams.
-    Relay,
-    /// Sells this machine.
-    Provider,
+    /// The name and the binding to the parameters.
+    pub id: NetworkId,
+    /// The parameters.
+    pub params: NetworkParams,
 }
 
 /// What every node has.
@@ -84,8 +76,8 @@ pub struct Node {
     pub bootstrap: Vec<Multiaddr>,
     /// Look for nodes on the local network.
     pub mdns: bool,
-    /// Take part with loopback and private addresses.
-    pub allow_private_addresses: bool,
+    /// Who runs it; nodes of one operator name the same.
+    pub operator: Option<OperatorId>,
 }
 
 /// What a provider sells, and to whom.
@@ -101,59 +93,27 @@ pub struct Provider {
     pub disk_mib: Option<u32>,
     /// Processes of all leases together.
     pub max_processes: u32,
-    /// Name of the asset that prices are in.
-    pub asset: String,
-    /// Decimal places of the asset.
-    pub exponent: u8,
-    /// Price of one core for one hour, in the smallest unit.
-    pub price_core_hour: u64,
-    /// Price of one GiB of memory for one hour, in the smallest unit.
-    pub price_gib_hour: u64,
-    /// Limits for requesters without an identity; `None` serves none of them.
-    pub anonymous: Option<Anonymous>,
-    /// Raw Ed25519 keys of issuers whose grants are served.
-    pub issuers: Vec<[u8; 32]>,
+    /// What it asks.
+    pub prices: Prices,
+    /// Whom it serves.
+    pub policy: Policy,
     /// Where direct leases are reachable; `None` refuses them.
     pub direct_listen: Option<SocketAddr>,
     /// Period of checkpoints, 10 to 86,400.
     pub checkpoint_s: u32,
 }
 
-/// Limits that need no identity.
+/// Bounds on connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Anonymous {
-    /// Anonymous leases at once.
-    pub max_leases: u32,
-    /// Longest lease.
-    pub max_duration_s: u32,
-    /// Largest lease, in thousandths of a core.
-    pub max_cpu_millicores: u32,
-    /// Largest lease, in MiB.
-    pub max_memory_mib: u32,
-    /// Requests admitted in a minute.
-    pub per_minute: u32,
-    /// Bits of proof of work, at most 30.
-    pub pow_bits: u8,
-}
-
-/// Bounds of carrying SSH for others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Relay {
-    /// Streams at once.
-    pub max_streams: u32,
-    /// The most one stream gets.
-    pub max_bytes_per_s: u64,
-}
-
-/// Bounds of mixing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mix {
-    /// Packets held while their delay runs.
-    pub max_held: u32,
-    /// Mailboxes for requesters.
-    pub max_mailboxes: u32,
-    /// Packets in one mailbox.
-    pub max_mailbox_packets: u32,
+pub struct Limits {
+    /// Connections that others open.
+    pub inbound: u32,
+    /// Connections that the node opens.
+    pub outbound: u32,
+    /// Connections from one IPv4 address or IPv6 /64.
+    pub per_address: u32,
+    /// Resident memory above which no connection is made, in MiB.
+    pub memory_mib: u32,
 }
 
 /// What is written on stderr.
@@ -234,18 +194,11 @@ impl Config {
         let config = Self {
             network: network(&mut reader),
             provider,
-            relay: Relay {
-                max_streams: reader.integer32("relay", "max_streams", 1..=65_536),
-                max_bytes_per_s: reader.integer(
-                    "relay",
-                    "max_bytes_per_s",
-                    10_000..=100_000_000_000,
-                ),
-            },
-            mix: Mix {
-                max_held: reader.integer32("mix", "max_held", 64..=1_048_576),
-                max_mailboxes: reader.integer32("mix", "max_mailboxes", 1..=65_536),
-                max_mailbox_packets: reader.integer32("mix", "max_mailbox_packets", 16..=4_096),
+            limits: Limits {
+                inbound: reader.integer32("limits", "inbound", 8..=65_536),
+                outbound: reader.integer32("limits", "outbound", 8..=65_536),
+                per_address: reader.integer32("limits", "per_address", 1..=65_536),
+                memory_mib: reader.integer32("limits", "memory_mib", 64..=1_048_576),
             },
             control_socket: match reader.string("control", "socket").as_str() {
                 "" => node.data_dir.join("control.sock"),
@@ -278,35 +231,26 @@ impl Default for Config {
 }
 
 fn network(reader: &mut Reader<'_>) -> Network {
-    let name = reader.parsed("network", "name", |name| {
-        let fits = (1..=24).contains(&name.len())
-            && name
-                .bytes()
-                .all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'-'));
-        match fits {
-            true => Ok(name.to_owned()),
-            false => Err(Wrong::new(
-                "not a network name",
-                "use 1 to 24 characters of a-z, 0-9 and -",
-            )),
-        }
+    const SECTION: &str = "network";
+    let test = reader.bool(SECTION, "test");
+    let mean_delay_ms = reader.integer32(SECTION, "mean_delay_ms", u32::from(!test)..=10_000);
+    let max_delay_ms = reader.integer32(SECTION, "max_delay_ms", mean_delay_ms..=600_000);
+    let epoch_s = reader.integer32(SECTION, "epoch_s", 10..=604_800);
+    let params = NetworkParams::new(mean_delay_ms, max_delay_ms, epoch_s, test)
+        .expect("the ranges above are those of the parameters");
+    let id = reader.parsed(SECTION, "name", |name| {
+        NetworkId::new(name, &params)
+            .map_err(|why| Wrong::new(why, "use 1 to 32 characters of a-z, 0-9 and inner hyphens"))
     });
-    Network {
-        name: name.unwrap_or_default(),
-        mean_delay_ms: reader.integer32("network", "mean_delay_ms", 0..=10_000),
-        epoch_s: reader.integer32("network", "epoch_s", 600..=604_800),
-    }
+    let id = id.unwrap_or_else(|| NetworkId::new("invalid", &params).expect("a valid name"));
+    Network { id, params }
 }
 
 fn node(reader: &mut Reader<'_>, folder: &Path) -> Node {
-    let mut roles = reader.list("node", "roles", |name| match name {
-        "mix" => Ok(Role::Mix),
-        "relay" => Ok(Role::Relay),
-        "provider" => Ok(Role::Provider),
-        _ => Err(Wrong::new(
-            "no such role",
-            "the roles are \"mix\", \"relay\" and \"provider\"",
-        )),
+    let mut roles = reader.list("node", "roles", |name| {
+        let role = Role::ALL.iter().copied().find(|role| role.as_str() == name);
+        let hint = r#"the roles are "mix", "entry", "relay" and "provider""#;
+        role.ok_or_else(|| Wrong::new("no such role", hint))
     });
     roles.sort_unstable();
     roles.dedup();
@@ -337,24 +281,20 @@ fn node(reader: &mut Reader<'_>, folder: &Path) -> Node {
             }
         }),
         mdns: reader.bool("node", "mdns"),
-        allow_private_addresses: reader.bool("node", "allow_private_addresses"),
+        operator: reader.optional("node", "operator", |name| match name.len() {
+            1..=32 => Ok(OperatorId(blake3::derive_key(
+                "souk operator v1",
+                name.as_bytes(),
+            ))),
+            _ => Err(Wrong::new("too long", "use 1 to 32 characters")),
+        }),
     }
 }
 
 fn provider(reader: &mut Reader<'_>, node: &Node) -> Provider {
     const SECTION: &str = "provider";
     let allow_shared_kernel = reader.bool(SECTION, "allow_shared_kernel");
-    let issuers = reader.list(SECTION, "issuers", |text| {
-        let mut key = [0; 32];
-        hex::decode_to_slice(text, &mut key)
-            .map(|()| key)
-            .map_err(|why| {
-                Wrong::new(
-                    why,
-                    "write the 64 hex digits that `souk issuer key new` prints",
-                )
-            })
-    });
+    let issuers = issuers(reader);
     let anonymous = reader.bool(SECTION, "anonymous").then(|| anonymous(reader));
     if node.roles.contains(&Role::Provider) {
         if !allow_shared_kernel {
@@ -380,12 +320,8 @@ fn provider(reader: &mut Reader<'_>, node: &Node) -> Provider {
         memory_mib: or_machine(reader.integer32(SECTION, "memory_mib", 0..=1_000_000_000)),
         disk_mib: or_machine(reader.integer32(SECTION, "disk_mib", 0..=1_000_000_000)),
         max_processes: reader.integer32(SECTION, "max_processes", 16..=4_000_000),
-        asset: reader.parsed(SECTION, "asset", asset).unwrap_or_default(),
-        exponent: u8::try_from(reader.integer32(SECTION, "exponent", 0..=18)).unwrap_or(18),
-        price_core_hour: reader.integer(SECTION, "price_core_hour", 0..=1_000_000_000_000),
-        price_gib_hour: reader.integer(SECTION, "price_gib_hour", 0..=1_000_000_000_000),
-        anonymous,
-        issuers,
+        prices: prices(reader),
+        policy: Policy { anonymous, issuers },
         direct_listen: reader.optional(
             SECTION,
             "direct_listen",
@@ -395,39 +331,64 @@ fn provider(reader: &mut Reader<'_>, node: &Node) -> Provider {
     }
 }
 
-fn anonymous(reader: &mut Reader<'_>) -> Anonymous {
+fn issuers(reader: &mut Reader<'_>) -> List<IssuerPublicKey, MAX_ISSUERS> {
+    let keys = reader.list("provider", "issuers", |text| {
+        let hint = "write the 64 hex digits that `souk issuer key new` prints";
+        let bytes = hex::decode(text).map_err(|why| Wrong::new(why, hint))?;
+        IssuerPublicKey::from_bytes(&bytes).map_err(|why| Wrong::new(why, hint))
+    });
+    List::new(keys).unwrap_or_else(|| {
+        let hint = format!("name at most {MAX_ISSUERS}; a card has no room for more");
+        reader.misfit("provider", "issuers", "too many issuers", &hint);
+        List::empty()
+    })
+}
+
+fn prices(reader: &mut Reader<'_>) -> Prices {
     const SECTION: &str = "provider";
-    Anonymous {
-        max_leases: reader.integer32(SECTION, "anonymous_max_leases", 1..=10_000),
-        max_duration_s: reader.integer32(SECTION, "anonymous_max_duration_s", 60..=2_592_000),
-        max_cpu_millicores: reader.integer32(
-            SECTION,
-            "anonymous_max_cpu_millicores",
-            1..=10_000_000,
-        ),
-        max_memory_mib: reader.integer32(SECTION, "anonymous_max_memory_mib", 1..=1_000_000_000),
-        per_minute: reader.integer32(SECTION, "anonymous_per_minute", 1..=100_000),
-        pow_bits: u8::try_from(reader.integer32(SECTION, "pow_bits", 0..=30)).unwrap_or(30),
+    // The price of ten thousand cores for a year still fits in 64 bits.
+    let mut price = |key| Money(reader.integer(SECTION, key, 0..=100_000_000_000));
+    Prices {
+        core_hour: price("price_core_hour"),
+        memory_gib_hour: price("price_memory_gib_hour"),
+        disk_gib_hour: price("price_disk_gib_hour"),
+        asset: reader
+            .parsed(
+                SECTION,
+                "asset",
+                from_str("name the asset, for example \"TEST\""),
+            )
+            .unwrap_or_else(|| "INVALID".parse::<Asset>().expect("a valid name")),
+        exponent: u8::try_from(reader.integer32(SECTION, "exponent", 0..=u32::from(MAX_EXPONENT)))
+            .unwrap_or(MAX_EXPONENT),
+        increment: DurationS(reader.integer32(SECTION, "price_increment_s", 1..=86_400)),
+        minimum: DurationS(reader.integer32(SECTION, "price_minimum_s", 0..=86_400)),
+        rounding: Rounding::Up,
+    }
+}
+
+fn anonymous(reader: &mut Reader<'_>) -> AnonymousLimits {
+    const SECTION: &str = "provider";
+    let mut limit = |key, range| reader.integer32(SECTION, key, range);
+    AnonymousLimits {
+        max_concurrent: limit("anonymous_max_leases", 1..=10_000),
+        max_duration: DurationS(limit("anonymous_max_duration_s", 60..=2_592_000)),
+        max_resources: Resources {
+            cpu_millicores: limit("anonymous_max_cpu_millicores", 1..=10_000_000),
+            memory_mib: limit("anonymous_max_memory_mib", 1..=1_000_000_000),
+            disk_mib: limit("anonymous_max_disk_mib", 0..=1_000_000_000),
+            gpus: 0,
+            max_processes: limit("anonymous_max_processes", 8..=4_000_000),
+        },
+        max_per_hour: limit("anonymous_per_hour", 1..=1_000_000),
+        work_bits: u8::try_from(limit("work_bits", 0..=u32::from(MAX_WORK_BITS)))
+            .unwrap_or(MAX_WORK_BITS),
     }
 }
 
 /// Zero stands for what the machine has.
 fn or_machine(number: u32) -> Option<u32> {
     (number != 0).then_some(number)
-}
-
-fn asset(name: &str) -> Result<String, Wrong> {
-    let fits = (1..=16).contains(&name.len())
-        && name
-            .bytes()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-');
-    match fits {
-        true => Ok(name.to_owned()),
-        false => Err(Wrong::new(
-            "not the name of an asset",
-            "use 1 to 16 characters of a-z, 0-9 and -",
-        )),
-    }
 }
 
 /// Takes the addresses that a node can listen on: IP with TCP, or IP with QUIC.

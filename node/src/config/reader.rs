@@ -59,28 +59,26 @@ impl<'a> Reader<'a> {
         taken.unwrap_or_default()
     }
 
-    /// An integer within `range`; the end of the range also stands in where the value was wrong.
+    /// An integer within `range`; the default stands in where the value was wrong, so that one mistake is told once.
     pub(super) fn integer(&mut self, section: &str, key: &str, range: RangeInclusive<u64>) -> u64 {
         let (value, span) = self.value(section, key);
         let (low, high) = (*range.start(), *range.end());
-        let Some(digits) = value.as_integer() else {
-            self.wrong_type(
-                section,
-                key,
-                &format!("a whole number from {low} to {high}"),
-                &value,
-                span,
-            );
-            return high;
+        let number = |value: &DeValue<'_>| {
+            let digits = value.as_integer()?;
+            u64::from_str_radix(digits.as_str(), digits.radix()).ok()
         };
-        match u64::from_str_radix(digits.as_str(), digits.radix()) {
-            Ok(number) if range.contains(&number) => number,
-            _ => {
+        match (number(&value), value.as_integer()) {
+            (Some(number), _) if range.contains(&number) => return number,
+            (_, Some(digits)) => {
                 let what = format!("{section}.{key} is {}", digits.as_str());
                 self.mistake(span, what, format!("it goes from {low} to {high}"));
-                high
+            }
+            (_, None) => {
+                let wanted = format!("a whole number from {low} to {high}");
+                self.wrong_type(section, key, &wanted, &value, span);
             }
         }
+        number(self.default(section, key)).unwrap_or(high)
     }
 
     /// The same for a type of 32 bits.
@@ -196,14 +194,18 @@ impl<'a> Reader<'a> {
         if let Some(value) = users.and_then(|table| table.get(key)) {
             return (value.get_ref().clone(), value.span());
         }
-        let value = self
-            .defaults
+        let value = self.default(section, key).clone();
+        let span = self.user.get(section).map_or(0..0, Spanned::span);
+        (value, span)
+    }
+
+    fn default(&self, section: &str, key: &str) -> &DeValue<'a> {
+        self.defaults
             .get(section)
             .and_then(|table| table.get_ref().as_table())
             .and_then(|table| table.get(key))
-            .expect("every key that is read has a default");
-        let span = self.user.get(section).map_or(0..0, Spanned::span);
-        (value.get_ref().clone(), span)
+            .expect("every key that is read has a default")
+            .get_ref()
     }
 
     fn find_unknown(&mut self) {

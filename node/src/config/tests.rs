@@ -57,7 +57,7 @@ fn all_mistakes_are_found_at_once_with_their_lines() {
 
 #[test]
 fn a_key_in_the_wrong_section_is_sent_home() {
-    assert!(mistakes("[node]\npow_bits = 3\n").contains("`pow_bits` belongs under [provider]"));
+    assert!(mistakes("[node]\nwork_bits = 3\n").contains("`work_bits` belongs under [provider]"));
     assert!(mistakes("mean_delay_ms = 3\n").contains("`mean_delay_ms` belongs under [network]"));
 }
 
@@ -88,10 +88,10 @@ fn a_bootstrap_address_names_its_node() {
 
 #[test]
 fn numbers_outside_their_range_name_the_range() {
-    assert!(mistakes("[network]\nepoch_s = 5\n").contains("from 600 to 604800"));
-    assert!(mistakes("[network]\nepoch_s = -5\n").contains("from 600 to 604800"));
+    assert!(mistakes("[network]\nepoch_s = 5\n").contains("from 10 to 604800"));
+    assert!(mistakes("[network]\nepoch_s = -5\n").contains("from 10 to 604800"));
     assert!(
-        mistakes("[network]\nepoch_s = 99999999999999999999999\n").contains("from 600 to 604800")
+        mistakes("[network]\nepoch_s = 99999999999999999999999\n").contains("from 10 to 604800")
     );
 }
 
@@ -103,8 +103,8 @@ proptest::proptest! {
 
     #[test]
     fn no_document_of_known_names_panics(
-        section in "network|node|provider|mix|log|x",
-        key in "name|listen|roles|issuers|pow_bits|filter|y",
+        section in "network|node|provider|limits|log|x",
+        key in "name|listen|roles|issuers|work_bits|filter|y",
         value in "[-0-9a-z\"\\[\\]{}=,.]{0,12}",
     ) {
         let _ = parse(&format!("[{section}]\n{key} = {value}\n"));
