@@ -9,12 +9,14 @@
 //! Every object is canonical CBOR with integer keys inside a signed object of souk-crypto; its page in `docs/` has the
 //! CDDL and the bounds. Everything that came from outside is a validated type before it can be read.
 
+pub mod admission;
 pub mod capacity;
 pub mod card;
 pub mod directory;
 pub mod envelope;
 pub mod lifecycle;
 pub mod log;
+pub mod matching;
 pub mod price;
 pub mod quorum;
 pub mod refusal;

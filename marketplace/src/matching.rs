@@ -1,0 +1,172 @@
+//! Which providers of a market can carry a lease, and in which order they are worth asking.
+//!
+//! Threat: a choice that everybody makes the same way can be bought by one provider that is a little cheaper and
+//! watches who comes. So the order is by price, and who rents may draw among the first few.
+
+use std::sync::Arc;
+
+use souk_crypto::{IssuerPublicKey, NodeId};
+
+use crate::{
+    capacity::Level,
+    card::{Policy, Role, VerifiedCard},
+    quorum::{Market, MarketCard},
+    units::{Arch, Asset, DurationS, ImageHash, Limits, Money, Resources},
+};
+
+/// What is looked for.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// What is to run.
+    pub image: ImageHash,
+    /// How much of a machine.
+    pub resources: Resources,
+    /// How long.
+    pub duration: DurationS,
+    /// Limits that must be enforced.
+    pub required: Limits,
+    /// On which architecture; any where absent.
+    pub arch: Option<Arch>,
+    /// Whether a kernel that is shared with others will do.
+    pub shared_kernel: bool,
+    /// The most that it may cost, and in which asset; a free lease fits any.
+    pub max_total: Option<(Asset, Money)>,
+    /// Who vouches for the requester; nobody where absent.
+    pub issuer: Option<IssuerPublicKey>,
+    /// Only this provider.
+    pub provider: Option<NodeId>,
+}
+
+/// A provider that can carry it.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Its card.
+    pub card: Arc<VerifiedCard>,
+    /// Which offer of the card.
+    pub offer: usize,
+    /// Which size class of the offer: the smallest that holds the lease.
+    pub class: usize,
+    /// How much room it says it has; `None` where it has not said.
+    pub level: Option<Level>,
+    /// What it costs.
+    pub price: Money,
+    /// Bits of work that it asks for.
+    pub work_bits: u8,
+}
+
+/// Why a provider is none, so that somebody who finds no match learns what to change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mismatch {
+    /// It does not have the image.
+    Image,
+    /// No offer of it is of this architecture.
+    Arch,
+    /// It is too large for every offer.
+    Size,
+    /// No fitting offer enforces the limits.
+    Limits,
+    /// The fitting offers share the kernel of the host.
+    SharedKernel,
+    /// It says that it has no room.
+    Full,
+    /// It costs more, or is priced in another asset.
+    Price,
+    /// It does not serve this requester: no voucher of a listed issuer, and too much for an anonymous lease.
+    Policy,
+}
+
+/// The candidates of a market, the cheapest and emptiest first; and why the other providers are none.
+#[must_use]
+pub fn candidates(market: &Market, wanted: &Wanted) -> (Vec<Candidate>, Vec<(NodeId, Mismatch)>) {
+    let mut found = Vec::new();
+    let mut others = Vec::new();
+    for listed in &market.cards {
+        let named = wanted
+            .provider
+            .is_none_or(|provider| provider == listed.card.node);
+        if !named || !listed.card.has_role(Role::Provider) {
+            continue;
+        }
+        match candidate(listed, wanted) {
+            Ok(candidate) => found.push(candidate),
+            Err(why) => others.push((listed.card.node, why)),
+        }
+    }
+    found.sort_by_key(|c| (c.price, std::cmp::Reverse(c.level), c.card.node));
+    (found, others)
+}
+
+fn candidate(listed: &MarketCard, wanted: &Wanted) -> Result<Candidate, Mismatch> {
+    let card = &listed.card;
+    if !card.images.iter().any(|image| image.hash == wanted.image) {
+        return Err(Mismatch::Image);
+    }
+    let price = price(card, wanted)?;
+    let work_bits = admits(&card.policy, wanted).ok_or(Mismatch::Policy)?;
+    let mut closest = Mismatch::Arch;
+    for (index, offer) in card.offers.iter().enumerate() {
+        let fitting = offer
+            .classes
+            .iter()
+            .position(|class| wanted.resources.fits_in(class));
+        let level = fitting.and_then(|class| listed.level(index, class));
+        let mismatch = if wanted.arch.as_ref().is_some_and(|arch| *arch != offer.arch) {
+            Mismatch::Arch
+        } else if fitting.is_none() {
+            Mismatch::Size
+        } else if !wanted.required.missing_from(offer.enforced).is_empty() {
+            Mismatch::Limits
+        } else if offer.shared_kernel && !wanted.shared_kernel {
+            Mismatch::SharedKernel
+        } else if level == Some(Level::None) {
+            Mismatch::Full
+        } else {
+            let class = fitting.expect("checked above");
+            let card = Arc::clone(card);
+            return Ok(Candidate {
+                card,
+                offer: index,
+                class,
+                level,
+                price,
+                work_bits,
+            });
+        };
+        closest = closest.max(mismatch);
+    }
+    Err(closest)
+}
+
+fn price(card: &VerifiedCard, wanted: &Wanted) -> Result<Money, Mismatch> {
+    let Some(prices) = &card.prices else {
+        return Ok(Money(0));
+    };
+    let price = prices
+        .charge(&wanted.resources, wanted.duration)
+        .ok_or(Mismatch::Price)?;
+    let allowed = match &wanted.max_total {
+        None => true,
+        Some((asset, most)) => price.0 == 0 || (*asset == prices.asset && price <= *most),
+    };
+    if allowed {
+        Ok(price)
+    } else {
+        Err(Mismatch::Price)
+    }
+}
+
+/// Bits of work that the requester has to do; `None` where the policy does not admit it.
+fn admits(policy: &Policy, wanted: &Wanted) -> Option<u8> {
+    if let Some(issuer) = &wanted.issuer {
+        return policy.issuers.contains(issuer).then_some(0);
+    }
+    policy
+        .anonymous
+        .filter(|limits| {
+            limits.max_concurrent > 0
+                && limits.max_per_hour > 0
+                && wanted.duration <= limits.max_duration
+                && wanted.resources.fits_in(&limits.max_resources)
+        })
+        .map(|limits| limits.work_bits)
+}
