@@ -1,2 +1,33 @@
-//! Placeholder
-fn main() {}
+//! `souk`: rent and sell machines anonymously.
+//!
+//! ```text
+//! souk node run ……………… a node, until it is told to stop
+//! souk status, node … …… what a running node says over its control socket
+//! souk rent, ssh, end …… a requester, whose client runs in this process
+//! ```
+
+mod args;
+mod commands;
+mod failure;
+mod logging;
+mod out;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::Cli;
+use failure::{Failure, USAGE};
+
+fn main() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => cli.run().unwrap_or_else(|failure: Failure| failure.show()),
+        Err(error) => {
+            // Where stderr is closed there is nobody to tell.
+            let _ = error.print();
+            // Help and version are no mistakes.
+            ExitCode::from(if error.use_stderr() { USAGE } else { 0 })
+        }
+    }
+}

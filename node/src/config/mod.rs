@@ -256,12 +256,13 @@ fn node(reader: &mut Reader<'_>, folder: &Path) -> Node {
     roles.dedup();
     let address =
         from_str::<Multiaddr>("write a multiaddress such as \"/ip4/0.0.0.0/udp/4551/quic-v1\"");
+    let before = reader.mistakes();
     let listen = reader.list("node", "listen", |text| address(text).and_then(transport));
-    if listen.is_empty() {
+    if listen.is_empty() && reader.mistakes() == before {
         reader.misfit(
             "node",
             "listen",
-            "node.listen has no valid address",
+            "node.listen is empty",
             "give at least one multiaddress",
         );
     }
@@ -299,8 +300,8 @@ fn provider(reader: &mut Reader<'_>, node: &Node) -> Provider {
     if node.roles.contains(&Role::Provider) {
         if !allow_shared_kernel {
             reader.misfit(
-                SECTION,
-                "allow_shared_kernel",
+                "node",
+                "roles",
                 "a provider with the sandbox driver shares the kernel of this machine with its tenants",
                 "agree with `allow_shared_kernel = true` under [provider], or take \"provider\" out of node.roles",
             );

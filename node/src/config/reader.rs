@@ -50,6 +50,11 @@ impl<'a> Reader<'a> {
         Mistakes::check(self.mistakes)
     }
 
+    /// How many mistakes were found so far.
+    pub(super) fn mistakes(&self) -> usize {
+        self.mistakes.len()
+    }
+
     pub(super) fn bool(&mut self, section: &str, key: &str) -> bool {
         let (value, span) = self.value(section, key);
         let taken = value.as_bool();

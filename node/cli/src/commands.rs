@@ -1,0 +1,71 @@
+//! One module a command.
+
+pub(crate) mod config;
+pub(crate) mod issuer;
+pub(crate) mod node;
+pub(crate) mod status;
+pub(crate) mod version;
+
+use std::{future::Future, path::PathBuf, process::ExitCode};
+
+use clap::Args;
+use souk_node::{config::Config, control};
+
+use crate::failure::{CONFIG, Failure, UNAVAILABLE};
+
+/// Runs a command that waits for things, on a runtime of its own.
+pub(crate) fn wait<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::because("cannot start threads", &error))?;
+    let result = runtime.block_on(work);
+    // What still runs is cancelled; a blocking task must not keep the user waiting.
+    runtime.shutdown_background();
+    result
+}
+
+/// Which configuration holds.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ConfigFile {
+    /// The configuration of the node [default: souk.toml here, or else the built-in defaults]
+    #[arg(short, long, value_name = "FILE", env = "SOUK_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    /// Reads it.
+    pub(crate) fn load(&self) -> Result<Config, Failure> {
+        let path = self
+            .config
+            .clone()
+            .unwrap_or_else(|| PathBuf::from("souk.toml"));
+        Config::load(&path).map_err(|error| config::explain(&error))
+    }
+
+    /// Connects to the node that runs with it.
+    pub(crate) async fn connect(&self) -> Result<control::Client, Failure> {
+        let socket = self.load()?.control_socket;
+        control::Client::connect(&socket)
+            .await
+            .map_err(|error| unreached(&error))
+    }
+}
+
+/// What a control call that failed means for the user.
+pub(crate) fn unreached(error: &control::ClientError) -> Failure {
+    use control::ClientError as E;
+    let failure = Failure::of(error);
+    match error {
+        E::NotRunning { .. } => failure
+            .hint("start it with `souk node run`")
+            .code(UNAVAILABLE),
+        E::NotPermitted { .. } => failure.hint("run this command as the user that runs the node"),
+        E::NotNow(_) => failure.code(UNAVAILABLE),
+        E::OtherVersion(_) => failure.code(CONFIG),
+        E::NotFound(_) | E::Io { .. } | E::Failed { .. } => failure,
+    }
+}
+
+/// The work is done.
+pub(crate) const DONE: Result<ExitCode, Failure> = Ok(ExitCode::SUCCESS);

@@ -1,0 +1,147 @@
+//! `souk node`.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use souk_node::control::v1;
+
+use super::{ConfigFile, DONE, unreached, wait};
+use crate::{failure::Failure, out};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Node {
+    /// Show the leases of the provider on this machine.
+    #[command(
+        after_help = "Example:\n  souk node leases --json\n\nNo row tells who rents: the node does not know."
+    )]
+    Leases(Leases),
+    /// End a lease on this machine before its time, as the operator.
+    #[command(after_help = "Example:\n  souk node end 000102030405060708090a0b0c0d0e0f")]
+    End(End),
+    /// Print the metrics of the node in OpenMetrics text.
+    #[command(after_help = "Example:\n  souk node metrics | grep souk_mix")]
+    Metrics(Bare),
+    /// Stop the node on this machine, as SIGTERM does.
+    #[command(after_help = "Example:\n  souk node stop")]
+    Stop(Bare),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Bare {
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Leases {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Print one JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct End {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// The lease, as `souk node leases` shows it
+    lease: String,
+}
+
+impl Node {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        match self {
+            Self::Leases(Leases { config, json }) => {
+                let leases = wait(async {
+                    config
+                        .connect()
+                        .await?
+                        .leases()
+                        .await
+                        .map_err(|error| unreached(&error))
+                })?;
+                show(leases, json);
+            }
+            Self::End(End { config, lease }) => {
+                let lease = lease.parse().map_err(|why| {
+                    Failure::new(format_args!("{lease:?} is no lease id: {why}"))
+                        .code(crate::failure::USAGE)
+                })?;
+                wait(async {
+                    config
+                        .connect()
+                        .await?
+                        .end(lease)
+                        .await
+                        .map_err(|error| unreached(&error))
+                })?;
+                out::line(format_args!("lease {lease} is ending"));
+            }
+            Self::Metrics(Bare { config }) => {
+                let text = wait(async {
+                    config
+                        .connect()
+                        .await?
+                        .metrics()
+                        .await
+                        .map_err(|error| unreached(&error))
+                })?;
+                out::line(text.trim_end());
+            }
+            Self::Stop(Bare { config }) => {
+                wait(async {
+                    config
+                        .connect()
+                        .await?
+                        .shutdown()
+                        .await
+                        .map_err(|error| unreached(&error))
+                })?;
+                out::line("the node is stopping");
+            }
+        }
+        DONE
+    }
+}
+
+#[derive(Serialize)]
+struct Row {
+    lease: String,
+    state: String,
+    image: String,
+    cpu_millicores: u32,
+    memory_mib: u32,
+    valid_to_unix_s: u64,
+}
+
+fn show(leases: Vec<v1::Lease>, json: bool) {
+    let rows = leases.into_iter().map(|lease| Row {
+        lease: lease.lease,
+        state: lease.state,
+        image: lease.image,
+        cpu_millicores: lease.cpu_millicores,
+        memory_mib: lease.memory_mib,
+        valid_to_unix_s: lease.valid_to_unix_s,
+    });
+    if json {
+        out::json(&rows.collect::<Vec<_>>());
+        return;
+    }
+    let head = ["LEASE", "STATE", "CORES", "MIB", "VALID TO"]
+        .map(str::to_owned)
+        .to_vec();
+    let body = rows.map(|row| {
+        vec![
+            row.lease,
+            row.state,
+            format!("{:.2}", f64::from(row.cpu_millicores) / 1000.0),
+            row.memory_mib.to_string(),
+            row.valid_to_unix_s.to_string(),
+        ]
+    });
+    out::line(out::table(
+        &std::iter::once(head).chain(body).collect::<Vec<_>>(),
+    ));
+}
