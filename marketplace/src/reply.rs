@@ -42,8 +42,8 @@ pub const MAX_ENDPOINTS: usize = 4;
 pub const MAX_ENTRY_LEN: usize = 128;
 /// Most bytes of a checkpoint with its signatures.
 pub const MAX_CHECKPOINT_LEN: usize = 512;
-/// Most bytes of an inclusion proof: 28 hashes of 32 bytes, enough for a log of 268 million leaves.
-pub const MAX_PATH_LEN: usize = 28 * 32;
+/// Most bytes of an inclusion proof: 26 hashes of 32 bytes, enough for a log of 67 million leaves.
+pub const MAX_PATH_LEN: usize = 26 * 32;
 
 /// Where an instance can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

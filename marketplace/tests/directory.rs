@@ -1,0 +1,444 @@
+//! The directory and the comparison of card sets, seen from outside.
+
+mod support;
+
+use proptest::prelude::*;
+use souk_crypto::UnixTime;
+use souk_market::{
+    capacity::{CAPACITY_PERIOD_S, Level},
+    card::{MAX_CARD_LIFE_S, Transport},
+    directory::{Directory, Ignored, Rejected, UPDATE_BURST, Verdict},
+    quorum::{Gathering, LeftOut, Progress, SetError},
+    retirement::{VerifiedRetirement, agree_to_succeed},
+    units::Sequence,
+};
+use support::{NOW, Node, address, list, network};
+
+fn directory() -> Directory {
+    Directory::new(network(), true)
+}
+
+fn assert_ignored(verdict: Verdict, why: Ignored) {
+    assert!(
+        matches!(verdict, Verdict::Ignore(w) if w == why),
+        "{verdict:?} is not {why:?}"
+    );
+}
+
+#[test]
+fn a_good_card_is_passed_on_once() {
+    let (node, mut directory) = (Node::new(1), directory());
+    let card = node.card(1);
+    assert!(matches!(
+        directory.handle_card(NOW, card.as_bytes()),
+        Verdict::Accept
+    ));
+    assert_ignored(directory.handle_card(NOW, card.as_bytes()), Ignored::Known);
+    assert_eq!(
+        directory.card(NOW, &card.node).expect("held").digest(),
+        card.digest()
+    );
+}
+
+#[test]
+fn a_higher_sequence_wins_and_a_lower_one_is_no_news() {
+    let (node, mut directory) = (Node::new(1), directory());
+    let (old, new) = (node.card(1), node.card(2));
+    assert!(matches!(
+        directory.handle_card(NOW, new.as_bytes()),
+        Verdict::Accept
+    ));
+    assert_ignored(directory.handle_card(NOW, old.as_bytes()), Ignored::Older);
+    assert_eq!(
+        directory.card(NOW, &new.node).expect("held").sequence,
+        Sequence(2)
+    );
+}
+
+#[test]
+fn two_cards_under_one_sequence_are_both_unused_and_kept_as_proof() {
+    let (node, mut directory) = (Node::new(1), directory());
+    let first = node.card(1);
+    let second = node.sign({
+        let mut card = node.plain_card(1);
+        card.addresses = list(vec![address("/ip4/127.0.0.1/tcp/9")]);
+        card
+    });
+    directory.handle_card(NOW, first.as_bytes());
+    assert!(matches!(
+        directory.handle_card(NOW, second.as_bytes()),
+        Verdict::Accept
+    ));
+    assert!(directory.card(NOW, &first.node).is_none());
+    assert_eq!(directory.cards(NOW).count(), 0);
+    let proof = directory.equivocations().next().expect("a proof");
+    assert_eq!(
+        (proof.first.digest(), proof.second.digest()),
+        (first.digest(), second.digest())
+    );
+    // A card with a higher sequence is the way back.
+    assert!(matches!(
+        directory.handle_card(NOW, node.card(2).as_bytes()),
+        Verdict::Accept
+    ));
+    assert!(directory.card(NOW, &first.node).is_some());
+}
+
+#[test]
+fn what_is_not_of_this_time_is_ignored_and_blames_nobody() {
+    let (node, mut directory) = (Node::new(1), directory());
+    let card = node.card(1);
+    let early = UnixTime(card.from.0 - 121);
+    let late = UnixTime(card.to.0 + 120);
+    assert_ignored(
+        directory.handle_card(early, card.as_bytes()),
+        Ignored::Future,
+    );
+    assert_ignored(
+        directory.handle_card(late, card.as_bytes()),
+        Ignored::Expired,
+    );
+    assert!(matches!(
+        directory.handle_card(UnixTime(late.0 - 1), card.as_bytes()),
+        Verdict::Accept
+    ));
+    assert_eq!(directory.handle_time(late), 1);
+    assert!(directory.is_empty());
+}
+
+#[test]
+fn a_card_that_lives_too_long_or_breaks_a_rule_cannot_be_made() {
+    let node = Node::new(1);
+    let made = |change: fn(&mut souk_market::card::Card)| {
+        let mut card = node.plain_card(1);
+        change(&mut card);
+        souk_market::card::VerifiedCard::sign(card, &node.card, &node.network).is_ok()
+    };
+    assert!(made(|_| ()));
+    assert!(!made(|card| card.to = card.from.plus_s(MAX_CARD_LIFE_S + 1)));
+    assert!(!made(|card| card.to = card.from));
+    assert!(!made(|card| card.roles = list(vec![])));
+    assert!(!made(|card| card.succeeds = Some(card.node)));
+}
+
+#[test]
+fn a_card_of_another_network_or_with_a_flipped_bit_is_rejected() {
+    let node = Node::new(1);
+    let card = node.card(1);
+    let other = "other.00000000".parse().expect("an id");
+    let mut elsewhere = Directory::new(other, true);
+    let verdict = elsewhere.handle_card(NOW, card.as_bytes());
+    assert!(matches!(verdict, Verdict::Reject(Rejected::Card(_))));
+    for at in (0..card.as_bytes().len()).step_by(7) {
+        let mut bytes = card.as_bytes().to_vec();
+        bytes[at] ^= 1;
+        let verdict = directory().handle_card(NOW, &bytes);
+        assert!(
+            matches!(verdict, Verdict::Reject(_)),
+            "byte {at}: {verdict:?}"
+        );
+    }
+}
+
+#[test]
+fn private_addresses_pass_on_test_networks_only() {
+    let card = Node::new(1).card(1);
+    let mut public = Directory::new(network(), false);
+    let verdict = public.handle_card(NOW, card.as_bytes());
+    assert!(matches!(verdict, Verdict::Reject(Rejected::PrivateAddress)));
+    for inner in [
+        "/ip4/10.1.2.3/tcp/1",
+        "/ip4/100.64.0.1/tcp/1",
+        "/ip6/::1/tcp/1",
+        "/ip6/fd00::1/tcp/1",
+    ] {
+        assert!(!address(inner).is_public(), "{inner}");
+    }
+    for outer in ["/ip4/192.0.3.1/tcp/1", "/ip6/2001:db9::1/udp/1/quic-v1"] {
+        assert!(address(outer).is_public(), "{outer}");
+    }
+}
+
+#[test]
+fn an_address_has_one_spelling_and_is_literal() {
+    assert_eq!(
+        address("/ip4/192.0.2.1/udp/4001/quic-v1").transport,
+        Transport::Quic
+    );
+    for wrong in [
+        "/dns4/example.org/tcp/4001",
+        "/ip4/192.0.2.1/tcp/04001",
+        "/ip4/192.0.2.1/tcp/0",
+        "/ip4/192.0.2.1/tcp/4001/",
+        "/ip4/192.0.2.1/udp/4001",
+        "/ip4/::1/tcp/4001",
+        "/ip6/0:0:0:0:0:0:0:1/tcp/4001",
+        "/ip4/192.0.2.1/tcp/4001/p2p/12D3KooWxyz",
+        "ip4/192.0.2.1/tcp/4001",
+    ] {
+        assert!(
+            wrong.parse::<souk_market::card::Address>().is_err(),
+            "{wrong}"
+        );
+    }
+}
+
+#[test]
+fn a_node_that_floods_its_own_cards_is_slowed_to_one_a_minute() {
+    let (node, mut directory) = (Node::new(1), directory());
+    let burst = u64::from(UPDATE_BURST);
+    for sequence in 0..=burst {
+        let verdict = directory.handle_card(NOW, node.card(sequence).as_bytes());
+        assert!(
+            matches!(verdict, Verdict::Accept),
+            "{sequence}: {verdict:?}"
+        );
+    }
+    let next = node.card(burst + 1);
+    assert_ignored(
+        directory.handle_card(NOW, next.as_bytes()),
+        Ignored::TooMany,
+    );
+    assert!(matches!(
+        directory.handle_card(NOW.plus_s(60), next.as_bytes()),
+        Verdict::Accept
+    ));
+}
+
+#[test]
+fn capacity_counts_for_the_card_it_speaks_of_and_not_more_often_than_its_period() {
+    let (node, mut directory) = (Node::new(1), directory());
+    let message = node.capacity(1, NOW, Level::Some);
+    assert_ignored(directory.handle_capacity(NOW, &message), Ignored::NoCard);
+    directory.handle_card(NOW, node.card(1).as_bytes());
+    assert!(matches!(
+        directory.handle_capacity(NOW, &message),
+        Verdict::Accept
+    ));
+    assert_ignored(directory.handle_capacity(NOW, &message), Ignored::Known);
+    let soon = node.capacity(1, NOW.plus_s(5), Level::None);
+    assert_ignored(directory.handle_capacity(NOW, &soon), Ignored::TooMany);
+    let later = NOW.plus_s(CAPACITY_PERIOD_S);
+    let next = node.capacity(1, later, Level::None);
+    assert!(matches!(
+        directory.handle_capacity(later, &next),
+        Verdict::Accept
+    ));
+    assert_ignored(directory.handle_capacity(later, &message), Ignored::Older);
+    let other_card = node.capacity(2, later.plus_s(60), Level::Some);
+    assert_ignored(
+        directory.handle_capacity(later, &other_card),
+        Ignored::NoCard,
+    );
+    let level = directory
+        .cards(later)
+        .next()
+        .and_then(|(_, c)| c.expect("held").level(0, 1));
+    assert_eq!(level, Some(Level::None));
+}
+
+#[test]
+fn capacity_signed_by_another_node_is_rejected() {
+    let (node, thief, mut directory) = (Node::new(1), Node::new(2), directory());
+    directory.handle_card(NOW, node.card(1).as_bytes());
+    let forged = Node {
+        node: node.node.clone(),
+        ..thief
+    }
+    .capacity(1, NOW, Level::Plenty);
+    let verdict = directory.handle_capacity(NOW, &forged);
+    assert!(
+        matches!(verdict, Verdict::Reject(Rejected::CapacitySigner)),
+        "{verdict:?}"
+    );
+}
+
+#[test]
+fn a_tombstone_outlives_the_card_and_names_the_heir_that_agreed() {
+    let (old, heir, mut directory) = (Node::new(1), Node::new(2), directory());
+    directory.handle_card(NOW, old.card(1).as_bytes());
+    let succession = agree_to_succeed(old.node.public(), &heir.node, NOW, &old.network);
+    let retirement = VerifiedRetirement::sign(
+        &old.node,
+        NOW,
+        Some(succession.expect("signed")),
+        &old.network,
+    )
+    .expect("valid");
+    assert!(matches!(
+        directory.handle_retirement(NOW, retirement.as_bytes()),
+        Verdict::Accept
+    ));
+    assert!(directory.is_empty());
+    let day = NOW.plus_s(86_400);
+    directory.handle_time(day);
+    assert_ignored(
+        directory.handle_card(NOW, old.card(2).as_bytes()),
+        Ignored::Retired,
+    );
+    assert_eq!(
+        directory.successor(&old.node.public()),
+        Some(heir.node.public())
+    );
+    directory.handle_time(NOW.plus_s(31 * 86_400));
+    assert!(!directory.is_retired(&old.node.public()));
+}
+
+#[test]
+fn nobody_can_be_retired_or_made_an_heir_by_somebody_else() {
+    let (old, heir, thief) = (Node::new(1), Node::new(2), Node::new(3));
+    // The heir agreed to follow somebody else.
+    let succession = agree_to_succeed(thief.node.public(), &heir.node, NOW, &old.network);
+    let wrong = VerifiedRetirement::sign(
+        &old.node,
+        NOW,
+        Some(succession.expect("signed")),
+        &old.network,
+    );
+    assert!(wrong.is_err());
+    let retirement = souk_market::retirement::Retirement {
+        node: old.node.public(),
+        at: NOW,
+        succession: None,
+    };
+    let forged = souk_crypto::sign::sign(retirement, &thief.node, &old.network).expect("signed");
+    let verdict = directory().handle_retirement(NOW, forged.signed().as_bytes());
+    assert!(
+        matches!(verdict, Verdict::Reject(Rejected::Retirement(_))),
+        "{verdict:?}"
+    );
+}
+
+fn gather(sets: &[&Directory], quorum: usize) -> souk_market::quorum::Market {
+    let mut gathering = Gathering::new(network(), true, NOW);
+    for (i, directory) in sets.iter().enumerate() {
+        let entry = Node::new(1000 + i as u64).node.public();
+        for page in directory.snapshot(NOW, 5).pages() {
+            gathering.handle_page(entry, &page).expect("an honest page");
+        }
+    }
+    gathering.compare(quorum)
+}
+
+fn with_cards(cards: &[&Node]) -> Directory {
+    let mut directory = directory();
+    for node in cards {
+        assert!(matches!(
+            directory.handle_card(NOW, node.card(1).as_bytes()),
+            Verdict::Accept
+        ));
+    }
+    directory
+}
+
+#[test]
+fn equal_sets_have_equal_roots_in_whatever_order_the_cards_came() {
+    let nodes: Vec<_> = (0..70).map(Node::new).collect();
+    let forward = with_cards(&nodes.iter().collect::<Vec<_>>());
+    let backward = with_cards(&nodes.iter().rev().collect::<Vec<_>>());
+    assert_eq!(
+        forward.snapshot(NOW, 5).root(),
+        backward.snapshot(NOW, 5).root()
+    );
+    assert_ne!(
+        forward.snapshot(NOW, 5).root(),
+        forward.snapshot(NOW, 6).root()
+    );
+    let market = gather(&[&forward, &backward], 2);
+    assert!(market.is_unanimous());
+    assert_eq!((market.cards.len(), market.left_out.len()), (70, 0));
+}
+
+#[test]
+fn a_card_that_one_entry_alone_shows_is_not_used() {
+    let (a, b, marked) = (Node::new(1), Node::new(2), Node::new(3));
+    let (honest, other) = (with_cards(&[&a, &b]), with_cards(&[&a, &b]));
+    let dishonest = with_cards(&[&a, &b, &marked]);
+    let market = gather(&[&honest, &other, &dishonest], 2);
+    assert!(!market.is_unanimous());
+    assert!(market.card(&a.node.public()).is_some());
+    assert!(market.card(&marked.node.public()).is_none());
+    assert_eq!(
+        market.left_out,
+        [(marked.node.public(), LeftOut::NoQuorum { seen: 1 })]
+    );
+}
+
+#[test]
+fn two_entries_that_show_contradicting_cards_reveal_the_node() {
+    let node = Node::new(1);
+    let (mut one, mut two) = (directory(), directory());
+    one.handle_card(NOW, node.card(1).as_bytes());
+    let mut other = node.plain_card(1);
+    other.images = list(vec![]);
+    two.handle_card(NOW, node.sign(other).as_bytes());
+    let market = gather(&[&one, &two], 1);
+    assert_eq!(market.left_out, [(node.node.public(), LeftOut::Equivocal)]);
+}
+
+#[test]
+fn while_a_new_card_spreads_the_newest_with_a_quorum_counts() {
+    let node = Node::new(1);
+    let (mut fresh, stale, stale_too) = (directory(), with_cards(&[&node]), with_cards(&[&node]));
+    fresh.handle_card(NOW, node.card(2).as_bytes());
+    let market = gather(&[&fresh, &stale, &stale_too], 2);
+    assert_eq!(market.cards[0].card.sequence, Sequence(1));
+}
+
+#[test]
+fn a_set_whose_pages_do_not_fit_together_is_dropped_whole() {
+    let nodes: Vec<_> = (0..40).map(Node::new).collect();
+    let directory = with_cards(&nodes.iter().collect::<Vec<_>>());
+    let pages: Vec<_> = directory.snapshot(NOW, 5).pages().collect();
+    let other: Vec<_> = with_cards(&[&nodes[0]]).snapshot(NOW, 5).pages().collect();
+    assert_eq!(pages.len(), 2);
+    let entry = Node::new(1000).node.public();
+
+    let mut gathering = Gathering::new(network(), true, NOW);
+    assert!(matches!(
+        gathering.handle_page(entry, &pages[1]),
+        Err(SetError::Order { .. })
+    ));
+    assert!(matches!(
+        gathering.handle_page(entry, &pages[0]),
+        Ok(Progress::More(1))
+    ));
+    assert!(matches!(
+        gathering.handle_page(entry, &other[0]),
+        Err(SetError::Order { .. })
+    ));
+    assert!(gathering.compare(1).cards.is_empty());
+
+    // A card left out of a page no longer fits the root.
+    let mut page = souk_market::snapshot::Page::from_bytes(&pages[1]).expect("a page");
+    page.cards = list(page.cards[1..].to_vec());
+    let thinned = souk_crypto::cbor::encode(&page);
+    let mut gathering = Gathering::new(network(), true, NOW);
+    gathering
+        .handle_page(entry, &pages[0])
+        .expect("honest so far");
+    assert!(matches!(
+        gathering.handle_page(entry, &thinned),
+        Err(SetError::Root)
+    ));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whatever the order of arrival, every directory ends up with the same usable cards.
+    #[test]
+    fn directories_converge_in_whatever_order_cards_arrive(
+        order in Just((0usize..9).collect::<Vec<_>>()).prop_shuffle(),
+    ) {
+        let nodes: Vec<_> = (0..3).map(Node::new).collect();
+        let cards: Vec<_> =
+            (0..9).map(|i| nodes[i % 3].card(i as u64 / 3)).collect();
+        let (mut one, mut two) = (directory(), directory());
+        for (i, card) in cards.iter().enumerate() {
+            one.handle_card(NOW, card.as_bytes());
+            two.handle_card(NOW, cards[order[i]].as_bytes());
+        }
+        prop_assert_eq!(one.snapshot(NOW, 1).root(), two.snapshot(NOW, 1).root());
+    }
+}
