@@ -12,7 +12,7 @@ use super::conduct::{Offence, OffenceLabel};
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, prometheus_client::encoding::EncodeLabelValue,
 )]
-pub(super) enum Drop {
+pub(super) enum Lost {
     /// The queue of the link is full.
     Full,
     /// There is no link to the peer.
@@ -21,7 +21,7 @@ pub(super) enum Drop {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DropLabel {
-    reason: Drop,
+    reason: Lost,
 }
 
 /// The counters; clones count together.
@@ -94,7 +94,7 @@ impl Counters {
         self.frames_received.inc();
     }
 
-    pub(super) fn count_dropped(&self, reason: Drop) {
+    pub(super) fn count_dropped(&self, reason: Lost) {
         self.frames_dropped.get_or_create(&DropLabel { reason }).inc();
     }
 

@@ -1,0 +1,299 @@
+//! Links: the long-lived streams that carry mix frames.
+//!
+//! A link has one direction; two mixes that send to each other hold two. The sender keeps it open:
+//!
+//! ```text
+//!  set_links ──► connecting ──► open ──► writing ◄──► idle
+//!                  ▲  │ failed    │ the stream ends
+//!                  │  ▼           │
+//!                  waiting ◄──────┘   (doubling, with jitter, up to MAX_BACKOFF)
+//! ```
+//!
+//! Frames have one size ([`Frame::LEN`]) and no length prefix. Each link has a queue of [`LINK_QUEUE`] frames; what does
+//! not fit is dropped and counted, and the acknowledgements of the message layer see to it. The receiving side hands
+//! frames to one bounded queue; when that is full the streams are not read, which holds the senders back. A peer to
+//! which there is no link (a client at its entry, or a stranger) may send [`STRANGER_PER_SECOND`] frames.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, RwLock},
+    time::{Duration, Instant},
+};
+
+use libp2p::{Multiaddr, PeerId};
+use rand::RngExt as _;
+use souk_crypto::NodeId;
+use souk_sphinx::link::Frame;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::mpsc,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use super::{
+    address,
+    conduct::Offence,
+    counters::{Counters, Lost},
+    frame::FRAME_DEADLINE,
+    names::What,
+    peers::Peers,
+    rate::TokenBucket,
+    streams::{Acceptor, PeerStream},
+};
+
+/// Frames that wait for one link: 600 KiB at worst, a tenth of a second at full speed.
+pub const LINK_QUEUE: usize = 256;
+
+/// Links that one node keeps. A full mesh of this many mixes is more than one network needs; past it, later ones are left out.
+pub const MAX_LINKS: usize = 256;
+
+/// Frames per second from a peer to which this node has no link. A client sends a request of 24 packets and its repeats.
+pub const STRANGER_PER_SECOND: f64 = 100.0;
+const STRANGER_BURST: f64 = 256.0;
+
+/// Frames written together, to save system calls: 19 KiB.
+const BATCH: usize = 8;
+
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+/// Why a frame was not queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// There is no link to that node.
+    #[error("there is no link to that node")]
+    NoLink,
+    /// The link's queue is full.
+    #[error("the queue of the link is full")]
+    Full,
+}
+
+/// The links of one node or client.
+#[derive(Clone, Debug)]
+pub struct Links {
+    peers: Peers,
+    table: Arc<RwLock<Table>>,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    links: HashMap<NodeId, Link>,
+}
+
+#[derive(Debug)]
+struct Link {
+    addresses: Vec<Multiaddr>,
+    queue: mpsc::Sender<Frame>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Links {
+    pub(super) fn new(peers: Peers, counters: Counters) -> Self {
+        Self {
+            peers,
+            table: Arc::default(),
+            counters,
+        }
+    }
+
+    /// Keeps links to exactly these nodes: new ones are opened, others closed; unchanged ones are left alone.
+    ///
+    /// This node itself and what exceeds [`MAX_LINKS`] is left out.
+    pub fn set_links(&self, wanted: Vec<(NodeId, Vec<Multiaddr>)>) {
+        let local = self.peers.local();
+        let wanted: Vec<_> = wanted
+            .into_iter()
+            .filter(|(node, _)| *node != local)
+            .take(MAX_LINKS)
+            .collect();
+        let mut table = self.write();
+        let keep: HashSet<NodeId> = wanted.iter().map(|(node, _)| *node).collect();
+        table.links.retain(|node, _| keep.contains(node));
+        for (node, addresses) in wanted {
+            if table
+                .links
+                .get(&node)
+                .is_some_and(|link| link.addresses == addresses)
+            {
+                continue;
+            }
+            let (queue, frames) = mpsc::channel(LINK_QUEUE);
+            let task = tokio::spawn(keep_link(
+                self.peers.clone(),
+                node,
+                addresses.clone(),
+                frames,
+                self.counters.clone(),
+            ));
+            let link = Link {
+                addresses,
+                queue,
+                task,
+            };
+            table.links.insert(node, link);
+        }
+    }
+
+    /// Queues a frame for the link to `node`, without waiting.
+    ///
+    /// # Errors
+    /// [`LinkError`]; the frame is dropped and counted.
+    pub fn try_send(&self, node: &NodeId, frame: Frame) -> Result<(), LinkError> {
+        let table = self.table.read().unwrap_or_else(|e| e.into_inner());
+        let result = match table.links.get(node) {
+            None => Err((LinkError::NoLink, Lost::NoLink)),
+            Some(link) => link
+                .queue
+                .try_send(frame)
+                .map_err(|_| (LinkError::Full, Lost::Full)),
+        };
+        result.map_err(|(error, lost)| {
+            self.counters.count_dropped(lost);
+            error
+        })
+    }
+
+    fn has(&self, peer: &PeerId) -> bool {
+        let table = self.table.read().unwrap_or_else(|e| e.into_inner());
+        address::node_id(peer).is_some_and(|node| table.links.contains_key(&node))
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Reads the links that others keep to this node.
+    pub(super) async fn serve(self, mut streams: Acceptor, incoming: mpsc::Sender<Frame>) {
+        while let Some(stream) = streams.recv().await {
+            let (links, incoming) = (self.clone(), incoming.clone());
+            // Bounded by the connections and by the streams of each.
+            tokio::spawn(async move { links.read(stream, incoming).await });
+        }
+    }
+
+    async fn read(self, mut stream: PeerStream, incoming: mpsc::Sender<Frame>) {
+        let peer = stream.peer();
+        let mut rate = TokenBucket::new(STRANGER_PER_SECOND, STRANGER_BURST, Instant::now());
+        let mut bytes = vec![0; Frame::LEN];
+        loop {
+            let frame = match read_frame(&mut stream, &mut bytes).await {
+                Ok(frame) => frame,
+                Err(None) => return,
+                Err(Some(offence)) => return self.peers.report(peer, offence).await,
+            };
+            self.counters.count_received();
+            if !self.has(&peer) {
+                sleep(rate.take(Instant::now())).await;
+            }
+            if incoming.send(frame).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The next frame, or what the peer is to be blamed for.
+async fn read_frame(
+    stream: &mut PeerStream,
+    bytes: &mut [u8],
+) -> Result<Frame, Option<Offence>> {
+    // Between two frames a link may rest as long as it likes; the connection's own pings find out whether it is alive.
+    stream
+        .read_exact(&mut bytes[..1])
+        .await
+        .map_err(|_| None)?;
+    if bytes[0] != souk_sphinx::link::FRAME_VERSION {
+        return Err(Some(Offence::Framing));
+    }
+    match timeout(FRAME_DEADLINE, stream.read_exact(&mut bytes[1..])).await {
+        Err(_) => Err(Some(Offence::Stalled)),
+        Ok(Err(_)) => Err(None),
+        Ok(Ok(_)) => Frame::from_bytes(bytes).map_err(|_| Some(Offence::Framing)),
+    }
+}
+
+/// Keeps one link open for as long as it is wanted.
+async fn keep_link(
+    peers: Peers,
+    node: NodeId,
+    addresses: Vec<Multiaddr>,
+    mut frames: mpsc::Receiver<Frame>,
+    counters: Counters,
+) {
+    let mut backoff = MIN_BACKOFF;
+    loop {
+        let opened = match peers.connect(node, &addresses).await {
+            Ok(()) => peers.open(node, What::Mix).await.ok(),
+            Err(_) => None,
+        };
+        if let Some(stream) = opened {
+            let since = Instant::now();
+            counters.add_link(1);
+            let _up = Up(&counters);
+            match write_frames(stream, &mut frames, &counters).await {
+                LinkEnd::NoLongerWanted => return,
+                LinkEnd::Broken => {}
+            }
+            if since.elapsed() > MAX_BACKOFF {
+                backoff = MIN_BACKOFF;
+            }
+        }
+        sleep(backoff.mul_f64(rand::rng().random_range(0.5..1.0))).await;
+        backoff = (backoff * 2).min(MAX_BACKOFF);
+    }
+}
+
+/// Takes the link out of the gauge, also when its task is aborted.
+struct Up<'a>(&'a Counters);
+
+impl Drop for Up<'_> {
+    fn drop(&mut self) {
+        self.0.add_link(-1);
+    }
+}
+
+enum LinkEnd {
+    NoLongerWanted,
+    Broken,
+}
+
+async fn write_frames(
+    stream: PeerStream,
+    frames: &mut mpsc::Receiver<Frame>,
+    counters: &Counters,
+) -> LinkEnd {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut bytes = Vec::with_capacity(BATCH * Frame::LEN);
+    loop {
+        tokio::select! {
+            count = frames.recv_many(&mut batch, BATCH) => {
+                if count == 0 {
+                    return LinkEnd::NoLongerWanted;
+                }
+                bytes.clear();
+                for frame in batch.drain(..) {
+                    bytes.extend_from_slice(&*frame.to_bytes());
+                }
+                let write = async {
+                    writer.write_all(&bytes).await?;
+                    writer.flush().await
+                };
+                match timeout(FRAME_DEADLINE, write).await {
+                    Ok(Ok(())) => counters.count_sent(count),
+                    Ok(Err(_)) | Err(_) => return LinkEnd::Broken,
+                }
+            }
+            // Nothing may come back on a link; an end or a byte both mean that this stream is of no more use.
+            _ = reader.read_u8() => return LinkEnd::Broken,
+        }
+    }
+}
