@@ -23,13 +23,15 @@ use std::{
 use libp2p::{Multiaddr, PeerId};
 use rand::RngExt as _;
 use souk_crypto::NodeId;
-use souk_sphinx::link::Frame;
+use souk_sphinx::{Frame, HopAddress};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::mpsc,
     task::JoinHandle,
     time::{sleep, timeout},
 };
+
+use crate::mix::{self, LinkRefused};
 
 use super::{
     address,
@@ -58,20 +60,9 @@ const BATCH: usize = 8;
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// Why a frame was not queued.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LinkError {
-    /// There is no link to that node.
-    #[error("there is no link to that node")]
-    NoLink,
-    /// The link's queue is full.
-    #[error("the queue of the link is full")]
-    Full,
-}
-
 /// The links of one node or client.
 #[derive(Clone, Debug)]
-pub struct Links {
+pub struct MixLinks {
     peers: Peers,
     table: Arc<RwLock<Table>>,
     counters: Counters,
@@ -79,7 +70,7 @@ pub struct Links {
 
 #[derive(Debug, Default)]
 struct Table {
-    links: HashMap<NodeId, Link>,
+    links: HashMap<HopAddress, Link>,
 }
 
 #[derive(Debug)]
@@ -95,7 +86,7 @@ impl Drop for Link {
     }
 }
 
-impl Links {
+impl MixLinks {
     pub(super) fn new(peers: Peers, counters: Counters) -> Self {
         Self {
             peers,
@@ -115,12 +106,12 @@ impl Links {
             .take(MAX_LINKS)
             .collect();
         let mut table = self.write();
-        let keep: HashSet<NodeId> = wanted.iter().map(|(node, _)| *node).collect();
-        table.links.retain(|node, _| keep.contains(node));
+        let keep: HashSet<_> = wanted.iter().map(|(node, _)| hop(node)).collect();
+        table.links.retain(|hop, _| keep.contains(hop));
         for (node, addresses) in wanted {
             if table
                 .links
-                .get(&node)
+                .get(&hop(&node))
                 .is_some_and(|link| link.addresses == addresses)
             {
                 continue;
@@ -138,32 +129,13 @@ impl Links {
                 queue,
                 task,
             };
-            table.links.insert(node, link);
+            table.links.insert(hop(&node), link);
         }
-    }
-
-    /// Queues a frame for the link to `node`, without waiting.
-    ///
-    /// # Errors
-    /// [`LinkError`]; the frame is dropped and counted.
-    pub fn try_send(&self, node: &NodeId, frame: Frame) -> Result<(), LinkError> {
-        let table = self.table.read().unwrap_or_else(|e| e.into_inner());
-        let result = match table.links.get(node) {
-            None => Err((LinkError::NoLink, Lost::NoLink)),
-            Some(link) => link
-                .queue
-                .try_send(frame)
-                .map_err(|_| (LinkError::Full, Lost::Full)),
-        };
-        result.map_err(|(error, lost)| {
-            self.counters.count_dropped(lost);
-            error
-        })
     }
 
     fn has(&self, peer: &PeerId) -> bool {
         let table = self.table.read().unwrap_or_else(|e| e.into_inner());
-        address::node_id(peer).is_some_and(|node| table.links.contains_key(&node))
+        address::public_key(peer).is_some_and(|key| table.links.contains_key(&HopAddress(key)))
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, Table> {
@@ -198,6 +170,27 @@ impl Links {
             }
         }
     }
+}
+
+impl mix::Links for MixLinks {
+    fn try_send(&self, to: HopAddress, frame: Frame) -> Result<(), LinkRefused> {
+        let table = self.table.read().unwrap_or_else(|e| e.into_inner());
+        let result = match table.links.get(&to) {
+            None => Err(LinkRefused::NoLink),
+            Some(link) => link.queue.try_send(frame).map_err(|_| LinkRefused::Full),
+        };
+        result.inspect_err(|refused| {
+            self.counters.count_dropped(match refused {
+                LinkRefused::NoLink => Lost::NoLink,
+                LinkRefused::Full => Lost::Full,
+            });
+        })
+    }
+}
+
+/// A node's address in a Sphinx route is its key.
+fn hop(node: &NodeId) -> HopAddress {
+    HopAddress(*node.as_bytes())
 }
 
 /// The next frame, or what the peer is to be blamed for.

@@ -1,6 +1,14 @@
-//! A token bucket: the one form of rate limit of this crate.
+//! Token buckets: the one form of rate limit of the network.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use libp2p::PeerId;
+
+/// Peers whose rate is remembered.
+const MAX_PEERS: usize = 4_096;
 
 /// Allows `burst` events at once and `per_second` over time.
 #[derive(Clone, Debug)]
@@ -40,10 +48,51 @@ impl TokenBucket {
         Duration::from_secs_f64((-self.tokens / self.per_second).max(0.0))
     }
 
+    /// Whether forgetting this bucket would change nothing.
+    pub(super) fn is_full(&mut self, now: Instant) -> bool {
+        self.refill(now);
+        self.tokens >= self.burst
+    }
+
     fn refill(&mut self, now: Instant) {
         let elapsed = now.saturating_duration_since(self.at);
         self.at = self.at.max(now);
         self.tokens = (self.tokens + elapsed.as_secs_f64() * self.per_second).min(self.burst);
+    }
+}
+
+/// One bucket for each peer.
+#[derive(Debug)]
+pub(super) struct PeerRates {
+    per_second: f64,
+    burst: f64,
+    peers: HashMap<PeerId, TokenBucket>,
+}
+
+impl PeerRates {
+    pub(super) fn new(per_second: f64, burst: f64) -> Self {
+        Self {
+            per_second,
+            burst,
+            peers: HashMap::new(),
+        }
+    }
+
+    /// Takes a token of `peer` if there is one.
+    ///
+    /// Where [`MAX_PEERS`] others have used theirs up, a newcomer goes unrecorded: it costs a fresh identity and a
+    /// connection each time, and those are bounded elsewhere.
+    pub(super) fn try_take(&mut self, peer: PeerId, now: Instant) -> bool {
+        if self.peers.len() >= MAX_PEERS {
+            self.peers.retain(|_, bucket| !bucket.is_full(now));
+        }
+        if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&peer) {
+            return true;
+        }
+        self.peers
+            .entry(peer)
+            .or_insert_with(|| TokenBucket::new(self.per_second, self.burst, now))
+            .try_take(now)
     }
 }
 
@@ -68,6 +117,15 @@ mod tests {
         assert_eq!(bucket.take(start), Duration::ZERO);
         assert_eq!(bucket.take(start), Duration::from_millis(100));
         assert_eq!(bucket.take(start), Duration::from_millis(200));
+    }
+
+    #[test]
+    fn strangers_cannot_grow_the_record() {
+        let (mut rates, now) = (PeerRates::new(1.0, 1.0), Instant::now());
+        for _ in 0..2 * MAX_PEERS {
+            assert!(rates.try_take(PeerId::random(), now));
+        }
+        assert_eq!(rates.peers.len(), MAX_PEERS);
     }
 
     #[test]

@@ -1,0 +1,371 @@
+//! The mailboxes of an entry as a core without I/O.
+//!
+//! ```text
+//!  register ──► empty ──deposit──► holding ──collect(ack)──► empty
+//!                 │                   │ frames older than MAX_AGE are dropped
+//!                 └── expiry, or room needed and long not collected ──► gone
+//! ```
+//!
+//! A mailbox's address is a hash of its key, so whoever knows the key is the owner, and nobody can register the address of a
+//! node and swallow what is meant for it. A batch stays until it is acknowledged: a connection that breaks loses nothing.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    time::{Duration, Instant},
+};
+
+use souk_sphinx::{Frame, HopAddress};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// Mailboxes at one entry.
+pub const MAX_MAILBOXES: usize = 2_048;
+
+/// Frames that one mailbox may hold; a registration with more is cut to it. A final statement takes one packet.
+pub const MAX_QUOTA: u16 = 256;
+
+/// Frames of all mailboxes: 10 MiB. When it is reached, the fullest mailbox loses its oldest frame.
+pub const MAX_HELD: usize = 4_096;
+
+/// Longest lifetime of a registration. It is renewed by registering again.
+pub const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// Age at which a frame is dropped; its sender has long given up by then.
+pub const MAX_AGE: Duration = Duration::from_secs(15 * 60);
+
+/// A mailbox that was not collected for this long makes room for a new one, where room is needed.
+const ABANDONED: Duration = Duration::from_secs(120);
+
+/// The capability of a mailbox: whoever holds it collects. It is drawn at random and known to the client and its entry only.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct MailboxKey([u8; 32]);
+
+impl MailboxKey {
+    /// Takes 32 random bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The secret bytes, for the client's state file.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The address of the mailbox, which stands as the last hop in the client's SURBs.
+    pub fn address(&self) -> HopAddress {
+        HopAddress(blake3::derive_key("souk mailbox address v1", &self.0))
+    }
+}
+
+impl fmt::Debug for MailboxKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MailboxKey(..)")
+    }
+}
+
+/// Why a mailbox was not registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the entry has no room for another mailbox")]
+pub struct NoRoom;
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deposited {
+    /// It waits for its client.
+    Held,
+    /// The mailbox is full.
+    Full,
+}
+
+/// Frames for a client, oldest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Number of the last frame in it, to be acknowledged with the next collection; unchanged where the batch is empty.
+    pub last: u64,
+    /// The frames.
+    pub frames: Vec<Frame>,
+}
+
+/// All mailboxes of one entry.
+#[derive(Debug, Default)]
+pub struct MailboxStore {
+    boxes: HashMap<HopAddress, Mailbox>,
+    held: usize,
+}
+
+#[derive(Debug)]
+struct Mailbox {
+    quota: usize,
+    expires: Instant,
+    collected: Instant,
+    frames: VecDeque<(Instant, Frame)>,
+    // Number of the frame before the first in the queue; numbers start at one.
+    acknowledged: u64,
+}
+
+impl MailboxStore {
+    /// Registers the mailbox of `key`, or renews it.
+    ///
+    /// # Errors
+    /// [`NoRoom`] where there are [`MAX_MAILBOXES`] that are all in use.
+    pub fn handle_register(
+        &mut self,
+        key: &MailboxKey,
+        lifetime: Duration,
+        quota: u16,
+        now: Instant,
+    ) -> Result<(), NoRoom> {
+        let address = key.address();
+        if !self.boxes.contains_key(&address) {
+            self.make_room(now)?;
+        }
+        let mailbox = self.boxes.entry(address).or_insert(Mailbox {
+            quota: 0,
+            expires: now,
+            collected: now,
+            frames: VecDeque::new(),
+            acknowledged: 0,
+        });
+        mailbox.quota = usize::from(quota.min(MAX_QUOTA));
+        mailbox.expires = now + lifetime.min(MAX_LIFETIME);
+        mailbox.collected = now;
+        Ok(())
+    }
+
+    /// Holds a frame for the mailbox of `address`; gives it back where there is none.
+    pub fn handle_deposit(
+        &mut self,
+        address: &HopAddress,
+        frame: Frame,
+        now: Instant,
+    ) -> Result<Deposited, Frame> {
+        let Some(mailbox) = self.boxes.get(address).filter(|m| now < m.expires) else {
+            return Err(frame);
+        };
+        if mailbox.frames.len() >= mailbox.quota {
+            return Ok(Deposited::Full);
+        }
+        if self.held >= MAX_HELD && !self.drop_from_fullest(mailbox.frames.len()) {
+            return Ok(Deposited::Full);
+        }
+        if let Some(mailbox) = self.boxes.get_mut(address) {
+            mailbox.frames.push_back((now, frame));
+            self.held += 1;
+        }
+        Ok(Deposited::Held)
+    }
+
+    /// Forgets the frames up to number `acknowledged` and returns up to `max` that follow; `None` where the key opens
+    /// no mailbox.
+    pub fn handle_collect(
+        &mut self,
+        key: &MailboxKey,
+        acknowledged: u64,
+        max: usize,
+        now: Instant,
+    ) -> Option<Batch> {
+        let mailbox = self
+            .boxes
+            .get_mut(&key.address())
+            .filter(|m| now < m.expires)?;
+        mailbox.collected = now;
+        while mailbox.acknowledged < acknowledged && mailbox.frames.pop_front().is_some() {
+            mailbox.acknowledged += 1;
+            self.held -= 1;
+        }
+        let frames: Vec<Frame> = mailbox
+            .frames
+            .iter()
+            .take(max)
+            .map(|(_, frame)| frame.clone())
+            .collect();
+        Some(Batch {
+            last: mailbox.acknowledged + frames.len() as u64,
+            frames,
+        })
+    }
+
+    /// Drops what has expired.
+    pub fn handle_time(&mut self, now: Instant) {
+        self.boxes.retain(|_, mailbox| now < mailbox.expires);
+        for mailbox in self.boxes.values_mut() {
+            while mailbox
+                .frames
+                .front()
+                .is_some_and(|(at, _)| now.saturating_duration_since(*at) >= MAX_AGE)
+            {
+                mailbox.drop_oldest();
+            }
+        }
+        self.held = self.boxes.values().map(|m| m.frames.len()).sum();
+    }
+
+    /// Frames held now.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    fn make_room(&mut self, now: Instant) -> Result<(), NoRoom> {
+        if self.boxes.len() < MAX_MAILBOXES {
+            return Ok(());
+        }
+        self.handle_time(now);
+        if self.boxes.len() < MAX_MAILBOXES {
+            return Ok(());
+        }
+        let (address, collected) = self
+            .boxes
+            .iter()
+            .min_by_key(|(_, mailbox)| mailbox.collected)
+            .map(|(address, mailbox)| (*address, mailbox.collected))
+            .ok_or(NoRoom)?;
+        if now.saturating_duration_since(collected) < ABANDONED {
+            return Err(NoRoom);
+        }
+        if let Some(gone) = self.boxes.remove(&address) {
+            self.held -= gone.frames.len();
+        }
+        Ok(())
+    }
+
+    /// Whether a mailbox fuller than `than` lost its oldest frame.
+    fn drop_from_fullest(&mut self, than: usize) -> bool {
+        let fullest = self.boxes.values_mut().max_by_key(|m| m.frames.len());
+        match fullest {
+            Some(mailbox) if mailbox.frames.len() > than => {
+                mailbox.drop_oldest();
+                self.held -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Mailbox {
+    fn drop_oldest(&mut self) {
+        if self.frames.pop_front().is_some() {
+            self.acknowledged += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use souk_sphinx::{Epoch, Packet, packet::PACKET_LEN};
+
+    use super::*;
+
+    fn key(n: u16) -> MailboxKey {
+        let mut bytes = [7; 32];
+        bytes[..2].copy_from_slice(&n.to_be_bytes());
+        MailboxKey::from_bytes(bytes)
+    }
+
+    fn frame(n: u32) -> Frame {
+        Frame {
+            epoch: Epoch(n),
+            packet: Packet::from_bytes(&[0; PACKET_LEN]).expect("the one size"),
+        }
+    }
+
+    fn numbers(batch: &Batch) -> Vec<u32> {
+        batch.frames.iter().map(|frame| frame.epoch.0).collect()
+    }
+
+    const DAY: Duration = MAX_LIFETIME;
+
+    #[test]
+    fn a_batch_stays_until_it_is_acknowledged() {
+        let (mut store, now) = (MailboxStore::default(), Instant::now());
+        store.handle_register(&key(1), DAY, 10, now).unwrap();
+        for n in 0..5 {
+            store.handle_deposit(&key(1).address(), frame(n), now).unwrap();
+        }
+        let first = store.handle_collect(&key(1), 0, 3, now).unwrap();
+        assert_eq!(numbers(&first), [0, 1, 2]);
+        // The answer was lost: the same again.
+        assert_eq!(store.handle_collect(&key(1), 0, 3, now).unwrap(), first);
+        let second = store.handle_collect(&key(1), first.last, 3, now).unwrap();
+        assert_eq!(numbers(&second), [3, 4]);
+        let last = store.handle_collect(&key(1), second.last, 3, now).unwrap();
+        assert!(last.frames.is_empty() && store.held() == 0);
+    }
+
+    #[test]
+    fn only_the_holder_of_the_key_collects_and_nobody_takes_a_nodes_address() {
+        let (mut store, now) = (MailboxStore::default(), Instant::now());
+        store.handle_register(&key(1), DAY, 10, now).unwrap();
+        assert!(store.handle_collect(&key(2), 0, 8, now).is_none());
+        // The address is no key: who has seen it on a packet cannot collect with it.
+        let address_as_key = MailboxKey::from_bytes(key(1).address().0);
+        assert!(store.handle_collect(&address_as_key, 0, 8, now).is_none());
+        let node = HopAddress([3; 32]);
+        store
+            .handle_register(&MailboxKey::from_bytes(node.0), DAY, 10, now)
+            .unwrap();
+        assert!(store.handle_deposit(&node, frame(0), now).is_err());
+    }
+
+    #[test]
+    fn acknowledging_the_future_only_empties_the_box() {
+        let (mut store, now) = (MailboxStore::default(), Instant::now());
+        store.handle_register(&key(1), DAY, 10, now).unwrap();
+        store.handle_deposit(&key(1).address(), frame(0), now).unwrap();
+        let batch = store.handle_collect(&key(1), u64::MAX, 8, now).unwrap();
+        assert_eq!((batch.last, batch.frames.len()), (1, 0));
+        store.handle_deposit(&key(1).address(), frame(1), now).unwrap();
+        let batch = store.handle_collect(&key(1), batch.last, 8, now).unwrap();
+        assert_eq!(numbers(&batch), [1]);
+    }
+
+    #[test]
+    fn quota_age_and_expiry_bound_a_mailbox() {
+        let (mut store, now) = (MailboxStore::default(), Instant::now());
+        let lifetime = 2 * MAX_AGE;
+        store.handle_register(&key(1), lifetime, 1, now).unwrap();
+        let address = key(1).address();
+        assert_eq!(store.handle_deposit(&address, frame(0), now), Ok(Deposited::Held));
+        assert_eq!(store.handle_deposit(&address, frame(1), now), Ok(Deposited::Full));
+        store.handle_time(now + MAX_AGE);
+        assert_eq!(store.held(), 0);
+        assert!(store.handle_collect(&key(1), 0, 8, now + MAX_AGE).is_some());
+        assert!(store.handle_collect(&key(1), 0, 8, now + lifetime).is_none());
+    }
+
+    #[test]
+    fn a_flood_costs_the_flooder_and_not_its_neighbours() {
+        let (mut store, now) = (MailboxStore::default(), Instant::now());
+        let full = u16::try_from(MAX_HELD).unwrap() / MAX_QUOTA;
+        for n in 0..=full {
+            store.handle_register(&key(n), DAY, u16::MAX, now).unwrap();
+        }
+        for n in 0..full {
+            for _ in 0..MAX_QUOTA {
+                store.handle_deposit(&key(n).address(), frame(0), now).unwrap();
+            }
+        }
+        assert_eq!(store.held(), MAX_HELD);
+        let honest = key(full).address();
+        assert_eq!(store.handle_deposit(&honest, frame(9), now), Ok(Deposited::Held));
+        assert_eq!(store.held(), MAX_HELD);
+        let batch = store.handle_collect(&key(full), 0, 8, now).unwrap();
+        assert_eq!(numbers(&batch), [9]);
+    }
+
+    #[test]
+    fn registrations_are_bounded_and_abandoned_ones_make_room() {
+        let (mut store, now) = (MailboxStore::default(), Instant::now());
+        let max = u16::try_from(MAX_MAILBOXES).unwrap();
+        for n in 0..max {
+            store.handle_register(&key(n), DAY, 1, now).unwrap();
+        }
+        assert_eq!(store.handle_register(&key(max), DAY, 1, now), Err(NoRoom));
+        // Who is there already may renew.
+        store.handle_register(&key(0), DAY, 1, now).unwrap();
+        store
+            .handle_register(&key(max), DAY, 1, now + ABANDONED)
+            .unwrap();
+        assert_eq!(store.boxes.len(), MAX_MAILBOXES);
+    }
+}

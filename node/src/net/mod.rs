@@ -1,0 +1,62 @@
+//! The network: libp2p, and souk's protocols on its streams. It carries bytes and asks validators; it knows nothing of leases.
+//!
+//! ```text
+//!                         ┌───────────────── Driver (one task, owns the swarm) ─────────────────┐
+//!  node.rs, mix, provider │ gate, limits │ identify, ping │ gossip ─► CardValidator │ Kademlia, mDNS │
+//!     │                   └──────▲───────────────────────────────────────────────────────▲──────┘
+//!     ├── Peers ─────────────────┘ connect, publish, report                        streams │
+//!     ├── MixLinks            mix      frames between neighbours                           │
+//!     ├── Peers::snapshot     cards    the whole card set, in bulk                         │
+//!     ├── MailboxService      mailbox  replies for clients that are away       ────────────┘
+//!     ├── RelayRegistrations  relay    sessions to providers without an open port
+//!     └── Peers::open_log     log      usage logs, in bulk
+//! ```
+//!
+//! Two personalities: [`Node`] has the identity of its node key, listens, gossips and serves; [`Client`] is a requester
+//! who dials entries, has a fresh identity each time, and serves nothing.
+//!
+//! The threats are strangers who send what they like as fast as they like. Every read has a cap that is checked first and a
+//! deadline, everything a stranger can grow has a bound, and a neighbour is punished only for what it did itself
+//! (see `conduct.rs`). `docs/network.md` lists frames and bounds.
+
+mod address;
+mod behaviour;
+mod conduct;
+mod config;
+mod counters;
+mod driver;
+mod frame;
+mod gate;
+mod gossip;
+mod links;
+mod log;
+mod mailbox;
+mod names;
+mod node;
+mod peers;
+mod rate;
+mod relay;
+mod snapshot;
+mod streams;
+
+pub use libp2p::Multiaddr;
+
+pub use address::{NodeAddress, NodeAddressError, is_public, node_id, peer_id};
+pub use conduct::Offence;
+pub use config::{ClientConfig, Limits, NodeConfig};
+pub use frame::FrameError;
+pub use gossip::{CardValidator, MAX_CAPACITY_BYTES, MAX_CARD_BYTES, Topic, Verdict};
+pub use links::{LINK_QUEUE, MAX_LINKS, MixLinks, STRANGER_PER_SECOND};
+pub use log::{
+    LogFetchError, LogPath, LogPathError, LogReader, LogSource, MAX_LOG_FILE_BYTES,
+};
+pub use mailbox::{
+    BATCH_BYTES, BATCH_FRAMES, MAX_WAIT, Mailbox, MailboxError, MailboxKey, MailboxService,
+};
+pub use node::{Client, Node, Services, StartError};
+pub use peers::{ConnectError, NetInfo, Peers, PublishError};
+pub use relay::{
+    RelayConnectError, RelayRegistrations, RelayStream, RelayToken, RelayedStream, connect_via,
+};
+pub use snapshot::{Snapshot, SnapshotError, SnapshotHead, SnapshotSource};
+pub use streams::OpenError;

@@ -1,0 +1,273 @@
+//! Who is registered with a relay and what runs through it, as a core without I/O.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use libp2p::PeerId;
+
+use super::TokenHash;
+
+/// Providers registered with one relay.
+pub const MAX_PROVIDERS: usize = 256;
+
+/// Tokens of one provider at one relay: one for each of its leases. With [`MAX_PROVIDERS`] that is 4 MiB at worst.
+pub const MAX_TOKENS: usize = 256;
+
+/// Sessions of one relay at a time; with two buffers of 16 KiB each they take 16 MiB at worst.
+pub const MAX_SESSIONS: usize = 512;
+
+/// Sessions to one provider.
+pub const MAX_SESSIONS_OF_PROVIDER: usize = 128;
+
+/// Sessions of one client identity: ssh, scp and a forwarded port side by side.
+pub const MAX_SESSIONS_OF_CLIENT: usize = 8;
+
+/// Longest life of a token; a lease that lives longer registers it again.
+pub(super) const MAX_TOKEN_LIFE: Duration = Duration::from_secs(31 * 24 * 3600);
+
+/// What the relay decides about a token or a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admission {
+    Granted,
+    /// No such token.
+    Unknown,
+    /// A bound was reached.
+    Full,
+}
+
+/// The registry.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    providers: HashMap<PeerId, Provider>,
+    clients: HashMap<PeerId, usize>,
+    sessions: usize,
+}
+
+#[derive(Debug)]
+struct Provider {
+    // A provider that reconnects has a new stream before the old one is found dead; the older must not take the newer away.
+    stream: u64,
+    tokens: HashMap<TokenHash, Instant>,
+    sessions: usize,
+}
+
+impl Registry {
+    /// A provider opened registration stream number `stream`; its tokens follow.
+    pub(super) fn handle_registered(&mut self, provider: PeerId, stream: u64) -> Admission {
+        if self.providers.len() >= MAX_PROVIDERS && !self.providers.contains_key(&provider) {
+            return Admission::Full;
+        }
+        let entry = self.providers.entry(provider).or_insert(Provider {
+            stream,
+            tokens: HashMap::new(),
+            sessions: 0,
+        });
+        entry.stream = stream;
+        entry.tokens.clear();
+        Admission::Granted
+    }
+
+    /// Adds or renews a token.
+    pub(super) fn handle_add(
+        &mut self,
+        provider: &PeerId,
+        hash: TokenHash,
+        lifetime: Duration,
+        now: Instant,
+    ) -> Admission {
+        let Some(entry) = self.providers.get_mut(provider) else {
+            return Admission::Unknown;
+        };
+        if entry.tokens.len() >= MAX_TOKENS {
+            entry.tokens.retain(|_, expires| now < *expires);
+        }
+        if entry.tokens.len() >= MAX_TOKENS && !entry.tokens.contains_key(&hash) {
+            return Admission::Full;
+        }
+        entry
+            .tokens
+            .insert(hash, now + lifetime.min(MAX_TOKEN_LIFE));
+        Admission::Granted
+    }
+
+    /// Withdraws a token; sessions that run go on.
+    pub(super) fn handle_remove(&mut self, provider: &PeerId, hash: &TokenHash) {
+        if let Some(entry) = self.providers.get_mut(provider) {
+            entry.tokens.remove(hash);
+        }
+    }
+
+    /// Registration stream number `stream` has ended.
+    pub(super) fn handle_gone(&mut self, provider: &PeerId, stream: u64) {
+        if let Some(entry) = self.providers.get_mut(provider)
+            && entry.stream == stream
+        {
+            entry.tokens.clear();
+            self.forget_if_unused(provider);
+        }
+    }
+
+    /// A client asks for a session; one that is granted must be given to [`Self::handle_session_end`].
+    pub(super) fn handle_connect(
+        &mut self,
+        client: PeerId,
+        provider: &PeerId,
+        hash: &TokenHash,
+        now: Instant,
+    ) -> Admission {
+        let Some(entry) = self.providers.get_mut(provider) else {
+            return Admission::Unknown;
+        };
+        if !entry.tokens.get(hash).is_some_and(|expires| now < *expires) {
+            return Admission::Unknown;
+        }
+        let of_client = self.clients.get(&client).copied().unwrap_or(0);
+        if self.sessions >= MAX_SESSIONS
+            || entry.sessions >= MAX_SESSIONS_OF_PROVIDER
+            || of_client >= MAX_SESSIONS_OF_CLIENT
+        {
+            return Admission::Full;
+        }
+        self.sessions += 1;
+        entry.sessions += 1;
+        self.clients.insert(client, of_client + 1);
+        Admission::Granted
+    }
+
+    /// A granted session is over.
+    pub(super) fn handle_session_end(&mut self, client: &PeerId, provider: &PeerId) {
+        self.sessions -= 1;
+        if let Some(count) = self.clients.get_mut(client) {
+            *count -= 1;
+            if *count == 0 {
+                self.clients.remove(client);
+            }
+        }
+        if let Some(entry) = self.providers.get_mut(provider) {
+            entry.sessions -= 1;
+            self.forget_if_unused(provider);
+        }
+    }
+
+    // Kept while sessions run, so that their count stays right if the provider comes back.
+    fn forget_if_unused(&mut self, provider: &PeerId) {
+        if self
+            .providers
+            .get(provider)
+            .is_some_and(|entry| entry.tokens.is_empty() && entry.sessions == 0)
+        {
+            self.providers.remove(provider);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn hash(n: usize) -> TokenHash {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&n.to_be_bytes());
+        TokenHash(bytes)
+    }
+
+    struct World {
+        registry: Registry,
+        provider: PeerId,
+        now: Instant,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let mut world = Self {
+                registry: Registry::default(),
+                provider: PeerId::random(),
+                now: Instant::now(),
+            };
+            world.registry.handle_registered(world.provider, 1);
+            assert_eq!(world.add(0), Admission::Granted);
+            world
+        }
+
+        fn add(&mut self, n: usize) -> Admission {
+            self.registry
+                .handle_add(&self.provider, hash(n), HOUR, self.now)
+        }
+
+        fn connect(&mut self, client: PeerId, n: usize) -> Admission {
+            self.registry
+                .handle_connect(client, &self.provider, &hash(n), self.now)
+        }
+    }
+
+    #[test]
+    fn only_a_token_that_is_registered_and_alive_connects() {
+        let (mut world, client) = (World::new(), PeerId::random());
+        assert_eq!(world.connect(client, 1), Admission::Unknown);
+        assert_eq!(world.connect(client, 0), Admission::Granted);
+        world.now += HOUR;
+        assert_eq!(world.connect(client, 0), Admission::Unknown);
+        world.add(0);
+        let provider = world.provider;
+        world.registry.handle_remove(&provider, &hash(0));
+        assert_eq!(world.connect(client, 0), Admission::Unknown);
+    }
+
+    #[test]
+    fn one_client_and_one_provider_have_their_share_and_get_it_back() {
+        let mut world = World::new();
+        let greedy = PeerId::random();
+        for _ in 0..MAX_SESSIONS_OF_CLIENT {
+            assert_eq!(world.connect(greedy, 0), Admission::Granted);
+        }
+        assert_eq!(world.connect(greedy, 0), Admission::Full);
+        for _ in MAX_SESSIONS_OF_CLIENT..MAX_SESSIONS_OF_PROVIDER {
+            assert_eq!(world.connect(PeerId::random(), 0), Admission::Granted);
+        }
+        assert_eq!(world.connect(PeerId::random(), 0), Admission::Full);
+        let provider = world.provider;
+        world.registry.handle_session_end(&greedy, &provider);
+        assert_eq!(world.connect(greedy, 0), Admission::Granted);
+    }
+
+    #[test]
+    fn an_old_stream_that_dies_late_takes_nothing_away() {
+        let mut world = World::new();
+        let provider = world.provider;
+        world.registry.handle_registered(provider, 2);
+        world.add(0);
+        world.registry.handle_gone(&provider, 1);
+        assert_eq!(world.connect(PeerId::random(), 0), Admission::Granted);
+        world.registry.handle_gone(&provider, 2);
+        assert_eq!(world.connect(PeerId::random(), 0), Admission::Unknown);
+    }
+
+    #[test]
+    fn strangers_cannot_grow_the_registry() {
+        let mut world = World::new();
+        for n in 1..MAX_TOKENS {
+            assert_eq!(world.add(n), Admission::Granted);
+        }
+        assert_eq!(world.add(MAX_TOKENS), Admission::Full);
+        for _ in 1..MAX_PROVIDERS {
+            let admission = world.registry.handle_registered(PeerId::random(), 1);
+            assert_eq!(admission, Admission::Granted);
+        }
+        let admission = world.registry.handle_registered(PeerId::random(), 1);
+        assert_eq!(admission, Admission::Full);
+    }
+
+    #[test]
+    fn nothing_is_left_of_who_has_gone() {
+        let (mut world, client) = (World::new(), PeerId::random());
+        let provider = world.provider;
+        world.connect(client, 0);
+        world.registry.handle_gone(&provider, 1);
+        world.registry.handle_session_end(&client, &provider);
+        assert!(world.registry.providers.is_empty() && world.registry.clients.is_empty());
+    }
+}
