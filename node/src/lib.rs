@@ -7,3 +7,4 @@ pub mod control;
 pub mod metrics;
 
 pub mod mix;
+pub mod net;

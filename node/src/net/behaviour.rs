@@ -8,7 +8,7 @@
 //! | mDNS | where configured, on private networks | no |
 //! | accepts streams | by role | none |
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::{io, num::NonZeroUsize, time::Duration};
 
 use libp2p::{
     PeerId, StreamProtocol,
@@ -44,11 +44,6 @@ pub(super) struct Behaviour {
     pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
 }
 
-/// Why the behaviours of a node could not be built.
-#[derive(Debug, thiserror::Error)]
-#[error("mDNS could not be started")]
-pub(super) struct MdnsError(#[source] std::io::Error);
-
 impl Behaviour {
     pub(super) fn node(
         key: &identity::Keypair,
@@ -56,12 +51,12 @@ impl Behaviour {
         limits: &Limits,
         accept: &[StreamProtocol],
         mdns: bool,
-    ) -> Result<(Self, Opener, Vec<Acceptor>), MdnsError> {
+    ) -> io::Result<(Self, Opener, Vec<Acceptor>)> {
         let peer = key.public().to_peer_id();
         let (streams, opener, acceptors) = streams::Behaviour::new(accept);
         let mdns = if mdns {
             let behaviour = mdns::tokio::Behaviour::new(mdns::Config::default(), peer);
-            Some(behaviour.map_err(MdnsError)?)
+            Some(behaviour?)
         } else {
             None
         };

@@ -105,8 +105,8 @@ impl Conduct {
             at: now,
             banned_until: None,
         });
-        record.penalty = decayed(record.penalty, now.saturating_duration_since(record.at))
-            + offence.penalty();
+        record.penalty =
+            decayed(record.penalty, now.saturating_duration_since(record.at)) + offence.penalty();
         record.at = now;
         let banned = record.penalty >= BAN_AT;
         if banned {
@@ -159,7 +159,11 @@ mod tests {
     #[test]
     fn broken_framing_disconnects_and_repetition_bans_for_a_while() {
         let (mut conduct, peer, now) = (Conduct::default(), PeerId::random(), Instant::now());
-        assert!(conduct.handle_offence(peer, Offence::Framing, now).disconnect);
+        assert!(
+            conduct
+                .handle_offence(peer, Offence::Framing, now)
+                .disconnect
+        );
         assert!(!conduct.is_banned(&peer, now));
         conduct.handle_offence(peer, Offence::Framing, now);
         assert!(conduct.is_banned(&peer, now));

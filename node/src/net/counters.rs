@@ -95,7 +95,9 @@ impl Counters {
     }
 
     pub(super) fn count_dropped(&self, reason: Lost) {
-        self.frames_dropped.get_or_create(&DropLabel { reason }).inc();
+        self.frames_dropped
+            .get_or_create(&DropLabel { reason })
+            .inc();
     }
 
     pub(super) fn add_link(&self, change: i64) {

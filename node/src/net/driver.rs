@@ -98,7 +98,7 @@ impl Driver {
             } => self.connect(peer, addresses, reply),
             Command::Disconnect { peer } => {
                 // An error says that there was no connection, which is what was asked for.
-                drop(self.swarm.disconnect_peer_id(peer));
+                let _ = self.swarm.disconnect_peer_id(peer);
             }
             Command::Offended { peer, offence } => self.punish(peer, offence),
             Command::Publish {
@@ -107,10 +107,12 @@ impl Driver {
                 reply,
             } => {
                 // Whoever asked may have gone; the message is out anyway.
-                drop(reply.send(self.publish(topic, message)));
+                let _ = reply.send(self.publish(topic, message));
             }
             Command::Validated { id, from, verdict } => self.report(&id, &from, verdict.into()),
-            Command::Info { reply } => drop(reply.send(self.info())),
+            Command::Info { reply } => {
+                let _ = reply.send(self.info());
+            }
             Command::Stop => {}
         }
     }
@@ -122,13 +124,13 @@ impl Driver {
         reply: oneshot::Sender<Result<(), ConnectError>>,
     ) {
         if self.swarm.is_connected(&peer) {
-            drop(reply.send(Ok(())));
+            let _ = reply.send(Ok(()));
             return;
         }
         let addresses = self.acceptable(addresses);
         let known = self.waiting.entry(peer).or_default();
         if known.len() >= MAX_WAITERS {
-            drop(reply.send(Err(ConnectError::Busy)));
+            let _ = reply.send(Err(ConnectError::Busy));
             return;
         }
         known.push(reply);
@@ -146,13 +148,12 @@ impl Driver {
 
     fn answer_waiting(&mut self, peer: &PeerId, result: &Result<(), ConnectError>) {
         for reply in self.waiting.remove(peer).unwrap_or_default() {
-            drop(reply.send(result.clone()));
+            let _ = reply.send(result.clone());
         }
     }
 
     fn publish(&mut self, topic: Topic, message: Bytes) -> Result<(), PublishError> {
-        let (Some(gossip), Some(node)) =
-            (self.swarm.behaviour_mut().gossip.as_mut(), &self.node)
+        let (Some(gossip), Some(node)) = (self.swarm.behaviour_mut().gossip.as_mut(), &self.node)
         else {
             return Err(PublishError::NotANode);
         };
@@ -186,7 +187,7 @@ impl Driver {
             gossip.set_application_score(&peer, sentence.score);
         }
         if sentence.disconnect {
-            drop(self.swarm.disconnect_peer_id(peer));
+            let _ = self.swarm.disconnect_peer_id(peer);
         }
     }
 
@@ -209,7 +210,7 @@ impl Driver {
                 kademlia.add_address(peer, address.clone());
             }
             // Fails only where the table is empty: then there is nobody to ask.
-            drop(kademlia.bootstrap());
+            let _ = kademlia.bootstrap();
         }
         if peers.is_empty() {
             for (peer, address) in node.bootstrap.clone() {
@@ -218,7 +219,7 @@ impl Driver {
                     .addresses(vec![address])
                     .build();
                 // A node that is being dialed already needs no second dial; others are tried at the next turn.
-                drop(self.swarm.dial(dial));
+                let _ = self.swarm.dial(dial);
             }
         }
     }
@@ -329,12 +330,9 @@ impl Driver {
 
     fn judge(&mut self, from: PeerId, id: MessageId, message: gossipsub::Message) {
         let Some(node) = &mut self.node else { return };
-        let admission = node.floodgate.handle_message(
-            from,
-            &message.topic,
-            message.data.len(),
-            Instant::now(),
-        );
+        let admission =
+            node.floodgate
+                .handle_message(from, &message.topic, message.data.len(), Instant::now());
         match admission {
             Admission::Ask(topic) => {
                 let pending = Pending {
@@ -362,7 +360,7 @@ impl Driver {
     fn learn(&mut self, peer: PeerId, info: identify::Info) {
         if info.protocol_version != self.family {
             // Another network, or another program: not its fault, but there is nothing to talk about.
-            drop(self.swarm.disconnect_peer_id(peer));
+            let _ = self.swarm.disconnect_peer_id(peer);
             return;
         }
         // Only who serves Kademlia is a node to be found by others; clients do not.

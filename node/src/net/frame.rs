@@ -86,10 +86,7 @@ where
     S: AsyncRead + Unpin,
 {
     let mut prefix = [first, 0, 0, 0];
-    stream
-        .read_exact(&mut prefix[1..])
-        .await
-        .map_err(cut_off)?;
+    stream.read_exact(&mut prefix[1..]).await.map_err(cut_off)?;
     let len = u32::from_be_bytes(prefix) as usize;
     if len > cap {
         return Err(FrameError::TooLong { len, cap });
@@ -210,10 +207,7 @@ mod tests {
     #[test]
     fn trailing_bytes_are_malformed() {
         assert!(matches!(decode::<u8>(&[1]), Ok(1)));
-        assert!(matches!(
-            decode::<u8>(&[1, 2]),
-            Err(FrameError::Malformed)
-        ));
+        assert!(matches!(decode::<u8>(&[1, 2]), Err(FrameError::Malformed)));
     }
 
     proptest! {

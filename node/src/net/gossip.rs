@@ -20,9 +20,8 @@ use bytes::Bytes;
 use libp2p::{
     PeerId,
     gossipsub::{
-        self, ConfigBuilder, MessageAcceptance, MessageAuthenticity,
-        MessageId, PeerScoreParams, PeerScoreThresholds, TopicHash, TopicScoreParams,
-        ValidationMode, Version,
+        self, ConfigBuilder, MessageAcceptance, MessageAuthenticity, MessageId, PeerScoreParams,
+        PeerScoreThresholds, TopicHash, TopicScoreParams, ValidationMode, Version,
     },
 };
 
@@ -209,7 +208,10 @@ pub(super) fn behaviour(names: &Names) -> Behaviour {
         MessageAuthenticity::Anonymous,
         config,
         gossipsub::WhitelistSubscriptionFilter(
-            topics.iter().map(|topic| topic.hash()).collect::<HashSet<_>>(),
+            topics
+                .iter()
+                .map(|topic| topic.hash())
+                .collect::<HashSet<_>>(),
         ),
     )
     .expect("anonymous messages fit the anonymous validation mode");
@@ -320,8 +322,14 @@ mod tests {
             let topic = gate.hash(topic);
             gate.handle_message(peer, &topic, len, now)
         };
-        assert_eq!(ask(Topic::Cards, MAX_CARD_BYTES), Admission::Ask(Topic::Cards));
+        assert_eq!(
+            ask(Topic::Cards, MAX_CARD_BYTES),
+            Admission::Ask(Topic::Cards)
+        );
         assert_eq!(ask(Topic::Cards, MAX_CARD_BYTES + 1), Admission::Oversized);
-        assert_eq!(ask(Topic::Capacity, MAX_CAPACITY_BYTES + 1), Admission::Oversized);
+        assert_eq!(
+            ask(Topic::Capacity, MAX_CAPACITY_BYTES + 1),
+            Admission::Oversized
+        );
     }
 }

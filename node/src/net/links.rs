@@ -21,7 +21,6 @@ use std::{
 };
 
 use libp2p::{Multiaddr, PeerId};
-use rand::RngExt as _;
 use souk_crypto::NodeId;
 use souk_sphinx::{Frame, HopAddress};
 use tokio::{
@@ -35,6 +34,7 @@ use crate::mix::{self, LinkRefused};
 
 use super::{
     address,
+    backoff::Backoff,
     conduct::Offence,
     counters::{Counters, Lost},
     frame::FRAME_DEADLINE,
@@ -194,15 +194,9 @@ fn hop(node: &NodeId) -> HopAddress {
 }
 
 /// The next frame, or what the peer is to be blamed for.
-async fn read_frame(
-    stream: &mut PeerStream,
-    bytes: &mut [u8],
-) -> Result<Frame, Option<Offence>> {
+async fn read_frame(stream: &mut PeerStream, bytes: &mut [u8]) -> Result<Frame, Option<Offence>> {
     // Between two frames a link may rest as long as it likes; the connection's own pings find out whether it is alive.
-    stream
-        .read_exact(&mut bytes[..1])
-        .await
-        .map_err(|_| None)?;
+    stream.read_exact(&mut bytes[..1]).await.map_err(|_| None)?;
     if bytes[0] != souk_sphinx::link::FRAME_VERSION {
         return Err(Some(Offence::Framing));
     }
@@ -221,7 +215,7 @@ async fn keep_link(
     mut frames: mpsc::Receiver<Frame>,
     counters: Counters,
 ) {
-    let mut backoff = MIN_BACKOFF;
+    let mut backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
     loop {
         let opened = match peers.connect(node, &addresses).await {
             Ok(()) => peers.open(node, What::Mix).await.ok(),
@@ -235,12 +229,10 @@ async fn keep_link(
                 LinkEnd::NoLongerWanted => return,
                 LinkEnd::Broken => {}
             }
-            if since.elapsed() > MAX_BACKOFF {
-                backoff = MIN_BACKOFF;
-            }
+            backoff.handle_success(since.elapsed());
         }
-        sleep(backoff.mul_f64(rand::rng().random_range(0.5..1.0))).await;
-        backoff = (backoff * 2).min(MAX_BACKOFF);
+        let pause = backoff.pause(&mut rand::rng());
+        sleep(pause).await;
     }
 }
 

@@ -234,8 +234,8 @@ pub(super) async fn serve(peers: Peers, mut streams: Acceptor, source: Arc<dyn L
             let offence = match slot {
                 Ok(_slot) => answer_all(&mut stream, source).await,
                 Err(_) => {
-                    drop(frame::write(&mut stream, &[BUSY]).await);
-                    drop(stream.shutdown().await);
+                    let _ = frame::write(&mut stream, &[BUSY]).await;
+                    let _ = stream.shutdown().await;
                     None
                 }
             };

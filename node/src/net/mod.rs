@@ -20,6 +20,7 @@
 //! (see `conduct.rs`). `docs/network.md` lists frames and bounds.
 
 mod address;
+mod backoff;
 mod behaviour;
 mod conduct;
 mod config;
@@ -47,16 +48,18 @@ pub use config::{ClientConfig, Limits, NodeConfig};
 pub use frame::FrameError;
 pub use gossip::{CardValidator, MAX_CAPACITY_BYTES, MAX_CARD_BYTES, Topic, Verdict};
 pub use links::{LINK_QUEUE, MAX_LINKS, MixLinks, STRANGER_PER_SECOND};
-pub use log::{
-    LogFetchError, LogPath, LogPathError, LogReader, LogSource, MAX_LOG_FILE_BYTES,
-};
+pub use log::{LogFetchError, LogPath, LogPathError, LogReader, LogSource, MAX_LOG_FILE_BYTES};
 pub use mailbox::{
-    BATCH_BYTES, BATCH_FRAMES, MAX_WAIT, Mailbox, MailboxError, MailboxKey, MailboxService,
+    BATCH_BYTES, BATCH_FRAMES, MAX_LIFETIME, MAX_QUOTA, MAX_WAIT, Mailbox, MailboxError,
+    MailboxKey, MailboxService,
 };
 pub use node::{Client, Node, Services, StartError};
 pub use peers::{ConnectError, NetInfo, Peers, PublishError};
 pub use relay::{
-    RelayConnectError, RelayRegistrations, RelayStream, RelayToken, RelayedStream, connect_via,
+    MAX_RELAYS, RelayConnectError, RelayRegistrations, RelayStream, RelayToken, RelayedStream,
+    connect_via,
 };
-pub use snapshot::{Snapshot, SnapshotError, SnapshotHead, SnapshotSource};
+pub use snapshot::{
+    MAX_OBJECTS, MAX_SNAPSHOT_BYTES, Snapshot, SnapshotError, SnapshotHead, SnapshotSource,
+};
 pub use streams::OpenError;

@@ -64,7 +64,9 @@ pub enum StartError {
         source: io::Error,
     },
     /// The address is not of a kind that nodes listen on.
-    #[error("cannot listen on {address}: nodes listen on /ip4|ip6/…/tcp/… and /ip4|ip6/…/udp/…/quic-v1")]
+    #[error(
+        "cannot listen on {address}: nodes listen on /ip4|ip6/…/tcp/… and /ip4|ip6/…/udp/…/quic-v1"
+    )]
     ListenAddress {
         /// The address of the configuration.
         address: Multiaddr,
@@ -102,7 +104,7 @@ impl Node {
         let mdns = config.mdns && config.allow_private_addresses;
         let (behaviour, opener, acceptors) =
             Behaviour::node(&key, &names, &config.limits, &protocols, mdns)
-                .map_err(|error| StartError::Mdns(error.into()))?;
+                .map_err(StartError::Mdns)?;
         let mut swarm = swarm(&key, behaviour, config.allow_private_addresses);
         for address in &config.listen {
             listen(&mut swarm, address)?;
@@ -231,8 +233,8 @@ impl Client {
         let (behaviour, opener) = Behaviour::client(&key, &names);
         let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
         let counters = Counters::default();
-        let local = address::node_id(&key.public().to_peer_id())
-            .expect("a fresh Ed25519 key is a node id");
+        let local =
+            address::node_id(&key.public().to_peer_id()).expect("a fresh Ed25519 key is a node id");
         let driver = Driver {
             swarm: swarm(&key, behaviour, config.allow_private_addresses),
             commands: receiver,

@@ -168,7 +168,7 @@ impl Peers {
     pub async fn disconnect(&self, node: NodeId) {
         let peer = address::peer_id(&node);
         // Fails only where the swarm, and with it every connection, is gone already.
-        drop(self.commands.send(Command::Disconnect { peer }).await);
+        let _ = self.commands.send(Command::Disconnect { peer }).await;
     }
 
     /// What the swarm looks like now; empty when it has stopped.
@@ -208,17 +208,16 @@ impl Peers {
     /// Tells the swarm what a peer did wrong.
     pub(super) async fn report(&self, peer: PeerId, offence: Offence) {
         // Fails only where the swarm, and with it the peer's connection, is gone already.
-        drop(
-            self.commands
-                .send(Command::Offended { peer, offence })
-                .await,
-        );
+        let _ = self
+            .commands
+            .send(Command::Offended { peer, offence })
+            .await;
     }
 
     /// Stops the swarm, whoever else holds a handle.
     pub async fn stop(&self) {
         // Fails only where it has stopped already.
-        drop(self.commands.send(Command::Stop).await);
+        let _ = self.commands.send(Command::Stop).await;
     }
 }
 

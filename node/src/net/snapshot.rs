@@ -224,11 +224,7 @@ fn read_page(page: &[u8], room: usize, objects: &mut Vec<Bytes>) -> Result<usize
 }
 
 /// Answers all who ask.
-pub(super) async fn serve(
-    peers: Peers,
-    mut streams: Acceptor,
-    source: Arc<dyn SnapshotSource>,
-) {
+pub(super) async fn serve(peers: Peers, mut streams: Acceptor, source: Arc<dyn SnapshotSource>) {
     let slots = Arc::new(Semaphore::new(MAX_CONCURRENT));
     let mut rates = PeerRates::new(PER_SECOND, BURST);
     while let Some(mut stream) = streams.recv().await {

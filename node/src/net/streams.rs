@@ -22,9 +22,7 @@ use std::{
 
 use libp2p::{
     Multiaddr, PeerId, StreamProtocol,
-    core::{
-        Endpoint, InboundUpgrade, OutboundUpgrade, UpgradeInfo, transport::PortUse,
-    },
+    core::{Endpoint, InboundUpgrade, OutboundUpgrade, UpgradeInfo, transport::PortUse},
     swarm::{
         ConnectionClosed, ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent,
         ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, Stream, StreamUpgradeError,
@@ -299,7 +297,7 @@ pub(super) struct Open {
 impl Open {
     fn answer(self, result: Result<Stream, OpenError>) {
         // Whoever asked may have given up: then the stream is dropped, which resets it.
-        drop(self.reply.send(result));
+        let _ = self.reply.send(result);
     }
 }
 

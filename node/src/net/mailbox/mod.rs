@@ -20,10 +20,8 @@ use souk_crypto::NodeId;
 use souk_sphinx::{Frame, HopAddress};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-pub use store::{
-    Batch, Deposited, MAX_AGE, MAX_HELD, MAX_LIFETIME, MAX_MAILBOXES, MAX_QUOTA, MailboxKey,
-    MailboxStore, NoRoom,
-};
+use store::{Batch, Deposited, MailboxStore, NoRoom};
+pub use store::{MAX_LIFETIME, MAX_QUOTA, MailboxKey};
 
 use crate::mix::{Deposit, Mailboxes};
 
@@ -44,7 +42,7 @@ pub const BATCH_FRAMES: usize = 8;
 pub const BATCH_BYTES: usize = 1 + 8 + 1 + BATCH_FRAMES * Frame::LEN;
 
 /// Answers to collections leave on ticks of this clock.
-pub const TICK: Duration = Duration::from_millis(25);
+const TICK: Duration = Duration::from_millis(25);
 
 /// Longest wait that a collection may ask for.
 pub const MAX_WAIT: Duration = Duration::from_secs(25);
@@ -132,9 +130,7 @@ impl MailboxService {
 
 impl Mailboxes for MailboxService {
     fn try_deposit(&self, mailbox: HopAddress, frame: Frame) -> Deposit {
-        let deposited = self
-            .store()
-            .handle_deposit(&mailbox, frame, Instant::now());
+        let deposited = self.store().handle_deposit(&mailbox, frame, Instant::now());
         match deposited {
             Ok(Deposited::Held) => Deposit::Held,
             Ok(Deposited::Full) => Deposit::Full,

@@ -19,19 +19,19 @@ use souk_sphinx::{Frame, HopAddress};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// Mailboxes at one entry.
-pub const MAX_MAILBOXES: usize = 2_048;
+pub(super) const MAX_MAILBOXES: usize = 2_048;
 
 /// Frames that one mailbox may hold; a registration with more is cut to it. A final statement takes one packet.
 pub const MAX_QUOTA: u16 = 256;
 
 /// Frames of all mailboxes: 10 MiB. When it is reached, the fullest mailbox loses its oldest frame.
-pub const MAX_HELD: usize = 4_096;
+pub(super) const MAX_HELD: usize = 4_096;
 
 /// Longest lifetime of a registration. It is renewed by registering again.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// Age at which a frame is dropped; its sender has long given up by then.
-pub const MAX_AGE: Duration = Duration::from_secs(15 * 60);
+pub(super) const MAX_AGE: Duration = Duration::from_secs(15 * 60);
 
 /// A mailbox that was not collected for this long makes room for a new one, where room is needed.
 const ABANDONED: Duration = Duration::from_secs(120);
@@ -66,11 +66,11 @@ impl fmt::Debug for MailboxKey {
 /// Why a mailbox was not registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the entry has no room for another mailbox")]
-pub struct NoRoom;
+pub(super) struct NoRoom;
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deposited {
+pub(super) enum Deposited {
     /// It waits for its client.
     Held,
     /// The mailbox is full.
@@ -79,16 +79,16 @@ pub enum Deposited {
 
 /// Frames for a client, oldest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
+pub(super) struct Batch {
     /// Number of the last frame in it, to be acknowledged with the next collection; unchanged where the batch is empty.
-    pub last: u64,
+    pub(super) last: u64,
     /// The frames.
-    pub frames: Vec<Frame>,
+    pub(super) frames: Vec<Frame>,
 }
 
 /// All mailboxes of one entry.
 #[derive(Debug, Default)]
-pub struct MailboxStore {
+pub(super) struct MailboxStore {
     boxes: HashMap<HopAddress, Mailbox>,
     held: usize,
 }
@@ -108,7 +108,7 @@ impl MailboxStore {
     ///
     /// # Errors
     /// [`NoRoom`] where there are [`MAX_MAILBOXES`] that are all in use.
-    pub fn handle_register(
+    pub(super) fn handle_register(
         &mut self,
         key: &MailboxKey,
         lifetime: Duration,
@@ -133,7 +133,7 @@ impl MailboxStore {
     }
 
     /// Holds a frame for the mailbox of `address`; gives it back where there is none.
-    pub fn handle_deposit(
+    pub(super) fn handle_deposit(
         &mut self,
         address: &HopAddress,
         frame: Frame,
@@ -157,7 +157,7 @@ impl MailboxStore {
 
     /// Forgets the frames up to number `acknowledged` and returns up to `max` that follow; `None` where the key opens
     /// no mailbox.
-    pub fn handle_collect(
+    pub(super) fn handle_collect(
         &mut self,
         key: &MailboxKey,
         acknowledged: u64,
@@ -186,7 +186,7 @@ impl MailboxStore {
     }
 
     /// Drops what has expired.
-    pub fn handle_time(&mut self, now: Instant) {
+    pub(super) fn handle_time(&mut self, now: Instant) {
         self.boxes.retain(|_, mailbox| now < mailbox.expires);
         for mailbox in self.boxes.values_mut() {
             while mailbox
@@ -201,7 +201,7 @@ impl MailboxStore {
     }
 
     /// Frames held now.
-    pub fn held(&self) -> usize {
+    pub(super) fn held(&self) -> usize {
         self.held
     }
 
@@ -280,7 +280,9 @@ mod tests {
         let (mut store, now) = (MailboxStore::default(), Instant::now());
         store.handle_register(&key(1), DAY, 10, now).unwrap();
         for n in 0..5 {
-            store.handle_deposit(&key(1).address(), frame(n), now).unwrap();
+            store
+                .handle_deposit(&key(1).address(), frame(n), now)
+                .unwrap();
         }
         let first = store.handle_collect(&key(1), 0, 3, now).unwrap();
         assert_eq!(numbers(&first), [0, 1, 2]);
@@ -311,10 +313,14 @@ mod tests {
     fn acknowledging_the_future_only_empties_the_box() {
         let (mut store, now) = (MailboxStore::default(), Instant::now());
         store.handle_register(&key(1), DAY, 10, now).unwrap();
-        store.handle_deposit(&key(1).address(), frame(0), now).unwrap();
+        store
+            .handle_deposit(&key(1).address(), frame(0), now)
+            .unwrap();
         let batch = store.handle_collect(&key(1), u64::MAX, 8, now).unwrap();
         assert_eq!((batch.last, batch.frames.len()), (1, 0));
-        store.handle_deposit(&key(1).address(), frame(1), now).unwrap();
+        store
+            .handle_deposit(&key(1).address(), frame(1), now)
+            .unwrap();
         let batch = store.handle_collect(&key(1), batch.last, 8, now).unwrap();
         assert_eq!(numbers(&batch), [1]);
     }
@@ -325,12 +331,22 @@ mod tests {
         let lifetime = 2 * MAX_AGE;
         store.handle_register(&key(1), lifetime, 1, now).unwrap();
         let address = key(1).address();
-        assert_eq!(store.handle_deposit(&address, frame(0), now), Ok(Deposited::Held));
-        assert_eq!(store.handle_deposit(&address, frame(1), now), Ok(Deposited::Full));
+        assert_eq!(
+            store.handle_deposit(&address, frame(0), now),
+            Ok(Deposited::Held)
+        );
+        assert_eq!(
+            store.handle_deposit(&address, frame(1), now),
+            Ok(Deposited::Full)
+        );
         store.handle_time(now + MAX_AGE);
         assert_eq!(store.held(), 0);
         assert!(store.handle_collect(&key(1), 0, 8, now + MAX_AGE).is_some());
-        assert!(store.handle_collect(&key(1), 0, 8, now + lifetime).is_none());
+        assert!(
+            store
+                .handle_collect(&key(1), 0, 8, now + lifetime)
+                .is_none()
+        );
     }
 
     #[test]
@@ -342,12 +358,17 @@ mod tests {
         }
         for n in 0..full {
             for _ in 0..MAX_QUOTA {
-                store.handle_deposit(&key(n).address(), frame(0), now).unwrap();
+                store
+                    .handle_deposit(&key(n).address(), frame(0), now)
+                    .unwrap();
             }
         }
         assert_eq!(store.held(), MAX_HELD);
         let honest = key(full).address();
-        assert_eq!(store.handle_deposit(&honest, frame(9), now), Ok(Deposited::Held));
+        assert_eq!(
+            store.handle_deposit(&honest, frame(9), now),
+            Ok(Deposited::Held)
+        );
         assert_eq!(store.held(), MAX_HELD);
         let batch = store.handle_collect(&key(full), 0, 8, now).unwrap();
         assert_eq!(numbers(&batch), [9]);

@@ -30,12 +30,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 pub use client::{RelayConnectError, connect_via};
-pub use provider::RelayRegistrations;
-pub use registry::{
-    MAX_PROVIDERS, MAX_SESSIONS, MAX_SESSIONS_OF_CLIENT, MAX_SESSIONS_OF_PROVIDER, MAX_TOKENS,
-};
+pub use provider::{MAX_RELAYS, RelayRegistrations};
 pub(super) use server::Server;
-pub use server::{SESSION_IDLE, SESSION_QUOTA_BYTES};
 
 use super::{peers::Peers, streams::PeerStream};
 

@@ -14,7 +14,6 @@ use std::{
 };
 
 use libp2p::Multiaddr;
-use rand::RngExt as _;
 use souk_crypto::NodeId;
 use tokio::{
     sync::{mpsc, watch},
@@ -24,6 +23,7 @@ use tokio::{
 
 use crate::net::{
     address,
+    backoff::Backoff,
     conduct::Offence,
     frame,
     names::What,
@@ -127,7 +127,7 @@ impl RelayRegistrations {
             .collect();
         if !waits.is_empty() {
             // Whoever comes first ends the waiting; nobody at all leaves the list empty.
-            drop(timeout(patience, futures::future::select_all(waits)).await);
+            let _ = timeout(patience, futures::future::select_all(waits)).await;
         }
         self.relays()
             .iter()
@@ -171,8 +171,8 @@ impl RelayRegistrations {
     }
 
     async fn take(&self, mut stream: PeerStream) -> Option<Offence> {
-        let relay = address::node_id(&stream.peer())
-            .filter(|node| self.relays().contains_key(node));
+        let relay =
+            address::node_id(&stream.peer()).filter(|node| self.relays().contains_key(node));
         let splice: Splice = match frame::read_message(&mut stream, REQUEST_CAP, STEP).await {
             Ok(splice) => splice,
             Err(error) => return error.offence(),
@@ -214,7 +214,7 @@ async fn keep_registration(
     mut tokens: watch::Receiver<Tokens>,
     confirm: watch::Sender<HashSet<TokenHash>>,
 ) {
-    let mut backoff = MIN_BACKOFF;
+    let mut backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
     loop {
         let opened = match peers.connect(relay, &addresses).await {
             Ok(()) => peers.open(relay, What::RelayRegister).await.ok(),
@@ -223,17 +223,15 @@ async fn keep_registration(
         if let Some(stream) = opened {
             let since = Instant::now();
             // Whatever ended it, the answer is the same: try again.
-            drop(register(stream, &mut tokens, &confirm).await);
+            let _ = register(stream, &mut tokens, &confirm).await;
             confirm.send_replace(HashSet::new());
-            if since.elapsed() > MAX_BACKOFF {
-                backoff = MIN_BACKOFF;
-            }
+            backoff.handle_success(since.elapsed());
         }
         if tokens.has_changed().is_err() {
             return;
         }
-        sleep(backoff.mul_f64(rand::rng().random_range(0.5..1.0))).await;
-        backoff = (backoff * 2).min(MAX_BACKOFF);
+        let pause = backoff.pause(&mut rand::rng());
+        sleep(pause).await;
     }
 }
 

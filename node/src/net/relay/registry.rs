@@ -10,19 +10,19 @@ use libp2p::PeerId;
 use super::TokenHash;
 
 /// Providers registered with one relay.
-pub const MAX_PROVIDERS: usize = 256;
+pub(super) const MAX_PROVIDERS: usize = 256;
 
 /// Tokens of one provider at one relay: one for each of its leases. With [`MAX_PROVIDERS`] that is 4 MiB at worst.
-pub const MAX_TOKENS: usize = 256;
+pub(super) const MAX_TOKENS: usize = 256;
 
 /// Sessions of one relay at a time; with two buffers of 16 KiB each they take 16 MiB at worst.
-pub const MAX_SESSIONS: usize = 512;
+pub(super) const MAX_SESSIONS: usize = 512;
 
 /// Sessions to one provider.
-pub const MAX_SESSIONS_OF_PROVIDER: usize = 128;
+pub(super) const MAX_SESSIONS_OF_PROVIDER: usize = 128;
 
 /// Sessions of one client identity: ssh, scp and a forwarded port side by side.
-pub const MAX_SESSIONS_OF_CLIENT: usize = 8;
+pub(super) const MAX_SESSIONS_OF_CLIENT: usize = 8;
 
 /// Longest life of a token; a lease that lives longer registers it again.
 pub(super) const MAX_TOKEN_LIFE: Duration = Duration::from_secs(31 * 24 * 3600);
@@ -120,7 +120,8 @@ impl Registry {
         let Some(entry) = self.providers.get_mut(provider) else {
             return Admission::Unknown;
         };
-        if !entry.tokens.get(hash).is_some_and(|expires| now < *expires) {
+        let expires = entry.tokens.get(hash);
+        if expires.is_none_or(|expires| now >= *expires) {
             return Admission::Unknown;
         }
         let of_client = self.clients.get(&client).copied().unwrap_or(0);

@@ -30,17 +30,17 @@ use crate::net::{
 };
 
 use super::{
-    ANSWER_CAP, Answer, Connect, REQUEST_CAP, RelayToken, Registration, STEP, Splice, Status,
+    ANSWER_CAP, Answer, Connect, REQUEST_CAP, Registration, RelayToken, STEP, Splice, Status,
     TokenHash,
     registry::{Admission, Registry},
 };
 
 /// A session over which no byte went in either direction for this time is ended. SSH clients that want to rest longer
 /// send keep-alives.
-pub const SESSION_IDLE: Duration = Duration::from_secs(30 * 60);
+const SESSION_IDLE: Duration = Duration::from_secs(30 * 60);
 
 /// Bytes of one session, both directions together: 64 GiB.
-pub const SESSION_QUOTA_BYTES: u64 = 64 << 30;
+const SESSION_QUOTA_BYTES: u64 = 64 << 30;
 
 /// One buffer of a session, of which there are two.
 const BUFFER: usize = 16 * 1024;
@@ -154,7 +154,7 @@ impl Server {
                     let answer = Answer {
                         status: Status::Busy,
                     };
-                    drop(frame::write_message(&mut stream, &answer).await);
+                    let _ = frame::write_message(&mut stream, &answer).await;
                     Err(Some(Offence::Rate))
                 };
                 if let Err(Some(offence)) = result {
