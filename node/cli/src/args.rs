@@ -32,6 +32,12 @@ enum Command {
     /// Check or print a configuration.
     #[command(subcommand)]
     Config(commands::config::Config),
+    /// Make and look after images, the root file systems of leases.
+    #[command(subcommand)]
+    Image(commands::image::Image),
+    /// Vouch for requesters.
+    #[command(subcommand)]
+    Grant(commands::grant::Grant),
     /// Make keys that sign grants.
     #[command(subcommand)]
     Issuer(commands::issuer::Issuer),
@@ -45,6 +51,8 @@ impl Cli {
             Command::Node(node) => node.run(),
             Command::Status(status) => status.run(),
             Command::Config(config) => config.run(),
+            Command::Image(image) => image.run(),
+            Command::Grant(grant) => grant.run(),
             Command::Issuer(issuer) => issuer.run(),
             Command::Version(version) => version.run(),
         }

@@ -1,6 +1,8 @@
 //! One module a command.
 
 pub(crate) mod config;
+pub(crate) mod grant;
+pub(crate) mod image;
 pub(crate) mod issuer;
 pub(crate) mod node;
 pub(crate) mod status;
@@ -28,7 +30,7 @@ pub(crate) fn wait<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<
 /// Which configuration holds.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ConfigFile {
-    /// The configuration of the node [default: souk.toml here, or else the built-in defaults]
+    /// The configuration [default: souk.toml here, or else the one in $SOUK_HOME or ~/.local/share/souk]
     #[arg(short, long, value_name = "FILE", env = "SOUK_CONFIG")]
     config: Option<PathBuf>,
 }
@@ -36,10 +38,18 @@ pub(crate) struct ConfigFile {
 impl ConfigFile {
     /// Reads it.
     pub(crate) fn load(&self) -> Result<Config, Failure> {
-        let path = self
-            .config
-            .clone()
-            .unwrap_or_else(|| PathBuf::from("souk.toml"));
+        let path = match &self.config {
+            Some(path) => path.clone(),
+            None => {
+                let here = PathBuf::from("souk.toml");
+                let home = home().join("souk.toml");
+                if !here.exists() && home.exists() {
+                    home
+                } else {
+                    here
+                }
+            }
+        };
         Config::load(&path).map_err(|error| config::explain(&error))
     }
 
@@ -50,6 +60,19 @@ impl ConfigFile {
             .await
             .map_err(|error| unreached(&error))
     }
+}
+
+/// Where a requester keeps what is its own: `$SOUK_HOME`, or `~/.local/share/souk`.
+pub(crate) fn home() -> PathBuf {
+    let set = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    set("SOUK_HOME")
+        .or_else(|| set("XDG_DATA_HOME").map(|data| data.join("souk")))
+        .or_else(|| set("HOME").map(|home| home.join(".local/share/souk")))
+        .unwrap_or_else(|| PathBuf::from(".souk"))
 }
 
 /// What a control call that failed means for the user.

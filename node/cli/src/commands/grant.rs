@@ -1,0 +1,129 @@
+//! `souk grant`.
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use clap::{Args, Subcommand};
+use souk_crypto::{HolderKey, HolderPublicKey, IssuerKey, NodeId, UnixTime, keyfile, sign};
+use souk_market::{
+    envelope::Voucher,
+    units::{DurationS, Resources},
+};
+
+use super::{ConfigFile, DONE};
+use crate::{
+    failure::{Failure, USAGE},
+    out,
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Grant {
+    /// Make the key of one lease, for an issuer to vouch for, and print its public half.
+    #[command(
+        after_help = "Example:\n  souk grant holder lease.key\n\nSend the printed key to the issuer. A holder key is for one lease: two leases with one key would be linked."
+    )]
+    Holder(Holder),
+    /// Vouch for the holder of a key, offline: sign a grant for one lease.
+    #[command(
+        after_help = "Example:\n  souk grant issue --key issuer.key --holder 5f3c… --duration 3600 > lease.grant\n  souk rent --grant lease.grant --holder-key lease.key\n\nAn issuer and a provider together can identify whom the grant was given to."
+    )]
+    Issue(Issue),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Holder {
+    /// Where the secret key is written, with mode 0600
+    file: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Issue {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// The issuer's secret key, from `souk issuer key new`
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// The holder's public key, from `souk grant holder`
+    #[arg(long, value_name = "HEX")]
+    holder: String,
+    /// The only provider at which it counts; any that lists the issuer if none is named
+    #[arg(long, value_name = "NODE")]
+    provider: Option<NodeId>,
+    /// The longest lease, in seconds
+    #[arg(long, default_value_t = 3600)]
+    duration: u32,
+    /// The most CPU, in thousandths of a core
+    #[arg(long, default_value_t = 2000)]
+    cpu_millicores: u32,
+    /// The most memory, in MiB
+    #[arg(long, default_value_t = 2048)]
+    memory_mib: u32,
+    /// The most disk, in MiB
+    #[arg(long, default_value_t = 1024)]
+    disk_mib: u32,
+    /// The most processes
+    #[arg(long, default_value_t = 512)]
+    max_processes: u32,
+    /// How long the grant can be used, in seconds from now
+    #[arg(long, default_value_t = 86_400, value_name = "SECONDS")]
+    valid: u64,
+}
+
+impl Grant {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        match self {
+            Self::Holder(Holder { file }) => {
+                let key = HolderKey::generate(&mut rand::rng());
+                keyfile::create(&file, &key).map_err(|error| Failure::of(&error))?;
+                out::line(hex::encode(key.public().as_bytes()));
+                DONE
+            }
+            Self::Issue(args) => args.run(),
+        }
+    }
+}
+
+impl Issue {
+    fn run(self) -> Result<ExitCode, Failure> {
+        let network = self.config.load()?.network.id;
+        let key: IssuerKey = keyfile::load(&self.key).map_err(|error| Failure::of(&error))?;
+        let holder = holder(&self.holder)?;
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        let voucher = Voucher {
+            issuer: key.public(),
+            holder,
+            provider: self.provider,
+            max_resources: Resources {
+                cpu_millicores: self.cpu_millicores,
+                memory_mib: self.memory_mib,
+                disk_mib: self.disk_mib,
+                gpus: 0,
+                max_processes: self.max_processes,
+            },
+            max_duration: DurationS(self.duration),
+            not_after: UnixTime(now).plus_s(self.valid),
+        };
+        let signed = sign::sign(voucher, &key, &network).map_err(|error| Failure::of(&error))?;
+        out::line(hex::encode(signed.signed().as_bytes()));
+        DONE
+    }
+}
+
+fn holder(text: &str) -> Result<HolderPublicKey, Failure> {
+    let hint = "give the 64 hex digits that `souk grant holder` printed";
+    let bytes = hex::decode(text).map_err(|why| {
+        Failure::because("that is no holder key", &why)
+            .hint(hint)
+            .code(USAGE)
+    })?;
+    HolderPublicKey::from_bytes(&bytes).map_err(|why| {
+        Failure::because("that is no holder key", &why)
+            .hint(hint)
+            .code(USAGE)
+    })
+}
