@@ -277,7 +277,9 @@ impl VerifiedCard {
         if card.has_role(Role::Provider) && sub_keys.seal_key.is_none() {
             return Err(CardError::MissingKey("seal"));
         }
-        if card.has_role(Role::Mix) && sub_keys.mix_keys.is_empty() {
+        // A provider is the last hop of what is sent to it.
+        let is_hop = card.has_role(Role::Mix) || card.has_role(Role::Provider);
+        if is_hop && sub_keys.mix_keys.is_empty() {
             return Err(CardError::MissingKey("mix"));
         }
         let digest = card.digest().into();

@@ -264,9 +264,9 @@ impl Directory {
             .map(|entry| (&entry.card, entry.capacity.as_ref()))
     }
 
-    /// The set of cards that may be used at `now`, ready to be handed out in pages.
+    /// The set of cards that may be used at `now`, ready to be handed out.
     #[must_use]
-    pub fn snapshot(&self, now: UnixTime, epoch: u32) -> Snapshot {
+    pub fn snapshot(&self, now: UnixTime, epoch: u64) -> Snapshot {
         let cards = self
             .cards(now)
             .map(|(card, capacity)| (Arc::clone(card), capacity.cloned()));

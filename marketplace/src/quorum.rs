@@ -1,26 +1,30 @@
 //! Comparing the card sets of several entries: a card is used only when enough of them showed it.
 //!
 //! ```text
-//!   pages of entry 1 ─┐
-//!   pages of entry 2 ─┼─► Gathering ─► compare(quorum) ─► Market { cards, roots, left out }
-//!   pages of entry 3 ─┘
+//!   set of entry 1 ─┐
+//!   set of entry 2 ─┼─► Gathering ─► compare(quorum) ─► Market { cards, roots, left out }
+//!   set of entry 3 ─┘
 //! ```
 //!
 //! Threats: an entry that hands out cards made for one requester only (marked: no other entry has them), or leaves out
-//! all but its own (thinned: the others still show them), or that sends without end (pages are bounded, and a set
-//! whose root does not fit its cards is thrown away whole).
+//! all but its own (thinned: the others still show them), or that sends without end (sets are bounded, and one whose
+//! root does not fit its cards is thrown away whole).
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
-use souk_crypto::{NetworkId, NodeId, Signed, UnixTime, Verified, cbor::DecodeError};
+use souk_crypto::{
+    NetworkId, NodeId, Signed, UnixTime, Verified,
+    sign::{self, OpenError},
+};
 
 use crate::{
     capacity::{CAPACITY_LIFE_S, Capacity, Level},
     card::{Address, Age, Card, CardError, VerifiedCard},
-    snapshot::{self, MAX_PAGES, Page},
+    directory::MAX_CARDS,
+    snapshot,
     units::{CardDigest, Digest, Sequence},
 };
 
@@ -36,41 +40,20 @@ pub struct Gathering {
     sets: BTreeMap<NodeId, Set>,
     /// Every card is opened once, however many entries show it.
     opened: HashMap<CardDigest, Arc<VerifiedCard>>,
-    capacities: BTreeMap<NodeId, Arc<Verified<Capacity>>>,
+    /// At most one of each entry for each node.
+    capacities: BTreeMap<NodeId, Vec<Arc<Verified<Capacity>>>>,
 }
 
 #[derive(Debug)]
 struct Set {
-    epoch: u32,
+    epoch: u64,
     root: Digest,
-    pages: u16,
-    next: u16,
     cards: Vec<(NodeId, CardDigest)>,
-}
-
-/// Whether more pages are to come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// This many are missing.
-    More(u16),
-    /// The set is complete and fits its root.
-    Complete,
 }
 
 /// What is wrong with the set of an entry; the set is dropped.
 #[derive(Debug, thiserror::Error)]
 pub enum SetError {
-    /// Not a page.
-    #[error("not a page of cards")]
-    Page(#[source] DecodeError),
-    /// The page belongs to another set, or does not come next.
-    #[error("page {index} of {pages} does not continue the set")]
-    Order {
-        /// Its number.
-        index: u16,
-        /// How many it says there are.
-        pages: u16,
-    },
     /// A card that does not open.
     #[error("a card of the set is not valid")]
     Card(#[source] CardError),
@@ -80,6 +63,9 @@ pub enum SetError {
     /// Cards are not in the order of their nodes, or one stands twice.
     #[error("the cards of the set are not in order")]
     CardOrder,
+    /// More cards than a directory holds.
+    #[error("more than {MAX_CARDS} cards")]
+    TooManyCards,
     /// The root is not that of the cards.
     #[error("the root of the set is not that of its cards")]
     Root,
@@ -115,7 +101,7 @@ pub struct Market {
     /// Usable cards, by node.
     pub cards: Vec<MarketCard>,
     /// The entries whose sets were complete, with epoch and root.
-    pub roots: Vec<(NodeId, u32, Digest)>,
+    pub roots: Vec<(NodeId, u64, Digest)>,
     /// Nodes whose card is not used, and why.
     pub left_out: Vec<(NodeId, LeftOut)>,
     /// How many entries had to show a card.
@@ -164,28 +150,53 @@ impl Gathering {
         }
     }
 
-    /// Takes the next page of an entry.
+    /// Takes the set of an entry: its epoch and root, and its objects in the order of
+    /// [`crate::snapshot::Snapshot::objects`]. A second set of the same entry replaces the first.
     ///
     /// # Errors
-    /// [`SetError`]; what this entry sent so far is dropped.
-    pub fn handle_page(&mut self, entry: NodeId, bytes: &[u8]) -> Result<Progress, SetError> {
-        let outcome = self.take_page(entry, bytes);
-        if outcome.is_err() {
-            self.sets.remove(&entry);
+    /// [`SetError`]; nothing of the set is used then.
+    pub fn handle_set<'o>(
+        &mut self,
+        entry: NodeId,
+        epoch: u64,
+        root: Digest,
+        objects: impl IntoIterator<Item = &'o [u8]>,
+    ) -> Result<(), SetError> {
+        self.sets.remove(&entry);
+        if self.sets.len() >= MAX_ENTRIES {
+            return Err(SetError::TooManyEntries);
         }
-        outcome
+        let mut cards: Vec<(NodeId, CardDigest)> = Vec::new();
+        for object in objects {
+            let card = match self.open(object) {
+                Ok(card) => card,
+                // Cards come first; what follows them is of another kind.
+                Err(SetError::Card(CardError::Card(OpenError::Header { field: "kind" }))) => {
+                    self.take_capacity(object);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if cards.last().is_some_and(|(last, _)| *last >= card.node) {
+                return Err(SetError::CardOrder);
+            }
+            if cards.len() >= MAX_CARDS {
+                return Err(SetError::TooManyCards);
+            }
+            cards.push((card.node, card.digest()));
+        }
+        let digests = cards.iter().map(|(_, digest)| digest.0);
+        if snapshot::root(&self.network, epoch, digests) != root {
+            return Err(SetError::Root);
+        }
+        self.sets.insert(entry, Set { epoch, root, cards });
+        Ok(())
     }
 
-    /// Drops what an entry sent, because it went away before its set was complete.
-    pub fn drop_entry(&mut self, entry: &NodeId) {
-        self.sets.remove(entry);
-    }
-
-    /// Compares the complete sets. A card is used when at least `quorum` of them hold it, byte for byte; where there
+    /// Compares the sets. A card is used when at least `quorum` of them hold it, byte for byte; where there
     /// are fewer sets than that, none is.
     #[must_use]
-    pub fn compare(mut self, quorum: usize) -> Market {
-        self.sets.retain(|_, set| set.is_complete());
+    pub fn compare(self, quorum: usize) -> Market {
         let mut shown: BTreeMap<NodeId, BTreeMap<CardDigest, usize>> = BTreeMap::new();
         for (node, digest) in self.sets.values().flat_map(|set| &set.cards) {
             *shown.entry(*node).or_default().entry(*digest).or_default() += 1;
@@ -197,8 +208,7 @@ impl Gathering {
                 Ok(card) => {
                     // A set may hold a card that ended on its way; it is no news.
                     if card.age(self.now) == Age::Alive {
-                        let capacity = self.capacities.get(&node).cloned();
-                        let capacity = capacity.filter(|c| self.speaks_of(c, &card));
+                        let capacity = self.capacity(&card);
                         cards.push(MarketCard { card, capacity });
                     }
                 }
@@ -218,52 +228,14 @@ impl Gathering {
         }
     }
 
-    fn take_page(&mut self, entry: NodeId, bytes: &[u8]) -> Result<Progress, SetError> {
-        let page = Page::from_bytes(bytes).map_err(SetError::Page)?;
-        if !self.sets.contains_key(&entry) && self.sets.len() >= MAX_ENTRIES {
-            return Err(SetError::TooManyEntries);
-        }
-        let mut set = self
-            .sets
-            .remove(&entry)
-            .unwrap_or_else(|| Set::begin(&page));
-        if !set.continues_with(&page) {
-            return Err(SetError::Order {
-                index: page.index,
-                pages: page.pages,
-            });
-        }
-        for listing in page.cards.iter() {
-            let card = self.open(&listing.card)?;
-            if set.cards.last().is_some_and(|(last, _)| *last >= card.node) {
-                return Err(SetError::CardOrder);
-            }
-            set.cards.push((card.node, card.digest()));
-            if let Some(capacity) = &listing.capacity {
-                self.take_capacity(&card, capacity);
-            }
-        }
-        set.next += 1;
-        let progress = if set.is_complete() {
-            let digests = set.cards.iter().map(|(_, digest)| digest.0);
-            if snapshot::root(&self.network, set.epoch, digests) != set.root {
-                return Err(SetError::Root);
-            }
-            Progress::Complete
-        } else {
-            Progress::More(set.pages - set.next)
-        };
-        self.sets.insert(entry, set);
-        Ok(progress)
-    }
-
-    fn open(&mut self, signed: &Signed<Card>) -> Result<Arc<VerifiedCard>, SetError> {
+    fn open(&mut self, bytes: &[u8]) -> Result<Arc<VerifiedCard>, SetError> {
+        let signed = Signed::<Card>::from_bytes(bytes)
+            .map_err(|error| SetError::Card(CardError::Card(error)))?;
         let digest = signed.digest().into();
         if let Some(card) = self.opened.get(&digest) {
             return Ok(Arc::clone(card));
         }
-        let card = VerifiedCard::open(signed.as_bytes(), &self.network, |_| None)
-            .map_err(SetError::Card)?;
+        let card = VerifiedCard::open(bytes, &self.network, |_| None).map_err(SetError::Card)?;
         if !self.private_addresses && !card.addresses.iter().all(Address::is_public) {
             return Err(SetError::PrivateAddress);
         }
@@ -272,20 +244,18 @@ impl Gathering {
         Ok(card)
     }
 
-    /// A capacity message that is not good is as good as none: it decides nothing but an order of preference.
-    fn take_capacity(&mut self, card: &VerifiedCard, signed: &Signed<Capacity>) {
-        let Ok(capacity) = signed.open(&self.network) else {
+    /// A capacity message that is not good is as good as none: it decides nothing but an order of preference. Whether
+    /// its signer may speak for the node is seen when the card of the node is chosen.
+    fn take_capacity(&mut self, bytes: &[u8]) {
+        let Ok(capacity) = sign::open::<Capacity>(bytes, &self.network) else {
             return;
         };
-        if capacity.node != card.node || *capacity.signer() != card.sub_keys().card_key {
-            return;
-        }
-        let newer = self
-            .capacities
-            .get(&card.node)
-            .is_none_or(|held| held.at < capacity.at);
-        if newer {
-            self.capacities.insert(card.node, Arc::new(capacity));
+        let held = self.capacities.entry(capacity.node).or_default();
+        let newer = held
+            .iter()
+            .all(|other| other.at < capacity.at || other.signer() != capacity.signer());
+        if newer && held.len() < MAX_ENTRIES {
+            held.push(Arc::new(capacity));
         }
     }
 
@@ -317,31 +287,16 @@ impl Gathering {
             })
     }
 
-    fn speaks_of(&self, capacity: &Capacity, card: &VerifiedCard) -> bool {
-        capacity.card == card.sequence && self.now < capacity.at.plus_s(CAPACITY_LIFE_S)
-    }
-}
-
-impl Set {
-    fn begin(page: &Page) -> Self {
-        Self {
-            epoch: page.epoch,
-            root: page.root,
-            pages: page.pages,
-            next: 0,
-            cards: Vec::new(),
-        }
-    }
-
-    fn continues_with(&self, page: &Page) -> bool {
-        page.index == self.next
-            && page.pages == self.pages
-            && page.root == self.root
-            && page.epoch == self.epoch
-            && usize::from(page.pages) <= MAX_PAGES
-    }
-
-    fn is_complete(&self) -> bool {
-        self.next == self.pages
+    fn capacity(&self, card: &VerifiedCard) -> Option<Arc<Verified<Capacity>>> {
+        let speaks_of_it = |capacity: &&Arc<Verified<Capacity>>| {
+            *capacity.signer() == card.sub_keys().card_key
+                && capacity.card == card.sequence
+                && self.now < capacity.at.plus_s(CAPACITY_LIFE_S)
+        };
+        let held = self.capacities.get(&card.node)?;
+        held.iter()
+            .filter(speaks_of_it)
+            .max_by_key(|capacity| capacity.at)
+            .cloned()
     }
 }

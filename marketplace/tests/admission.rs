@@ -124,10 +124,12 @@ fn a_request_is_remembered_over_a_restart_until_it_can_no_more_be_accepted() {
     assert_eq!(late, Decision::Refuse(Reason::Expired));
 }
 
+type Change = Box<dyn Fn(&mut Envelope)>;
+
 #[test]
 fn each_reason_is_given_for_its_cause() {
     let other_provider = Node::new(99);
-    let cases: Vec<(Reason, Box<dyn Fn(&mut Envelope)>)> = vec![
+    let cases: Vec<(Reason, Change)> = vec![
         (
             Reason::ImageMismatch,
             Box::new(|e| e.image = ImageHash([8; 32])),
@@ -356,11 +358,15 @@ fn market(nodes: &[(&Node, VerifiedCard, Option<Level>)]) -> Market {
         }
     }
     let mut gathering = Gathering::new(network(), true, NOW);
-    for page in directory.snapshot(NOW, 1).pages() {
-        gathering
-            .handle_page(Node::new(1000).node.public(), &page)
-            .expect("honest");
-    }
+    let set = directory.snapshot(NOW, 1);
+    gathering
+        .handle_set(
+            Node::new(1000).node.public(),
+            set.epoch(),
+            set.root(),
+            set.objects(),
+        )
+        .expect("an honest set");
     gathering.compare(1)
 }
 

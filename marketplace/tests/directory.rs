@@ -8,7 +8,7 @@ use souk_market::{
     capacity::{CAPACITY_PERIOD_S, Level},
     card::{MAX_CARD_LIFE_S, Transport},
     directory::{Directory, Ignored, Rejected, UPDATE_BURST, Verdict},
-    quorum::{Gathering, LeftOut, Progress, SetError},
+    quorum::{Gathering, LeftOut, SetError},
     retirement::{VerifiedRetirement, agree_to_succeed},
     units::Sequence,
 };
@@ -313,9 +313,10 @@ fn gather(sets: &[&Directory], quorum: usize) -> souk_market::quorum::Market {
     let mut gathering = Gathering::new(network(), true, NOW);
     for (i, directory) in sets.iter().enumerate() {
         let entry = Node::new(1000 + i as u64).node.public();
-        for page in directory.snapshot(NOW, 5).pages() {
-            gathering.handle_page(entry, &page).expect("an honest page");
-        }
+        let set = directory.snapshot(NOW, 5);
+        gathering
+            .handle_set(entry, set.epoch(), set.root(), set.objects())
+            .expect("an honest set");
     }
     gathering.compare(quorum)
 }
@@ -386,41 +387,47 @@ fn while_a_new_card_spreads_the_newest_with_a_quorum_counts() {
 }
 
 #[test]
-fn a_set_whose_pages_do_not_fit_together_is_dropped_whole() {
-    let nodes: Vec<_> = (0..40).map(Node::new).collect();
+fn a_set_that_does_not_fit_its_root_is_not_used() {
+    let nodes: Vec<_> = (0..5).map(Node::new).collect();
     let directory = with_cards(&nodes.iter().collect::<Vec<_>>());
-    let pages: Vec<_> = directory.snapshot(NOW, 5).pages().collect();
-    let other: Vec<_> = with_cards(&[&nodes[0]]).snapshot(NOW, 5).pages().collect();
-    assert_eq!(pages.len(), 2);
+    let set = directory.snapshot(NOW, 5);
+    let objects: Vec<&[u8]> = set.objects().collect();
     let entry = Node::new(1000).node.public();
-
     let mut gathering = Gathering::new(network(), true, NOW);
-    assert!(matches!(
-        gathering.handle_page(entry, &pages[1]),
-        Err(SetError::Order { .. })
-    ));
-    assert!(matches!(
-        gathering.handle_page(entry, &pages[0]),
-        Ok(Progress::More(1))
-    ));
-    assert!(matches!(
-        gathering.handle_page(entry, &other[0]),
-        Err(SetError::Order { .. })
-    ));
+    let mut take = |epoch, objects: &[&[u8]]| {
+        gathering.handle_set(entry, epoch, set.root(), objects.iter().copied())
+    };
+    assert!(take(5, &objects).is_ok());
+    assert!(matches!(take(6, &objects), Err(SetError::Root)));
+    assert!(matches!(take(5, &objects[1..]), Err(SetError::Root)));
+    let mut swapped = objects.clone();
+    swapped.swap(0, 1);
+    assert!(matches!(take(5, &swapped), Err(SetError::CardOrder)));
+    let doubled = [&objects[..1], &objects].concat();
+    assert!(matches!(take(5, &doubled), Err(SetError::CardOrder)));
+    let noise: &[u8] = b"noise";
+    assert!(matches!(take(5, &[noise]), Err(SetError::Card(_))));
     assert!(gathering.compare(1).cards.is_empty());
+}
 
-    // A card left out of a page no longer fits the root.
-    let mut page = souk_market::snapshot::Page::from_bytes(&pages[1]).expect("a page");
-    page.cards = list(page.cards[1..].to_vec());
-    let thinned = souk_crypto::cbor::encode(&page);
+#[test]
+fn capacity_in_a_set_counts_only_from_the_card_key_of_its_node() {
+    let (node, thief) = (Node::new(1), Node::new(2));
+    let directory = with_cards(&[&node]);
+    let set = directory.snapshot(NOW, 5);
+    let honest = node.capacity(1, NOW.minus_s(60), Level::Some);
+    let forged = Node {
+        node: node.node.clone(),
+        ..thief
+    }
+    .capacity(1, NOW, Level::None);
     let mut gathering = Gathering::new(network(), true, NOW);
+    let objects = set.objects().chain([&forged[..], &honest[..]]);
     gathering
-        .handle_page(entry, &pages[0])
-        .expect("honest so far");
-    assert!(matches!(
-        gathering.handle_page(entry, &thinned),
-        Err(SetError::Root)
-    ));
+        .handle_set(Node::new(1000).node.public(), 5, set.root(), objects)
+        .expect("fits its root");
+    let market = gathering.compare(1);
+    assert_eq!(market.cards[0].level(0, 0), Some(Level::Some));
 }
 
 proptest! {
