@@ -115,11 +115,16 @@ struct Awaited {
 }
 
 impl Session {
-    /// A new session behind the node `entry`.
-    pub fn new(entry: HopAddress, delay: MixDelay, rng: &mut (impl CryptoRng + ?Sized)) -> Self {
+    /// A new session behind the node `entry`, which holds `mailbox` for it.
+    pub fn new(
+        entry: HopAddress,
+        mailbox: HopAddress,
+        delay: MixDelay,
+        rng: &mut (impl CryptoRng + ?Sized),
+    ) -> Self {
         Self {
             secret: MixSecret::generate(rng),
-            mailbox: HopAddress::random(rng),
+            mailbox,
             entry,
             delay,
             outbox: Outbox::new(delay),
@@ -147,11 +152,11 @@ impl Session {
         self.secret.public()
     }
 
-    /// Moves the session to another entry, under a new mailbox address, so that the two entries have nothing to
+    /// Moves the session to another entry, with a mailbox of another address, so that the two entries have nothing to
     /// compare. What still comes back to the old one can be handed in as before.
-    pub fn move_to(&mut self, entry: HopAddress, rng: &mut (impl CryptoRng + ?Sized)) {
+    pub fn move_to(&mut self, entry: HopAddress, mailbox: HopAddress) {
         self.entry = entry;
-        self.mailbox = HopAddress::random(rng);
+        self.mailbox = mailbox;
     }
 
     /// Makes `count` SURBs with which `correspondent` can reply.
@@ -176,6 +181,21 @@ impl Session {
             surbs.push(surb);
         }
         Ok(surbs)
+    }
+
+    /// Whether there are routes to `destination` and back.
+    ///
+    /// # Errors
+    /// [`SessionError`] says what is missing.
+    pub fn check_route(
+        &self,
+        destination: HopAddress,
+        topology: &Topology,
+        rng: &mut (impl CryptoRng + ?Sized),
+    ) -> Result<(), SessionError> {
+        self.forward_route(topology, destination, &[], rng)?;
+        self.reply_route(topology, destination, &[], rng)?;
+        Ok(())
     }
 
     /// Takes a message to be sent.
@@ -255,17 +275,19 @@ impl Session {
         self.outbox.next_due()
     }
 
-    /// Forgets the SURBs of epochs before `oldest`: no mix opens them any more.
-    pub fn retire_before(&mut self, oldest: Epoch) {
+    /// Forgets the SURBs of epochs before `oldest`, which no mix opens any more, and says which they were.
+    pub fn retire_before(&mut self, oldest: Epoch) -> Vec<SurbId> {
+        let is_dead = |awaited: &Awaited| awaited.recovery.epoch() < oldest;
         let dead: Vec<SurbId> = self
             .awaited
             .iter()
-            .filter(|(_, a)| a.recovery.epoch() < oldest)
+            .filter(|(_, awaited)| is_dead(awaited))
             .map(|(id, _)| *id)
             .collect();
-        for id in dead {
-            self.forget(id);
+        for id in &dead {
+            self.forget(*id);
         }
+        dead
     }
 
     /// Forgets SURBs that nobody will use any more, such as the unused ones of a lease that ended.
@@ -291,13 +313,7 @@ impl Session {
         topology: &Topology,
         rng: &mut (impl CryptoRng + ?Sized),
     ) -> Result<Outbound, SessionError> {
-        let destination = topology
-            .node(transmit.destination)
-            .ok_or(SessionError::UnknownDestination)?;
-        let entry = topology
-            .node(self.entry)
-            .ok_or(SessionError::UnknownEntry)?;
-        let forward = Route::forward(entry, topology.nodes(), destination, &transmit.avoid, rng)?;
+        let forward = self.forward_route(topology, transmit.destination, &transmit.avoid, rng)?;
         let back = self.reply_route(topology, transmit.destination, &transmit.avoid, rng)?;
         let (_, ack) = self.surb(&back, Some(transmit.message), topology.epoch(), rng)?;
         // The ends are the same for every attempt; the mixes between them are what the next one avoids.
@@ -324,6 +340,28 @@ impl Session {
                 packet,
             },
         })
+    }
+
+    fn forward_route(
+        &self,
+        topology: &Topology,
+        destination: HopAddress,
+        avoid: &[HopAddress],
+        rng: &mut (impl CryptoRng + ?Sized),
+    ) -> Result<Route, SessionError> {
+        let destination = topology
+            .node(destination)
+            .ok_or(SessionError::UnknownDestination)?;
+        let entry = topology
+            .node(self.entry)
+            .ok_or(SessionError::UnknownEntry)?;
+        Ok(Route::forward(
+            entry,
+            topology.nodes(),
+            destination,
+            avoid,
+            rng,
+        )?)
     }
 
     fn reply_route(

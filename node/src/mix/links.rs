@@ -43,3 +43,13 @@ pub enum Deposit {
     /// There is no such mailbox here: the address is a node's, and this is the frame.
     Unknown(Frame),
 }
+
+/// A node that holds no mailboxes.
+#[derive(Clone, Copy, Debug)]
+pub struct NoMailboxes;
+
+impl Mailboxes for NoMailboxes {
+    fn try_deposit(&self, _mailbox: HopAddress, frame: Frame) -> Deposit {
+        Deposit::Unknown(frame)
+    }
+}

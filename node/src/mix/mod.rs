@@ -1,5 +1,52 @@
 //! Drives the mix cores of `souk-sphinx` over the network of this node.
+//!
+//! ```text
+//!  at every node                                                        at a destination
+//!  frames ─► peel (blocking threads) ─► tags to disk ─► delay pool ─┬─► Links      ┌─► Mailroom ─► messages
+//!            MAC, tag, payload          group commit                ├─► Mailboxes  │      └─ acks ─► Links
+//!                                                                   └──────────────┘
+//!  at a client
+//!  Messenger ─► Session ─► Links ─► entry …        mailbox ─► frames ─► Session ─► Replies
+//! ```
+//!
+//! | part | holds |
+//! |---|---|
+//! | [`KeyRing`] | the mix keys of the epochs that are open, with their replay tags, on disk |
+//! | [`Mixer`] | peels, persists, delays and passes on |
+//! | [`Mailroom`] | puts messages together at their destination, and acknowledges them |
+//! | [`Replier`] | spends SURBs |
+//! | [`Messenger`] | sends a client's messages and opens what comes back |
+//!
+//! Nothing here says who is who: no peer id, address or mailbox is logged, and counters have no labels.
 
+mod counters;
+mod key_ring;
 mod links;
+mod mailroom;
+mod messenger;
+mod mixer;
+mod tag_log;
 
-pub use links::{Deposit, LinkRefused, Links, Mailboxes};
+#[cfg(test)]
+mod tests;
+
+pub use counters::{Counter, MixCounters};
+pub use key_ring::{EpochKeys, KeyRing, KeyRingError};
+pub use links::{Deposit, LinkRefused, Links, Mailboxes, NoMailboxes};
+pub use mailroom::{AdmitAll, MESSAGE_QUEUE, Mailroom, Replier, ReplyRefused};
+pub use messenger::{Messenger, MessengerClosed, MessengerParts, Replies, SendError};
+pub use mixer::{FRAME_QUEUE, Mixer, MixerParts};
+pub use tag_log::TagLogError;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use souk_crypto::UnixTime;
+
+/// The wall clock, for epochs.
+fn unix_now() -> UnixTime {
+    // A clock before 1970 means epoch 0, whose packets nobody sends: the node then refuses everything and says so.
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    UnixTime(since.as_secs())
+}

@@ -1,0 +1,93 @@
+//! What the mix counts: totals of this process, without labels, so that nobody is in them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A total that only rises.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub(super) fn add(&self, count: usize) {
+        self.0
+            .fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The total so far.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
+        /// Totals of the mix.
+        #[derive(Debug, Default)]
+        pub struct MixCounters {
+            $($(#[doc = $doc])+ pub $name: Counter,)+
+        }
+
+        impl MixCounters {
+            /// Each total with its name and what it counts, for a registry of metrics.
+            pub fn all(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$((stringify!($name), concat!($($doc),+).trim_ascii(), self.$name.total()),)+].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Frames taken from links.
+    frames_in,
+    /// Packets passed on to another node.
+    forwarded,
+    /// Packets put into a mailbox.
+    deposited,
+    /// Packets that ended here.
+    final_packets,
+    /// Frames of an epoch whose key is not open.
+    wrong_epoch,
+    /// Packets whose header is not for this node or was changed.
+    bad_header,
+    /// Packets that passed here before.
+    replays,
+    /// Packets refused because the epoch holds as many replay tags as it may.
+    tags_full,
+    /// Packets of another format, or with routing data that means nothing.
+    bad_format,
+    /// Packets whose payload was changed on the way.
+    bad_payload,
+    /// Packets dropped because their replay tag could not be written to disk.
+    tags_unwritten,
+    /// Packets dropped because the delay pool was full.
+    pool_full,
+    /// Packets for a node without a link, or past the queue of its link.
+    link_refused,
+    /// Packets for a mailbox that is full.
+    mailbox_full,
+    /// Packets that ended here although nobody reads messages at this node.
+    unread,
+    /// Messages that were complete.
+    messages,
+    /// Fragments that were refused.
+    fragments_refused,
+    /// Acknowledgements sent.
+    acks_sent,
+    /// Replies sent.
+    replies_sent,
+    /// Replies and acknowledgements whose SURB was dead or whose first node has no link.
+    replies_dropped,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_are_listed_under_their_names() {
+        let counters = MixCounters::default();
+        counters.replays.add(3);
+        let listed: Vec<_> = counters.all().filter(|(_, _, total)| *total > 0).collect();
+        assert_eq!(listed, [("replays", "Packets that passed here before.", 3)]);
+    }
+}

@@ -1,0 +1,342 @@
+//! Several nodes in one process, with real cores, real files and links in memory that lose packets.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use souk_crypto::NetworkParams;
+use souk_sphinx::{
+    EpochClock, Frame, HopAddress, Session, Surb, Topology,
+    delay::MixDelay,
+    message::{Admission, Class, Message, MessageId, Outgoing, Reply},
+    packet::Hop,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+
+/// Links in memory: every node's queue of frames, a share of frames that is lost, and nodes that are cut off.
+#[derive(Default)]
+struct Wires {
+    queues: Mutex<HashMap<HopAddress, mpsc::Sender<Frame>>>,
+    mailboxes: Mutex<HashMap<HopAddress, mpsc::Sender<Frame>>>,
+    lost_in_1000: AtomicU64,
+    cut_off: Mutex<Option<HopAddress>>,
+    seen: Mutex<Vec<(HopAddress, Frame)>>,
+    rng: Mutex<Option<StdRng>>,
+}
+
+impl Wires {
+    fn loses(&self) -> bool {
+        let mut rng = self.rng.lock().expect("no test panicked");
+        let rng = rng.get_or_insert_with(|| StdRng::seed_from_u64(7));
+        rng.next_u64() % 1000 < self.lost_in_1000.load(Ordering::Relaxed)
+    }
+}
+
+/// The wires as one node sees them.
+struct Port {
+    wires: Arc<Wires>,
+    node: HopAddress,
+    /// The mailboxes at this node.
+    holds: Vec<HopAddress>,
+}
+
+impl Links for Port {
+    fn try_send(&self, to: HopAddress, frame: Frame) -> Result<(), LinkRefused> {
+        let wires = &self.wires;
+        wires
+            .seen
+            .lock()
+            .expect("no test panicked")
+            .push((to, frame.clone()));
+        let cut_off = *wires.cut_off.lock().expect("no test panicked");
+        if wires.loses() || cut_off == Some(to) || cut_off == Some(self.node) {
+            return Ok(());
+        }
+        let queues = wires.queues.lock().expect("no test panicked");
+        let queue = queues.get(&to).ok_or(LinkRefused::NoLink)?;
+        queue.try_send(frame).map_err(|_| LinkRefused::Full)
+    }
+}
+
+impl Mailboxes for Port {
+    fn try_deposit(&self, mailbox: HopAddress, frame: Frame) -> Deposit {
+        if !self.holds.contains(&mailbox) {
+            return Deposit::Unknown(frame);
+        }
+        let mailboxes = self.wires.mailboxes.lock().expect("no test panicked");
+        match mailboxes[&mailbox].try_send(frame) {
+            Ok(()) => Deposit::Held,
+            Err(_) => Deposit::Full,
+        }
+    }
+}
+
+const MAILBOX: HopAddress = HopAddress([0xaa; 32]);
+const NODES: u8 = 6;
+const ENTRY: HopAddress = HopAddress([0; 32]);
+const PROVIDER: HopAddress = HopAddress([NODES - 1; 32]);
+
+struct Network {
+    wires: Arc<Wires>,
+    messages: mpsc::Receiver<Message>,
+    replier: Replier,
+    messenger: Messenger,
+    counters: Vec<Arc<MixCounters>>,
+    mixers: Vec<Mixer>,
+    stop: CancellationToken,
+}
+
+fn params() -> NetworkParams {
+    NetworkParams::new(2, 1_000, 3_600, true).expect("within bounds")
+}
+
+impl Network {
+    /// Six nodes, the first of them a client's entry, the last a provider.
+    fn start(folder: &Path) -> Self {
+        let params = params();
+        let (clock, delay) = (EpochClock::of(&params), MixDelay::of(&params));
+        let wires = Arc::new(Wires::default());
+        let stop = CancellationToken::new();
+        let (mut hops, mut all_counters, mut mixers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut provider = None;
+        let epoch = clock.sending(unix_now());
+        for n in 0..NODES {
+            let node = HopAddress([n; 32]);
+            let keys = KeyRing::open(&folder.join(n.to_string()), clock, unix_now())
+                .expect("a fresh folder");
+            let key = keys.epoch(epoch).expect("current or next").public();
+            hops.push(Hop { address: node, key });
+            let holds = if node == ENTRY { vec![MAILBOX] } else { vec![] };
+            let port = Arc::new(Port {
+                wires: wires.clone(),
+                node,
+                holds,
+            });
+            let counters = Arc::new(MixCounters::default());
+            let mailroom = (node == PROVIDER).then(|| {
+                let replier = Replier::new(port.clone(), clock, counters.clone());
+                let (bodies, messages) =
+                    Mailroom::start(delay, AdmitAll, replier.clone(), stop.clone());
+                provider = Some((replier, messages));
+                bodies
+            });
+            let (queue, frames) = mpsc::channel(FRAME_QUEUE);
+            wires
+                .queues
+                .lock()
+                .expect("no test panicked")
+                .insert(node, queue);
+            let parts = MixerParts {
+                keys: Arc::new(keys),
+                node,
+                delay,
+                links: port.clone(),
+                mailboxes: port,
+                frames,
+                mailroom,
+                counters: counters.clone(),
+                peelers: 1,
+            };
+            mixers.push(Mixer::start(parts, &stop));
+            all_counters.push(counters);
+        }
+        let (mailbox, frames) = mpsc::channel(1024);
+        wires
+            .mailboxes
+            .lock()
+            .expect("no test panicked")
+            .insert(MAILBOX, mailbox);
+        let (replier, messages) = provider.expect("the last node");
+        let session = Session::new(ENTRY, MAILBOX, delay, &mut StdRng::seed_from_u64(1));
+        let (_, topology) = watch::channel(Arc::new(Topology::new(epoch, hops)));
+        let client = HopAddress([0xcc; 32]);
+        let links = Arc::new(Port {
+            wires: wires.clone(),
+            node: client,
+            holds: vec![],
+        });
+        let messenger = Messenger::start(MessengerParts {
+            session,
+            links,
+            frames,
+            topology,
+            clock,
+        });
+        Self {
+            wires,
+            messages,
+            replier,
+            messenger,
+            counters: all_counters,
+            mixers,
+            stop,
+        }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        for mixer in &self.mixers {
+            mixer.stopped().await;
+        }
+    }
+
+    fn total(&self, counter: impl Fn(&MixCounters) -> &Counter) -> u64 {
+        self.counters
+            .iter()
+            .map(|counters| counter(counters).total())
+            .sum()
+    }
+}
+
+fn message(class: Class) -> Outgoing {
+    Outgoing {
+        id: MessageId::random(&mut rand::rng()),
+        destination: PROVIDER,
+        class,
+        admission: Admission::NONE,
+        bytes: vec![42; class.capacity()],
+    }
+}
+
+/// A request with SURBs inside arrives whole, and its reply comes back through the mailbox at the entry.
+#[tokio::test]
+async fn a_message_goes_through_and_its_reply_comes_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut network = Network::start(folder.path());
+    let (surbs, mut replies) = network
+        .messenger
+        .reply_surbs(2, PROVIDER)
+        .await
+        .expect("routes");
+    let request = Outgoing {
+        bytes: surbs.iter().flat_map(Surb::to_bytes).collect(),
+        ..message(Class::Medium)
+    };
+    let (sent, arrived) = tokio::join!(network.messenger.send(request), network.messages.recv());
+    sent.expect("acknowledged");
+    let arrived = arrived.expect("delivered").bytes;
+    for surb in arrived.chunks(souk_sphinx::surb::SURB_LEN) {
+        let surb = Surb::from_bytes(surb).expect("as sent");
+        let reply = Reply::new(b"a receipt".to_vec()).expect("fits");
+        network.replier.reply(surb, &reply).expect("sent");
+    }
+    for _ in 0..2 {
+        assert_eq!(
+            replies.next().await.expect("a reply").into_bytes(),
+            b"a receipt"
+        );
+    }
+    assert_eq!(replies.next().await, None, "all SURBs are used");
+    assert_eq!(
+        network.total(|c| &c.replays) + network.total(|c| &c.bad_header),
+        0
+    );
+    network.stop().await;
+}
+
+/// Every tenth frame is lost on each link, and one mix is cut off after the first packets: the message arrives once.
+#[tokio::test]
+async fn a_message_survives_loss_and_a_mix_that_goes_away() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut network = Network::start(folder.path());
+    network.wires.lost_in_1000.store(100, Ordering::Relaxed);
+    *network.wires.cut_off.lock().expect("no test panicked") = Some(HopAddress([2; 32]));
+    let (sent, arrived) = tokio::join!(
+        network.messenger.send(message(Class::Medium)),
+        network.messages.recv()
+    );
+    assert_eq!(
+        arrived.expect("delivered").bytes,
+        vec![42; Class::Medium.capacity()]
+    );
+    // With so much loss the last acknowledgement may be lost as well; the sender then does not know.
+    assert!(matches!(sent, Ok(()) | Err(SendError::NotAcknowledged)));
+    assert!(
+        network.messages.try_recv().is_err(),
+        "the message was delivered twice"
+    );
+    network.stop().await;
+}
+
+/// Whoever recorded all frames sends them again, to the running nodes and after a restart: nothing moves.
+#[tokio::test]
+async fn recorded_packets_do_not_pass_again_even_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut network = Network::start(folder.path());
+    let (sent, arrived) = tokio::join!(
+        network.messenger.send(message(Class::Small)),
+        network.messages.recv()
+    );
+    sent.expect("acknowledged");
+    arrived.expect("delivered");
+    let recorded = std::mem::take(&mut *network.wires.seen.lock().expect("no test panicked"));
+    assert!(recorded.len() >= 7, "four links there and three back");
+    network.stop().await;
+
+    for _ in 0..2 {
+        let network = Network::start(folder.path());
+        for (to, frame) in &recorded {
+            let port = Port {
+                wires: network.wires.clone(),
+                node: *to,
+                holds: vec![],
+            };
+            port.try_send(*to, frame.clone()).expect("queued");
+        }
+        let count = recorded.len() as u64;
+        while network.total(|c| &c.frames_in) < count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        network.stop.cancel();
+        for mixer in &network.mixers {
+            mixer.stopped().await;
+        }
+        assert_eq!(network.total(|c| &c.replays), count);
+        assert_eq!(
+            network.total(|c| &c.forwarded) + network.total(|c| &c.final_packets),
+            0
+        );
+    }
+}
+
+/// Random bytes, packets for other keys and epochs that are not open are counted and change nothing.
+#[tokio::test]
+async fn packets_that_are_not_for_this_node_are_dropped_and_counted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let network = Network::start(folder.path());
+    let clock = EpochClock::of(&params());
+    let now = clock.at(unix_now());
+    let queue = network.wires.queues.lock().expect("no test panicked")[&ENTRY].clone();
+    let packet =
+        souk_sphinx::Packet::from_bytes(&[7; souk_sphinx::packet::PACKET_LEN]).expect("one size");
+    for epoch in [now, souk_sphinx::Epoch(now.0 + 9)] {
+        queue
+            .send(Frame {
+                epoch,
+                packet: packet.clone(),
+            })
+            .await
+            .expect("running");
+    }
+    while network.total(|c| &c.bad_header) + network.total(|c| &c.wrong_epoch) < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(
+        (
+            network.total(|c| &c.bad_header),
+            network.total(|c| &c.wrong_epoch)
+        ),
+        (1, 1)
+    );
+    network.stop().await;
+}
