@@ -42,8 +42,8 @@ impl Route {
 
     /// Draws a route from a client's `entry` over two of `mixes` to `destination`.
     ///
-    /// `avoid` are nodes that earlier attempts went over and that may be at fault; they are used only if there are
-    /// not enough others, so a resend takes a fresh route where there is one.
+    /// `avoid` names a node once for each earlier attempt that went over it and may have failed by it. The nodes named
+    /// least often are taken, so a resend takes a fresh route, and a dead node is singled out in a few attempts.
     ///
     /// # Errors
     /// [`RouteError::TooFewMixes`] if fewer than two mixes are neither the entry nor the destination, and
@@ -99,7 +99,7 @@ impl Route {
     }
 }
 
-/// Draws two different mixes, uniformly among those not taken and, as long as they suffice, not to be avoided.
+/// Draws two different mixes, uniformly among those not taken that `avoid` names least often.
 fn draw_mixes(
     mixes: &[Hop],
     taken: &[HopAddress],
@@ -115,19 +115,16 @@ fn draw_mixes(
     if free.len() < MIXES {
         return Err(RouteError::TooFewMixes { free: free.len() });
     }
-    let (mut fresh, mut stale): (Vec<Hop>, Vec<Hop>) = free
-        .into_iter()
-        .partition(|hop| !avoid.contains(&hop.address));
     let mut pick = || {
-        let from = if fresh.is_empty() {
-            &mut stale
-        } else {
-            &mut fresh
-        };
-        from.swap_remove(below(from.len(), rng))
+        let blame = |hop: &Hop| avoid.iter().filter(|node| **node == hop.address).count();
+        let least = free.iter().map(blame).min().unwrap_or(0);
+        let wanted: Vec<usize> = (0..free.len())
+            .filter(|at| blame(&free[*at]) == least)
+            .collect();
+        free.swap_remove(wanted[below(wanted.len(), rng)])
     };
     let mut drawn = [pick(), pick()];
-    // With one fresh mix left it is always picked first; which position it takes must not show that.
+    // The least blamed is picked first; which position it takes must not show that.
     if below(2, rng) == 1 {
         drawn.reverse();
     }

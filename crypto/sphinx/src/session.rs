@@ -313,16 +313,19 @@ impl Session {
         topology: &Topology,
         rng: &mut (impl CryptoRng + ?Sized),
     ) -> Result<Outbound, SessionError> {
-        let forward = self.forward_route(topology, transmit.destination, &transmit.avoid, rng)?;
-        let back = self.reply_route(topology, transmit.destination, &transmit.avoid, rng)?;
+        let (to, tried) = (transmit.destination, &transmit.tried);
+        let forward = self.forward_route(topology, to, &tried.forward, rng)?;
+        let back = self.reply_route(topology, to, &tried.back, rng)?;
         let (_, ack) = self.surb(&back, Some(transmit.message), topology.epoch(), rng)?;
+        let addresses =
+            |hops: &[Hop]| -> Vec<HopAddress> { hops.iter().map(|hop| hop.address).collect() };
         // The ends are the same for every attempt; the mixes between them are what the next one avoids.
-        let mixes = forward.hops()[1..3]
-            .iter()
-            .chain(&back.hops()[..2])
-            .map(|hop| hop.address);
-        self.outbox
-            .went_over(transmit.message, transmit.index, mixes);
+        self.outbox.went_over(
+            transmit.message,
+            transmit.index,
+            addresses(&forward.hops()[1..3]),
+            addresses(&back.hops()[..2]),
+        );
         let fragment = Fragment {
             message: transmit.message,
             class: transmit.class,

@@ -244,12 +244,12 @@ async fn a_message_goes_through_and_its_reply_comes_back() {
     network.stop().await;
 }
 
-/// Every tenth frame is lost on each link, and one mix is cut off after the first packets: the message arrives once.
+/// Every fiftieth frame is lost on each link, and one of four mixes is cut off: the message arrives once.
 #[tokio::test]
 async fn a_message_survives_loss_and_a_mix_that_goes_away() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut network = Network::start(folder.path());
-    network.wires.lost_in_1000.store(100, Ordering::Relaxed);
+    network.wires.lost_in_1000.store(20, Ordering::Relaxed);
     *network.wires.cut_off.lock().expect("no test panicked") = Some(HopAddress([2; 32]));
     let (sent, arrived) = tokio::join!(
         network.messenger.send(message(Class::Medium)),

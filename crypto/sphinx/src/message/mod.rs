@@ -27,7 +27,7 @@ pub use fragment::{Ack, Fragment, FragmentError, PART_LEN, Reply, ReplyBody};
 pub use receive::{
     AckOut, Gate, Handled, Inbox, MAX_PARTIAL_BYTES, MAX_PARTIALS, Message, PARTIAL_AGE, Refused,
 };
-pub use send::{Done, MAX_OUTGOING, Outbox, Outgoing, SubmitError, Transmit};
+pub use send::{Done, MAX_OUTGOING, Outbox, Outgoing, SubmitError, Transmit, Tried};
 
 /// Longest admission in bytes.
 pub const MAX_ADMISSION_LEN: usize = 128;

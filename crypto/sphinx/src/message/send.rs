@@ -54,8 +54,18 @@ pub struct Transmit {
     pub admission: Admission,
     /// The fragment's bytes.
     pub part: Box<[u8; PART_LEN]>,
-    /// Nodes that earlier attempts at this fragment went over.
-    pub avoid: Vec<HopAddress>,
+    /// What earlier attempts at this fragment went over.
+    pub tried: Tried,
+}
+
+/// The mixes of earlier attempts: one mention for each. Whether the way there or the way back failed, nobody knows, so
+/// they are blamed separately; a dead node would hide behind the others otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tried {
+    /// Mixes on the way to the destination.
+    pub forward: Vec<HopAddress>,
+    /// Mixes on the way of the acknowledgement.
+    pub back: Vec<HopAddress>,
 }
 
 /// What became of a message.
@@ -112,7 +122,7 @@ impl Outbox {
         let flight = Flight {
             due: now,
             sent: 0,
-            avoid: Vec::new(),
+            tried: Tried::default(),
         };
         let pending = Pending {
             destination: message.destination,
@@ -135,19 +145,18 @@ impl Outbox {
             .find_map(|(id, pending)| pending.poll_transmit(now, *id, delay))
     }
 
-    /// Notes over which nodes a fragment went, so that its next attempt goes over others.
+    /// Notes over which mixes a fragment and its ack SURB went, so that its next attempt goes over others.
     pub fn went_over(
         &mut self,
         message: MessageId,
         index: u8,
-        nodes: impl IntoIterator<Item = HopAddress>,
+        forward: impl IntoIterator<Item = HopAddress>,
+        back: impl IntoIterator<Item = HopAddress>,
     ) {
-        if let Some(flight) = self
-            .messages
-            .get_mut(&message)
-            .and_then(|pending| pending.flights.get_mut(usize::from(index)))
-        {
-            flight.avoid.extend(nodes);
+        let pending = self.messages.get_mut(&message);
+        if let Some(flight) = pending.and_then(|p| p.flights.get_mut(usize::from(index))) {
+            flight.tried.forward.extend(forward);
+            flight.tried.back.extend(back);
         }
     }
 
@@ -213,7 +222,7 @@ struct Pending {
 struct Flight {
     due: Instant,
     sent: u32,
-    avoid: Vec<HopAddress>,
+    tried: Tried,
 }
 
 impl Pending {
@@ -256,7 +265,7 @@ impl Pending {
             destination: self.destination,
             admission: self.admission.clone(),
             part: Box::new(part),
-            avoid: flight.avoid.clone(),
+            tried: flight.tried.clone(),
         })
     }
 }
@@ -361,11 +370,20 @@ mod tests {
         let mut outbox = outbox();
         outbox.submit(start, message(Class::Small)).expect("room");
         outbox.poll_transmit(start).expect("due");
-        outbox.went_over(MessageId([1; 16]), 0, [HopAddress([9; 32])]);
+        outbox.went_over(
+            MessageId([1; 16]),
+            0,
+            [HopAddress([9; 32])],
+            [HopAddress([8; 32])],
+        );
         let again = outbox
             .poll_transmit(start + Duration::from_secs(2))
             .expect("due again");
-        assert_eq!(again.avoid, [HopAddress([9; 32])]);
+        let tried = Tried {
+            forward: vec![HopAddress([9; 32])],
+            back: vec![HopAddress([8; 32])],
+        };
+        assert_eq!(again.tried, tried);
     }
 
     #[test]
