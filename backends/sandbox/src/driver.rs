@@ -1,0 +1,699 @@
+//! The node's side: leases into keepers and back.
+
+use std::{
+    fs::File,
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use rustix::{
+    fs::{Mode, OFlags},
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt},
+    process::{Signal, pidfd_send_signal},
+};
+use souk_backend::{
+    Backend, BackendError, Capabilities, ImageHash, Instance, InstanceState, LeaseId, LeaseSpec,
+    Limit, Resources, Usage, UsageSample,
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::{
+    KEEPER_ARG, USER,
+    cgroup::CgroupParent,
+    clock::unix_ms,
+    probe::{self, Ability, Report},
+    process,
+    state::{LeaseDir, StateDir},
+    uids,
+    wire::{self, Answer, Ask, Failure, Launch, Order, Outcome},
+};
+
+/// How long a keeper may take to answer its order; longer than it gives the agent.
+const START_WITHIN: Duration = Duration::from_secs(15);
+
+/// How long a keeper may take to end an instance or answer a question.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// The trial at start takes a few milliseconds; a machine that hangs in it is refused.
+const PROBE_WITHIN: Duration = Duration::from_secs(1);
+
+/// Calls about one lease take turns; calls about leases of different locks run side by side.
+const LOCKS: usize = 32;
+
+/// How a keeper is started.
+#[derive(Clone, Debug)]
+pub struct KeeperProgram {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+}
+
+impl KeeperProgram {
+    /// This very program, which must call [`crate::keeper_main`] where its only argument is [`KEEPER_ARG`], before it
+    /// starts any thread.
+    #[must_use]
+    pub fn this_program() -> Self {
+        Self {
+            // The link leads to the running program even where its file was replaced since.
+            program: "/proc/self/exe".into(),
+            arguments: vec![KEEPER_ARG.to_owned()],
+        }
+    }
+}
+
+/// What a [`Sandbox`] needs to know.
+#[derive(Clone, Debug)]
+pub struct SandboxConfig {
+    /// Folder for the state of leases; it is made where it is missing, and used by one node at a time.
+    pub state: PathBuf,
+    /// The image store: a folder `<hash>/rootfs` for each image.
+    pub images: PathBuf,
+    /// The static agent program; readable and executable by everybody where the node runs as root.
+    pub agent: PathBuf,
+    /// How keepers are started.
+    pub keeper: KeeperProgram,
+    /// All that leases may have together.
+    pub total: Resources,
+    /// Whether images may be laid under an overlay where the machine can; without it the instance writes to
+    /// `/home`, `/tmp`, `/run`, `/var` and `/dev/shm` only.
+    pub overlay: bool,
+}
+
+/// Carries leases in namespaces of this machine.
+#[derive(Clone, Debug)]
+pub struct Sandbox(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: SandboxConfig,
+    state: StateDir,
+    cgroups: CgroupParent,
+    ability: Ability,
+    locks: [Mutex<()>; LOCKS],
+    /// Held from the choice of a slot until the intent that takes it is on disk.
+    admission: Mutex<()>,
+    keepers: Mutex<Vec<Child>>,
+}
+
+impl Sandbox {
+    /// Opens the state and tries once what a lease needs.
+    ///
+    /// # Errors
+    /// [`BackendError::Host`] where the machine refuses, within about a second, with the command that allows it.
+    pub fn open(config: SandboxConfig) -> Result<Self, BackendError> {
+        let state = StateDir::open(config.state.clone()).map_err(|source| BackendError::Host {
+            what: format!("cannot use the state folder {}", config.state.display()),
+            hint: "check its owner and the space on its disk".to_owned(),
+            source: Some(source),
+        })?;
+        open_agent(&config.agent)?;
+        let mut ability = probe(&config, &state)?;
+        ability.overlay &= config.overlay;
+        Ok(Self(Arc::new(Inner {
+            cgroups: CgroupParent::find(),
+            config,
+            state,
+            ability,
+            locks: std::array::from_fn(|_| Mutex::new(())),
+            admission: Mutex::new(()),
+            keepers: Mutex::new(vec![]),
+        })))
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        lease: LeaseId,
+        call: impl FnOnce(&Inner) -> Result<T, BackendError> + Send + 'static,
+    ) -> Result<T, BackendError> {
+        let inner = Arc::clone(&self.0);
+        let called = tokio::task::spawn_blocking(move || call(&inner)).await;
+        called.unwrap_or_else(|e| {
+            Err(BackendError::Unknown {
+                lease,
+                what: format!("the call did not finish: {e}"),
+            })
+        })
+    }
+}
+
+#[async_trait]
+impl Backend for Sandbox {
+    fn name(&self) -> &'static str {
+        "sandbox"
+    }
+
+    async fn capabilities(&self) -> Result<Capabilities, BackendError> {
+        Ok(Capabilities {
+            arch: std::env::consts::ARCH.to_owned(),
+            total: self.0.config.total,
+            enforced: self.0.enforced(),
+            shared_kernel: true,
+            egress: false,
+            images: self.0.images(),
+        })
+    }
+
+    async fn provision(&self, spec: &LeaseSpec) -> Result<Instance, BackendError> {
+        let spec = spec.clone();
+        self.blocking(spec.lease, move |inner| inner.provision(&spec))
+            .await
+    }
+
+    async fn inspect(&self, lease: LeaseId) -> Result<Option<Instance>, BackendError> {
+        self.blocking(lease, move |inner| inner.inspect(lease))
+            .await
+    }
+
+    async fn list(&self) -> Result<Vec<Instance>, BackendError> {
+        self.blocking(LeaseId([0; 16]), Inner::list).await
+    }
+
+    async fn sample(&self, lease: LeaseId) -> Result<UsageSample, BackendError> {
+        self.blocking(lease, move |inner| inner.sample(lease)).await
+    }
+
+    async fn watch(
+        &self,
+        lease: LeaseId,
+        timeout: Duration,
+    ) -> Result<InstanceState, BackendError> {
+        let keeper = self
+            .blocking(lease, move |inner| inner.keeper(lease))
+            .await?;
+        if let Some(keeper) = keeper {
+            let unknown = |e| unknown(lease, "watching the keeper", io::Error::from(e));
+            let exit =
+                AsyncFd::register_with_interest(keeper, Interest::READABLE).map_err(unknown)?;
+            // Both ends lead to the same question.
+            let _ = tokio::time::timeout(timeout, exit.readable()).await;
+        }
+        let now = self.inspect(lease).await?;
+        Ok(now.map_or(InstanceState::Gone, |instance| instance.state))
+    }
+
+    async fn terminate(&self, lease: LeaseId) -> Result<UsageSample, BackendError> {
+        self.blocking(lease, move |inner| inner.terminate(lease))
+            .await
+    }
+}
+
+/// What the disk and the lock tell of a lease.
+enum Found {
+    Nothing,
+    /// A keeper lives, but has no instance to show yet.
+    Starting,
+    Present(Instance),
+}
+
+impl Inner {
+    fn enforced(&self) -> Vec<Limit> {
+        let mut enforced = self.cgroups.enforced();
+        enforced.push(Limit::Disk);
+        if self.ability.counts_processes && !enforced.contains(&Limit::Processes) {
+            enforced.push(Limit::Processes);
+        }
+        enforced.sort();
+        enforced
+    }
+
+    fn images(&self) -> Vec<ImageHash> {
+        let entries = std::fs::read_dir(&self.config.images).into_iter().flatten();
+        let names = entries.flatten().map(|entry| entry.file_name());
+        let hashes = names.filter_map(|name| name.to_str()?.parse::<ImageHash>().ok());
+        hashes.filter(|hash| self.rootfs(*hash).is_dir()).collect()
+    }
+
+    fn rootfs(&self, image: ImageHash) -> PathBuf {
+        self.config.images.join(image.to_string()).join("rootfs")
+    }
+
+    fn provision(&self, spec: &LeaseSpec) -> Result<Instance, BackendError> {
+        let lease = spec.lease;
+        self.reap_keepers();
+        let _turn = self.turn(lease);
+        match self.find(lease)? {
+            Found::Present(instance) if instance.state == InstanceState::Running => {
+                return Ok(instance);
+            }
+            Found::Present(_) => return Err(not_up(lease, "it has ended already")),
+            Found::Starting => return self.wait_started(lease),
+            Found::Nothing => {}
+        }
+        let closed = self.state.closed(lease);
+        if closed
+            .map_err(|e| unknown(lease, "reading its last sample", e))?
+            .is_some()
+        {
+            return Err(not_up(lease, "it was terminated already"));
+        }
+        self.refuse_what_cannot_be(spec)?;
+        let dir = self.state.lease(lease);
+        let order = self.admit(spec, &dir)?;
+        let started = self.launch(&order, &dir);
+        if started.is_err() {
+            self.remove_remains(&dir, &order.launch)?;
+        }
+        started
+    }
+
+    fn refuse_what_cannot_be(&self, spec: &LeaseSpec) -> Result<(), BackendError> {
+        let unsupported = |what: String| {
+            Err(BackendError::Unsupported {
+                lease: spec.lease,
+                what,
+            })
+        };
+        if !self.rootfs(spec.image).is_dir() {
+            return Err(BackendError::NoSuchImage(spec.image));
+        }
+        let enforced = self.enforced();
+        if let Some(limit) = spec.required_limits.iter().find(|l| !enforced.contains(l)) {
+            return unsupported(format!("an enforced limit on {limit:?}").to_lowercase());
+        }
+        if spec.valid_to_unix_s <= unix_ms() / 1_000 {
+            return unsupported("an end that has passed".to_owned());
+        }
+        for (amount, least, name) in [
+            // The kernel takes no quota below one hundredth of a core.
+            (spec.resources.cpu_millicores, 10, "millicores"),
+            (spec.resources.memory_mib, 16, "MiB of memory"),
+            (spec.resources.disk_mib, 1, "MiB of disk"),
+            (spec.resources.max_processes, 1, "processes"),
+        ] {
+            if amount < least {
+                return unsupported(format!("{amount} {name}; the least is {least}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds room for a lease and writes down that it is about to be started.
+    fn admit(&self, spec: &LeaseSpec, dir: &LeaseDir) -> Result<Admitted, BackendError> {
+        let lease = spec.lease;
+        let failed = |e| host("cannot write the state of a lease", &self.state, e);
+        let _admission = lock(&self.admission);
+        let mut used = spec.resources;
+        let mut slots = vec![false; uids::MAX_LEASES as usize];
+        for other in self.state.leases().map_err(failed)? {
+            let intent = self.state.lease(other).intent().map_err(failed)?;
+            if let Some(intent) = intent {
+                used = add(used, intent.spec.resources);
+                if let Some(slot) = slots.get_mut(intent.slot as usize) {
+                    *slot = true;
+                }
+            }
+        }
+        if let Some(what) = exceeds(&used, &self.config.total) {
+            let what = what.to_owned();
+            return Err(BackendError::Full { lease, what });
+        }
+        let Some(slot) = slots.iter().position(|taken| !taken) else {
+            let what = format!("{} leases at one time", uids::MAX_LEASES);
+            return Err(BackendError::Full { lease, what });
+        };
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .map_err(|e| host("cannot open a port on the loopback", &self.state, e))?;
+        let port = listener.local_addr().map_err(failed)?.port();
+        let slot = u32::try_from(slot).expect("below MAX_LEASES");
+        let launch = Launch {
+            spec: spec.clone(),
+            slot,
+            port,
+            ids: uids::plan(slot),
+            cgroup: self.cgroups.lease(lease),
+            memory_is_enforced: self.enforced().contains(&Limit::Memory),
+            overlay: self.ability.overlay,
+        };
+        dir.create().map_err(failed)?;
+        let held = dir.try_lock().map_err(failed)?;
+        let held = held.ok_or_else(|| not_up(lease, "another driver starts it"))?;
+        dir.write_intent(&launch).map_err(failed)?;
+        Ok(Admitted {
+            launch,
+            lock: held,
+            listener,
+        })
+    }
+
+    fn launch(&self, admitted: &Admitted, dir: &LeaseDir) -> Result<Instance, BackendError> {
+        let launch = &admitted.launch;
+        let lease = launch.spec.lease;
+        let io = |what: &'static str| move |e| host(what, &self.state, e);
+        let agent = open_agent(&self.config.agent)?;
+        let folder = |path: &Path| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from)
+        };
+        let image = folder(&self.rootfs(launch.spec.image)).map_err(io("cannot open the image"))?;
+        let own = folder(dir.path()).map_err(io("cannot open the folder of a lease"))?;
+        let descriptors = [
+            admitted.lock.try_clone().map(OwnedFd::from),
+            admitted.listener.try_clone().map(OwnedFd::from),
+            Ok(agent),
+            Ok(image),
+            Ok(own),
+        ];
+        let descriptors: Vec<OwnedFd> = descriptors
+            .into_iter()
+            .collect::<io::Result<_>>()
+            .map_err(io("cannot hand over descriptors"))?;
+        let order = Order::Launch(Box::new(launch.clone()));
+        let (child, socket) = order_keeper(&self.config.keeper, &order, &descriptors, START_WITHIN)
+            .map_err(io("cannot start a keeper"))?;
+        lock(&self.keepers).push(child);
+        match wire::receive::<Outcome>(&socket) {
+            Ok((Outcome::Up(host_key), _)) => {
+                Ok(instance(launch, InstanceState::Running, host_key))
+            }
+            Ok((Outcome::Failed { why, log }, _)) => Err(start_error(lease, why, &log)),
+            Ok((Outcome::Probed(_), _)) => Err(not_up(lease, "its keeper answered another order")),
+            Err(e) => {
+                self.stop_keeper(dir, lease)?;
+                Err(not_up(lease, &format!("its keeper did not answer: {e}")))
+            }
+        }
+    }
+
+    /// Waits for the end of a start that an earlier call, perhaps of an earlier process, has begun.
+    fn wait_started(&self, lease: LeaseId) -> Result<Instance, BackendError> {
+        let until = Instant::now() + START_WITHIN;
+        loop {
+            match self.find(lease)? {
+                Found::Present(instance) => return Ok(instance),
+                Found::Nothing => return Err(not_up(lease, "an earlier start failed")),
+                Found::Starting if Instant::now() >= until => {
+                    return Err(BackendError::Unknown {
+                        lease,
+                        what: "waiting for an earlier start".to_owned(),
+                    });
+                }
+                Found::Starting => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+
+    fn inspect(&self, lease: LeaseId) -> Result<Option<Instance>, BackendError> {
+        self.reap_keepers();
+        match self.find(lease)? {
+            Found::Present(instance) => Ok(Some(instance)),
+            Found::Nothing | Found::Starting => Ok(None),
+        }
+    }
+
+    fn list(&self) -> Result<Vec<Instance>, BackendError> {
+        let leases = self.state.leases();
+        let leases = leases.map_err(|e| host("cannot list leases", &self.state, e))?;
+        let found = leases.into_iter().map(|lease| self.inspect(lease));
+        found.filter_map(Result::transpose).collect()
+    }
+
+    /// Looks at one lease. What a start has left that failed, or was killed, before it had an instance, is removed.
+    fn find(&self, lease: LeaseId) -> Result<Found, BackendError> {
+        let dir = self.state.lease(lease);
+        let failed = |e| unknown(lease, "reading its state", e);
+        if !dir.exists() {
+            return Ok(Found::Nothing);
+        }
+        // The lock is asked before the records: what is written under it is complete once it is free.
+        let Ok(held) = dir.try_lock() else {
+            return Ok(Found::Nothing);
+        };
+        let state = if held.is_some() {
+            InstanceState::Exited
+        } else {
+            InstanceState::Running
+        };
+        let intent = dir.intent().map_err(failed)?;
+        let record = dir.instance().map_err(failed)?;
+        match (intent, record) {
+            (Some(launch), Some(record)) => {
+                Ok(Found::Present(instance(&launch, state, record.host_key)))
+            }
+            _ if state == InstanceState::Running => Ok(Found::Starting),
+            (launch, _) => {
+                if let Some(launch) = launch {
+                    self.remove_remains(&dir, &launch)?;
+                } else {
+                    dir.remove().map_err(failed)?;
+                }
+                Ok(Found::Nothing)
+            }
+        }
+    }
+
+    fn sample(&self, lease: LeaseId) -> Result<UsageSample, BackendError> {
+        let dir = self.state.lease(lease);
+        if let Ok(answer) = ask(&dir, &Ask::Sample) {
+            return Ok(answer);
+        }
+        self.last_sample(lease, &dir)
+    }
+
+    /// The sample that was kept of a lease without a living keeper.
+    fn last_sample(&self, lease: LeaseId, dir: &LeaseDir) -> Result<UsageSample, BackendError> {
+        let kept = dir.last_sample().and_then(|last| match last {
+            Some(last) => Ok(Some(last)),
+            None => self.state.closed(lease),
+        });
+        let kept = kept.map_err(|e| unknown(lease, "reading its last sample", e))?;
+        Ok(kept.unwrap_or_else(|| {
+            let mut usage = Usage::UNKNOWN;
+            // The group outlives a keeper that was killed, and what it counted is whole.
+            if let Ok(Some(launch)) = dir.intent()
+                && let Some(cpu_us) = launch.cgroup.cpu_us()
+            {
+                usage.cpu_core_ms = souk_backend::Meter::Known(cpu_us / 1_000);
+            }
+            UsageSample {
+                taken_at_unix_ms: unix_ms(),
+                usage,
+            }
+        }))
+    }
+
+    fn terminate(&self, lease: LeaseId) -> Result<UsageSample, BackendError> {
+        let _turn = self.turn(lease);
+        let dir = self.state.lease(lease);
+        if !dir.exists() {
+            return self.last_sample(lease, &dir);
+        }
+        let asked = ask(&dir, &Ask::Terminate);
+        self.stop_keeper(&dir, lease)?;
+        let last = match asked {
+            Ok(last) => last,
+            Err(_) => self.last_sample(lease, &dir)?,
+        };
+        let failed = |e| unknown(lease, "removing its state", e);
+        self.state.close(lease, &last).map_err(failed)?;
+        match dir.intent().map_err(failed)? {
+            Some(launch) => self.remove_remains(&dir, &launch)?,
+            None => dir.remove().map_err(failed)?,
+        }
+        self.reap_keepers();
+        Ok(last)
+    }
+
+    /// Makes sure that no keeper of a lease lives, and with it no instance.
+    fn stop_keeper(&self, dir: &LeaseDir, lease: LeaseId) -> Result<(), BackendError> {
+        let failed = |e| unknown(lease, "stopping its keeper", e);
+        let until = Instant::now() + ANSWER_WITHIN;
+        let patience = Instant::now() + Duration::from_millis(500);
+        while dir.try_lock().map_err(failed)?.is_none() {
+            // One that was asked to end is given a moment to do so.
+            if Instant::now() >= patience
+                && let Some(keeper) = self.keeper(lease)?
+            {
+                // It fails where the process is gone, which is what was wanted.
+                let _ = pidfd_send_signal(&keeper, Signal::KILL);
+                process::wait_exit(&keeper, ANSWER_WITHIN).map_err(failed)?;
+            }
+            if Instant::now() >= until {
+                return Err(failed(io::ErrorKind::TimedOut.into()));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// A handle on the living keeper of a lease.
+    fn keeper(&self, lease: LeaseId) -> Result<Option<OwnedFd>, BackendError> {
+        let record = self.state.lease(lease).keeper();
+        let record = record.map_err(|e| unknown(lease, "reading its state", e))?;
+        Ok(record.and_then(|keeper| keeper.process.open()))
+    }
+
+    fn remove_remains(&self, dir: &LeaseDir, launch: &Launch) -> Result<(), BackendError> {
+        let lease = launch.spec.lease;
+        let removed = launch.cgroup.remove().and_then(|()| dir.remove());
+        removed.map_err(|e| unknown(lease, "removing what it left", e))
+    }
+
+    fn turn(&self, lease: LeaseId) -> MutexGuard<'_, ()> {
+        lock(&self.locks[usize::from(lease.0[0]) % LOCKS])
+    }
+
+    /// Collects keepers of this process that have exited; those of earlier ones belong to the system's first process.
+    fn reap_keepers(&self) {
+        lock(&self.keepers).retain_mut(|keeper| matches!(keeper.try_wait(), Ok(None)));
+    }
+}
+
+struct Admitted {
+    launch: Launch,
+    lock: File,
+    listener: TcpListener,
+}
+
+fn probe(config: &SandboxConfig, state: &StateDir) -> Result<Ability, BackendError> {
+    let failed = |e| host("cannot try out namespaces", state, e);
+    let trial = state.trial().map_err(failed)?;
+    let open = |name: &str| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(trial.path().join(name), flags, Mode::empty()).map_err(io::Error::from)
+    };
+    let folders = [
+        open("scaffold").map_err(failed)?,
+        open("image").map_err(failed)?,
+    ];
+    let (mut child, socket) =
+        order_keeper(&config.keeper, &Order::Probe, &folders, PROBE_WITHIN).map_err(failed)?;
+    let outcome = wire::receive::<Outcome>(&socket);
+    if outcome.is_err() {
+        // It may have exited already.
+        let _ = child.kill();
+    }
+    child.wait().map_err(failed)?;
+    match outcome.map_err(failed)?.0 {
+        Outcome::Probed(Report::Able(ability)) => Ok(ability),
+        Outcome::Probed(Report::Refused(refused)) => Err(probe::explain(refused)),
+        Outcome::Up(_) | Outcome::Failed { .. } => Err(failed(io::ErrorKind::InvalidData.into())),
+    }
+}
+
+fn open_agent(path: &Path) -> Result<OwnedFd, BackendError> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|e| BackendError::Host {
+        what: format!("cannot open the agent program {}", path.display()),
+        hint: "build it, or set its path in the configuration".to_owned(),
+        source: Some(e.into()),
+    })
+}
+
+/// Starts a keeper and gives it its order.
+fn order_keeper(
+    keeper: &KeeperProgram,
+    order: &Order,
+    descriptors: &[OwnedFd],
+    patience: Duration,
+) -> io::Result<(Child, OwnedFd)> {
+    let (ours, its) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    sockopt::set_socket_timeout(&ours, sockopt::Timeout::Recv, Some(patience))?;
+    let child = Command::new(&keeper.program)
+        .args(&keeper.arguments)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(its))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    wire::send(&ours, order, descriptors)?;
+    Ok((child, ours))
+}
+
+/// Asks the living keeper of a lease.
+fn ask(dir: &LeaseDir, question: &Ask) -> io::Result<UsageSample> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(dir.path(), flags, Mode::empty())?;
+    // A socket's path is short, a folder's need not be.
+    let path = LeaseDir::at(format!("/proc/self/fd/{}", folder.as_raw_fd()).into()).socket();
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER_WITHIN))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    wire::send(&socket, question, &[] as &[OwnedFd])?;
+    let (Answer(sample), _) = wire::receive(&socket)?;
+    Ok(sample)
+}
+
+fn instance(launch: &Launch, state: InstanceState, host_key: souk_backend::HostKey) -> Instance {
+    Instance {
+        lease: launch.spec.lease,
+        state,
+        ssh: SocketAddr::from((Ipv4Addr::LOCALHOST, launch.port)),
+        user: USER.to_owned(),
+        host_key,
+        valid_to_unix_s: launch.spec.valid_to_unix_s,
+    }
+}
+
+fn add(a: Resources, b: Resources) -> Resources {
+    Resources {
+        cpu_millicores: a.cpu_millicores.saturating_add(b.cpu_millicores),
+        memory_mib: a.memory_mib.saturating_add(b.memory_mib),
+        disk_mib: a.disk_mib.saturating_add(b.disk_mib),
+        max_processes: a.max_processes.saturating_add(b.max_processes),
+    }
+}
+
+/// The first resource of which more is used than there is.
+fn exceeds(used: &Resources, total: &Resources) -> Option<&'static str> {
+    [
+        (used.cpu_millicores, total.cpu_millicores, "CPU"),
+        (used.memory_mib, total.memory_mib, "memory"),
+        (used.disk_mib, total.disk_mib, "disk"),
+        (used.max_processes, total.max_processes, "processes"),
+    ]
+    .into_iter()
+    .find_map(|(used, total, name)| (used > total).then_some(name))
+}
+
+fn start_error(lease: LeaseId, why: Failure, log: &str) -> BackendError {
+    match why {
+        Failure::Stage(stage) => BackendError::Host {
+            what: format!("lease {lease} could not be started: {}", stage.stage),
+            hint: "see docs/sandbox.md for what the machine has to allow".to_owned(),
+            source: Some(io::Error::from_raw_os_error(stage.errno)),
+        },
+        Failure::Exited | Failure::Late if log.is_empty() => not_up(lease, &why.to_string()),
+        Failure::Exited | Failure::Late => not_up(lease, &format!("{why}: {}", log.trim())),
+    }
+}
+
+fn not_up(lease: LeaseId, what: &str) -> BackendError {
+    BackendError::NotUp {
+        lease,
+        what: what.to_owned(),
+    }
+}
+
+fn unknown(lease: LeaseId, doing: &str, error: io::Error) -> BackendError {
+    BackendError::Unknown {
+        lease,
+        what: format!("{doing}: {error}"),
+    }
+}
+
+fn host(what: &str, state: &StateDir, source: io::Error) -> BackendError {
+    BackendError::Host {
+        what: format!("{what} (state in {})", state.path().display()),
+        hint: "check free space, permissions and the limit on open files".to_owned(),
+        source: Some(source),
+    }
+}
+
+/// A poisoned lock guards no data of its own; what it orders is on disk.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

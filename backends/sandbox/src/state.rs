@@ -1,0 +1,301 @@
+//! What the driver knows of its leases, on disk.
+//!
+//! ```text
+//!  <lease>/lock       held by the lease's keeper for as long as it lives, and so for as long as an instance may live
+//!  <lease>/intent     written before anything is started
+//!  <lease>/keeper     which process the keeper is
+//!  <lease>/instance   the host key, once the agent answers
+//!  <lease>/final      the last sample, written by the keeper as the last thing
+//!  <lease>/socket     where a living keeper answers
+//!  <lease>/root       an empty folder to mount on, within the instance's own mount namespace
+//!  closed/<lease>     the last sample of a terminated lease
+//! ```
+//!
+//! Each file is written beside its name, synced, renamed, and its folder synced. Whether a keeper lives is asked of
+//! the lock and never of a process number, which the kernel may have given to another process since.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use souk_backend::{HostKey, LeaseId, UsageSample};
+
+use crate::{process::ProcessId, wire::Launch};
+
+/// Last samples that are kept. The provider journals each as it is returned; this many survive a provider that was
+/// killed in that moment over and over.
+const MAX_CLOSED: usize = 4_096;
+
+/// Largest state file that is read.
+const MAX_FILE_BYTES: u64 = 64 << 10;
+
+/// The folder of all leases.
+#[derive(Clone, Debug)]
+pub(crate) struct StateDir {
+    path: PathBuf,
+}
+
+impl StateDir {
+    pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
+        make_private(&path.join("closed"))?;
+        Ok(Self { path })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn lease(&self, lease: LeaseId) -> LeaseDir {
+        LeaseDir {
+            path: self.path.join(lease.to_string()),
+        }
+    }
+
+    /// Every lease that has a folder.
+    pub(crate) fn leases(&self) -> io::Result<Vec<LeaseId>> {
+        let mut leases = vec![];
+        for entry in fs::read_dir(&self.path)? {
+            let name = entry?.file_name();
+            leases.extend(name.to_str().and_then(|n| n.parse::<LeaseId>().ok()));
+        }
+        Ok(leases)
+    }
+
+    /// Two empty folders for a trial, `scaffold` and `image`.
+    pub(crate) fn trial(&self) -> io::Result<TrialDir> {
+        let path = self.path.join(format!("trial-{}", std::process::id()));
+        make_private(&path.join("scaffold"))?;
+        make_private(&path.join("image"))?;
+        Ok(TrialDir { path })
+    }
+
+    pub(crate) fn closed(&self, lease: LeaseId) -> io::Result<Option<UsageSample>> {
+        read(&self.path.join("closed").join(lease.to_string()))
+    }
+
+    /// Keeps the last sample of a lease, and forgets the oldest where there are too many.
+    pub(crate) fn close(&self, lease: LeaseId, last: &UsageSample) -> io::Result<()> {
+        let closed = self.path.join("closed");
+        write(&closed, &lease.to_string(), last)?;
+        let mut kept = fs::read_dir(&closed)?
+            .map(|entry| {
+                let entry = entry?;
+                Ok((entry.metadata()?.modified()?, entry.path()))
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        if kept.len() > MAX_CLOSED {
+            kept.sort();
+            for (_, path) in &kept[..kept.len() - MAX_CLOSED] {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Folders of a trial, removed when dropped.
+#[derive(Debug)]
+pub(crate) struct TrialDir {
+    path: PathBuf,
+}
+
+impl TrialDir {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for TrialDir {
+    fn drop(&mut self) {
+        // Empty folders that stay behind do no harm; the next trial of this process id uses them.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// The folder of one lease.
+#[derive(Clone, Debug)]
+pub(crate) struct LeaseDir {
+    path: PathBuf,
+}
+
+/// Who the keeper of a lease is.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct KeeperRecord {
+    pub(crate) process: ProcessId,
+}
+
+/// What became known when the instance was up.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct InstanceRecord {
+    pub(crate) host_key: HostKey,
+}
+
+impl LeaseDir {
+    /// The folder as a keeper reaches it, through a descriptor.
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub(crate) fn create(&self) -> io::Result<()> {
+        make_private(&self.path.join("root"))?;
+        sync_folder(self.path.parent().unwrap_or(Path::new(".")))
+    }
+
+    pub(crate) fn exists(&self) -> bool {
+        self.path.exists()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.path.join("socket")
+    }
+
+    /// Takes the lock, or returns `None` where a keeper holds it.
+    pub(crate) fn try_lock(&self) -> io::Result<Option<File>> {
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(self.path.join("lock"))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(lock)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    pub(crate) fn intent(&self) -> io::Result<Option<Launch>> {
+        read(&self.path.join("intent"))
+    }
+
+    pub(crate) fn write_intent(&self, launch: &Launch) -> io::Result<()> {
+        write(&self.path, "intent", launch)
+    }
+
+    pub(crate) fn keeper(&self) -> io::Result<Option<KeeperRecord>> {
+        read(&self.path.join("keeper"))
+    }
+
+    pub(crate) fn write_keeper(&self, keeper: KeeperRecord) -> io::Result<()> {
+        write(&self.path, "keeper", &keeper)
+    }
+
+    pub(crate) fn instance(&self) -> io::Result<Option<InstanceRecord>> {
+        read(&self.path.join("instance"))
+    }
+
+    pub(crate) fn write_instance(&self, instance: InstanceRecord) -> io::Result<()> {
+        write(&self.path, "instance", &instance)
+    }
+
+    pub(crate) fn last_sample(&self) -> io::Result<Option<UsageSample>> {
+        read(&self.path.join("final"))
+    }
+
+    pub(crate) fn write_last_sample(&self, last: &UsageSample) -> io::Result<()> {
+        write(&self.path, "final", last)
+    }
+
+    /// Removes the folder; one that does not exist is removed already.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn make_private(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}
+
+fn write<T: Serialize>(folder: &Path, name: &str, value: &T) -> io::Result<()> {
+    let fresh = folder.join(format!(".{name}"));
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&fresh)?;
+    file.write_all(&serde_json::to_vec(value)?)?;
+    file.sync_all()?;
+    fs::rename(fresh, folder.join(name))?;
+    sync_folder(folder)
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    let size = match fs::metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        found => found?.len(),
+    };
+    let invalid = |what: String| {
+        let what = format!("{}: {what}", path.display());
+        io::Error::new(io::ErrorKind::InvalidData, what)
+    };
+    if size > MAX_FILE_BYTES {
+        return Err(invalid(format!("{size} bytes are too many")));
+    }
+    let bytes = fs::read(path)?;
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|e| invalid(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use souk_backend::Usage;
+
+    use super::*;
+
+    const LEASE: LeaseId = LeaseId([3; 16]);
+
+    #[test]
+    fn a_lock_is_seen_by_others_until_it_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path().join("sandbox")).unwrap();
+        let dir = state.lease(LEASE);
+        dir.create().unwrap();
+        assert_eq!(state.leases().unwrap(), [LEASE]);
+        let held = dir.try_lock().unwrap();
+        assert!(held.is_some());
+        assert!(dir.try_lock().unwrap().is_none());
+        drop(held);
+        assert!(dir.try_lock().unwrap().is_some());
+        dir.remove().unwrap();
+        dir.remove().unwrap();
+        assert!(!dir.exists());
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_that_names_it_and_a_missing_one_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path().to_owned()).unwrap();
+        assert!(state.closed(LEASE).unwrap().is_none());
+        let sample = UsageSample {
+            taken_at_unix_ms: 7,
+            usage: Usage::UNKNOWN,
+        };
+        state.close(LEASE, &sample).unwrap();
+        assert_eq!(state.closed(LEASE).unwrap(), Some(sample));
+        let path = folder.path().join("closed").join(LEASE.to_string());
+        fs::write(&path, "{").unwrap();
+        let error = state.closed(LEASE).unwrap_err().to_string();
+        assert!(error.contains(&LEASE.to_string()), "{error}");
+    }
+}

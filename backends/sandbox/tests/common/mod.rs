@@ -1,0 +1,334 @@
+//! A driver with an image made of this machine's own programs, for root and for an ordinary user.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{Read, Write},
+    net::{Shutdown, TcpStream},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU8, Ordering},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use souk_backend::{
+    Backend, BackendError, ImageHash, Instance, LeaseId, LeaseSpec, Resources, SshPublicKey,
+};
+use souk_sandbox::{KeeperProgram, Sandbox, SandboxConfig};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// The ordinary user, where tests run as root: `nobody`.
+const NOBODY: u32 = 65_534;
+
+pub const IMAGE: ImageHash = ImageHash([0x11; 32]);
+
+/// Programs of this machine that the image gets.
+const PROGRAMS: &[&str] = &[
+    "bash", "cat", "chmod", "dd", "echo", "env", "head", "id", "kill", "ln", "ls", "mkdir",
+    "nproc", "readlink", "rm", "sleep", "stat", "touch", "true", "uname", "wc",
+];
+
+/// Runs a test as root.
+pub fn as_root(test: fn(&Fixture)) {
+    if rustix::process::geteuid().is_root() {
+        test(&Fixture::new());
+    } else {
+        eprintln!("skipped: needs root");
+    }
+}
+
+/// Runs a test as an ordinary user. Root starts itself again as `nobody`, for the one test of this name.
+pub fn as_ordinary_user(name: &str, test: fn(&Fixture)) {
+    if !rustix::process::geteuid().is_root() {
+        test(&Fixture::new());
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
+    let own = folder.path().join("own");
+    fs::create_dir(&own).expect("a folder");
+    std::os::unix::fs::chown(&own, Some(NOBODY), Some(NOBODY)).expect("its owner");
+    // The build folder may be closed to others.
+    let program = folder.path().join("test");
+    fs::copy(std::env::current_exe().expect("a path"), &program).expect("a copy");
+    let keeper = folder.path().join("keeper");
+    fs::copy(env!("CARGO_BIN_EXE_souk-sandbox-keeper"), &keeper).expect("a copy");
+    let run = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+        .arg(&program)
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .env("TMPDIR", &own)
+        .env("HOME", &own)
+        .env("SOUK_TEST_KEEPER", &keeper)
+        .env("SOUK_TEST_PROGRAMS", programs())
+        .current_dir("/")
+        .output()
+        .expect("setpriv of util-linux");
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&run.stdout),
+        String::from_utf8_lossy(&run.stderr)
+    );
+    assert!(run.status.success(), "as an ordinary user:\n{text}");
+    assert!(text.contains("1 passed"), "the test did not run:\n{text}");
+    for line in text
+        .lines()
+        .filter(|line| line.starts_with("note:") || line.starts_with("skipped:"))
+    {
+        eprintln!("{line}");
+    }
+}
+
+pub struct Fixture {
+    pub folder: TempDir,
+    pub runtime: Runtime,
+    config: SandboxConfig,
+    pub sandbox: Sandbox,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self::with_overlay(true)
+    }
+
+    pub fn with_overlay(overlay: bool) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let programs = programs();
+        make_image(&folder.path().join("images"), &programs);
+        let keeper = std::env::var_os("SOUK_TEST_KEEPER")
+            .unwrap_or_else(|| env!("CARGO_BIN_EXE_souk-sandbox-keeper").into());
+        let config = SandboxConfig {
+            state: folder.path().join("sandbox"),
+            images: folder.path().join("images"),
+            agent: programs.join("line_agent"),
+            keeper: KeeperProgram {
+                program: keeper.into(),
+                arguments: vec![],
+            },
+            total: Resources {
+                cpu_millicores: 64_000,
+                memory_mib: 8_192,
+                disk_mib: 8_192,
+                max_processes: 4_096,
+            },
+            overlay,
+        };
+        let sandbox = Sandbox::open(config.clone()).expect("this machine carries leases");
+        Self {
+            runtime: Runtime::new().expect("a runtime"),
+            folder,
+            config,
+            sandbox,
+        }
+    }
+
+    /// A driver as a node has it that was started after the last one was killed.
+    pub fn reopened(&self) -> Sandbox {
+        Sandbox::open(self.config.clone()).expect("opened before")
+    }
+
+    pub fn spec(&self) -> LeaseSpec {
+        static DRAWN: AtomicU8 = AtomicU8::new(1);
+        let mut lease = [0; 16];
+        lease[..4].copy_from_slice(&std::process::id().to_be_bytes());
+        lease[4] = DRAWN.fetch_add(1, Ordering::Relaxed);
+        LeaseSpec {
+            lease: LeaseId(lease),
+            image: IMAGE,
+            resources: Resources {
+                cpu_millicores: 500,
+                memory_mib: 64,
+                disk_mib: 16,
+                max_processes: 32,
+            },
+            required_limits: vec![],
+            authorized_key: SshPublicKey([5; 32]),
+            valid_to_unix_s: unix_s() + 120,
+        }
+    }
+
+    pub fn provision(&self, spec: &LeaseSpec) -> Result<Instance, BackendError> {
+        self.runtime.block_on(self.sandbox.provision(spec))
+    }
+
+    /// An instance with the usual resources.
+    pub fn instance(&self) -> Guest<'_> {
+        let spec = self.spec();
+        self.guest(&spec)
+    }
+
+    pub fn guest(&self, spec: &LeaseSpec) -> Guest<'_> {
+        let instance = self.provision(spec).expect("provisioned");
+        Guest {
+            fixture: self,
+            instance,
+        }
+    }
+}
+
+/// An instance that is terminated when dropped.
+pub struct Guest<'a> {
+    fixture: &'a Fixture,
+    pub instance: Instance,
+}
+
+impl Guest<'_> {
+    /// Runs a script as the tenant; returns what it printed and its exit status.
+    pub fn run(&self, script: &str) -> (String, i32) {
+        run(&self.instance, script).expect("the agent answers")
+    }
+
+    /// Runs a script that must succeed.
+    pub fn output(&self, script: &str) -> String {
+        let (output, status) = self.run(script);
+        assert_eq!(status, 0, "{script}: {output}");
+        output
+    }
+
+    /// The agent answers, and its tenant can start programs.
+    pub fn assert_well(&self) {
+        assert_eq!(self.output("echo well"), "well");
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        let end = self.fixture.sandbox.terminate(self.instance.lease);
+        let ended = self.fixture.runtime.block_on(end);
+        if !std::thread::panicking() {
+            ended.expect("terminated");
+        }
+    }
+}
+
+/// Runs a script over one connection to the tests' agent.
+pub fn run(instance: &Instance, script: &str) -> std::io::Result<(String, i32)> {
+    let mut stream = TcpStream::connect(instance.ssh)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.write_all(script.as_bytes())?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = vec![];
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let (output, status) = answer
+        .rsplit_once("\nexit ")
+        .ok_or(std::io::ErrorKind::UnexpectedEof)?;
+    let status = status
+        .parse()
+        .map_err(|_| std::io::ErrorKind::InvalidData)?;
+    Ok((output.trim_end().to_owned(), status))
+}
+
+pub fn unix_s() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.expect("after 1970").as_secs()
+}
+
+/// The folder with the programs that instances run, built static by rustc; once for all tests of a build folder.
+fn programs() -> PathBuf {
+    if let Some(folder) = std::env::var_os("SOUK_TEST_PROGRAMS") {
+        return folder.into();
+    }
+    static BUILT: std::sync::OnceLock<TempDir> = std::sync::OnceLock::new();
+    let folder = BUILT.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
+        for name in ["line_agent", "attack"] {
+            let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+            let status = Command::new(rustc)
+                .args([
+                    "--edition=2024",
+                    "-O",
+                    "-Ctarget-feature=+crt-static",
+                    "-Cpanic=abort",
+                ])
+                .arg("-o")
+                .arg(folder.path().join(name))
+                .arg(sources.join(format!("{name}.rs")))
+                .status()
+                .expect("rustc");
+            assert!(status.success(), "{name} does not compile");
+        }
+        folder
+    });
+    folder.path().to_owned()
+}
+
+/// An image of this machine's shell, some programs and the libraries they need.
+fn make_image(images: &Path, programs: &Path) {
+    let root = images.join(IMAGE.to_string()).join("rootfs");
+    for folder in [
+        "usr/bin",
+        "etc",
+        "proc",
+        "dev",
+        "tmp",
+        "home/souk",
+        "run",
+        "var/lib",
+        "var/tmp",
+    ] {
+        fs::create_dir_all(root.join(folder)).expect("a folder");
+    }
+    std::os::unix::fs::symlink("usr/bin", root.join("bin")).expect("a link");
+    fs::write(
+        root.join("etc/passwd"),
+        "souk:x:1000:1000::/home/souk:/bin/bash\n",
+    )
+    .expect("a file");
+    fs::write(root.join("etc/group"), "souk:x:1000:\n").expect("a file");
+    let mut libraries = BTreeSet::new();
+    for name in PROGRAMS {
+        let program = Path::new("/usr/bin").join(name);
+        fs::copy(&program, root.join("usr/bin").join(name)).expect("a program of every system");
+        let listed = Command::new("ldd").arg(&program).output().expect("ldd");
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        let paths = listed
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'));
+        libraries.extend(paths.map(PathBuf::from));
+    }
+    for library in libraries {
+        let copy = root.join(library.strip_prefix("/").expect("absolute"));
+        fs::create_dir_all(copy.parent().expect("a folder")).expect("a folder");
+        fs::copy(&library, &copy).expect("a library");
+    }
+    fs::copy(programs.join("attack"), root.join("usr/bin/attack")).expect("the attack program");
+    open_to_all(images);
+}
+
+/// Instances of root read the image as users of their own.
+fn open_to_all(path: &Path) {
+    let kind = fs::symlink_metadata(path).expect("present").file_type();
+    if kind.is_symlink() {
+        return;
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("its mode");
+    if kind.is_dir() {
+        for entry in fs::read_dir(path).expect("a folder") {
+            open_to_all(&entry.expect("an entry").path());
+        }
+    }
+}
+
+/// Makes a module of tests for each kind of user out of functions over a [`Fixture`].
+#[macro_export]
+macro_rules! for_both_users {
+    ($($name:ident),* $(,)?) => {
+        mod as_root {
+            $(#[test]
+            fn $name() {
+                super::common::as_root(super::$name);
+            })*
+        }
+        mod as_ordinary_user {
+            $(#[test]
+            fn $name() {
+                super::common::as_ordinary_user(concat!("as_ordinary_user::", stringify!($name)), super::$name);
+            })*
+        }
+    };
+}

@@ -1,0 +1,190 @@
+//! The life of a lease, as root and as an ordinary user.
+
+mod common;
+
+use std::{fs, time::Duration};
+
+use common::{Fixture, run, unix_s};
+use souk_backend::{Backend, BackendError, InstanceState, Limit, Meter};
+
+for_both_users!(
+    a_lease_runs_programs_as_its_own_user_and_leaves_nothing,
+    provision_is_idempotent_until_terminated,
+    a_lease_outlives_its_driver_and_is_found_by_the_next,
+    a_lease_ends_itself_when_its_time_is_over,
+    usage_is_measured_from_outside,
+    a_keeper_that_is_killed_takes_its_instance_along,
+    demands_beyond_what_is_enforced_are_refused,
+    without_an_overlay_only_writable_folders_are_writable,
+);
+
+fn a_lease_runs_programs_as_its_own_user_and_leaves_nothing(fixture: &Fixture) {
+    let guest = fixture.instance();
+    assert_eq!(
+        guest.output("id -u; id -g; id -G; uname -n"),
+        "1000\n1000\n1000\nsouk"
+    );
+    assert_eq!(guest.output("cd; touch f; echo $PWD; ls"), "/home/souk\nf");
+    assert_eq!(guest.run("exit 7").1, 7);
+    let lease = guest.instance.lease;
+    let state = fixture.folder.path().join("sandbox");
+    assert!(state.join(lease.to_string()).exists());
+    drop(guest);
+    assert!(!state.join(lease.to_string()).exists());
+    let list = fixture.runtime.block_on(fixture.sandbox.list()).unwrap();
+    assert_eq!(list, []);
+    let groups = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    for mount in groups.lines().filter(|l| l.contains(" - cgroup")) {
+        let point = mount.split(' ').nth(4).unwrap();
+        let found = std::process::Command::new("find")
+            .args([point, "-name", &lease.to_string()])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    }
+}
+
+fn provision_is_idempotent_until_terminated(fixture: &Fixture) {
+    let spec = fixture.spec();
+    let first = fixture.provision(&spec).unwrap();
+    assert_eq!(fixture.provision(&spec).unwrap(), first);
+    let rt = &fixture.runtime;
+    let last = rt.block_on(fixture.sandbox.terminate(spec.lease)).unwrap();
+    assert_eq!(
+        rt.block_on(fixture.sandbox.terminate(spec.lease)).unwrap(),
+        last
+    );
+    let again = fixture.provision(&spec);
+    assert!(
+        matches!(again, Err(BackendError::NotUp { .. })),
+        "{again:?}"
+    );
+    assert_eq!(
+        rt.block_on(fixture.sandbox.inspect(spec.lease)).unwrap(),
+        None
+    );
+}
+
+fn a_lease_outlives_its_driver_and_is_found_by_the_next(fixture: &Fixture) {
+    let spec = fixture.spec();
+    let instance = fixture.provision(&spec).unwrap();
+    let next = fixture.reopened();
+    let rt = &fixture.runtime;
+    assert_eq!(rt.block_on(next.list()).unwrap(), [instance.clone()]);
+    assert_eq!(rt.block_on(next.provision(&spec)).unwrap(), instance);
+    assert_eq!(run(&instance, "echo here").unwrap(), ("here".to_owned(), 0));
+    rt.block_on(next.terminate(spec.lease)).unwrap();
+    assert!(run(&instance, "true").is_err());
+    assert_eq!(rt.block_on(fixture.sandbox.list()).unwrap(), []);
+}
+
+fn a_lease_ends_itself_when_its_time_is_over(fixture: &Fixture) {
+    let mut spec = fixture.spec();
+    spec.valid_to_unix_s = unix_s() + 2;
+    let instance = fixture.provision(&spec).unwrap();
+    let rt = &fixture.runtime;
+    let watch = fixture.sandbox.watch(spec.lease, Duration::from_secs(30));
+    assert_eq!(rt.block_on(watch).unwrap(), InstanceState::Exited);
+    assert!(unix_s() >= spec.valid_to_unix_s);
+    assert!(run(&instance, "true").is_err());
+    let last = rt.block_on(fixture.sandbox.sample(spec.lease)).unwrap();
+    assert!(last.usage.cpu_core_ms.known().is_some());
+    assert_eq!(
+        rt.block_on(fixture.sandbox.terminate(spec.lease)).unwrap(),
+        last
+    );
+    let gone = fixture.sandbox.watch(spec.lease, Duration::ZERO);
+    assert_eq!(rt.block_on(gone).unwrap(), InstanceState::Gone);
+}
+
+fn usage_is_measured_from_outside(fixture: &Fixture) {
+    let guest = fixture.instance();
+    guest.output("for ((i = 0; i < 200000; i++)); do :; done");
+    let sent = guest.output("head -c 300000 /dev/zero").len();
+    assert_eq!(sent, 300_000);
+    guest.output("dd if=/dev/zero of=/tmp/full bs=1M count=8; sleep 2");
+    let rt = &fixture.runtime;
+    let sample = rt
+        .block_on(fixture.sandbox.sample(guest.instance.lease))
+        .unwrap();
+    let usage = sample.usage;
+    assert!(usage.cpu_core_ms.known().unwrap() >= 50, "{usage:?}");
+    assert!(usage.net_tx_bytes.known().unwrap() >= 300_000, "{usage:?}");
+    assert!(usage.net_rx_bytes.known().unwrap() >= 100, "{usage:?}");
+    assert!(usage.memory_mib_s.known().unwrap() >= 8, "{usage:?}");
+    let last = rt
+        .block_on(fixture.sandbox.terminate(guest.instance.lease))
+        .unwrap();
+    let rises = |a: Meter, b: Meter| a.known().unwrap() <= b.known().unwrap();
+    assert!(rises(usage.cpu_core_ms, last.usage.cpu_core_ms));
+    assert!(rises(usage.memory_mib_s, last.usage.memory_mib_s));
+    assert!(rises(usage.net_tx_bytes, last.usage.net_tx_bytes));
+}
+
+fn a_keeper_that_is_killed_takes_its_instance_along(fixture: &Fixture) {
+    let spec = fixture.spec();
+    let instance = fixture.provision(&spec).unwrap();
+    let record = fixture
+        .folder
+        .path()
+        .join("sandbox")
+        .join(spec.lease.to_string())
+        .join("keeper");
+    let record = fs::read_to_string(record).unwrap();
+    let (_, pid) = record.split_once("\"pid\":").unwrap();
+    let pid: i32 = pid
+        .split(|c: char| !c.is_ascii_digit())
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let rt = &fixture.runtime;
+    let watch = fixture.sandbox.watch(spec.lease, Duration::from_secs(30));
+    assert_eq!(rt.block_on(watch).unwrap(), InstanceState::Exited);
+    let last = rt.block_on(fixture.sandbox.terminate(spec.lease)).unwrap();
+    assert_eq!(last.usage.memory_mib_s, Meter::Unknown);
+    assert_eq!(last.usage.net_tx_bytes, Meter::Unknown);
+    assert!(run(&instance, "true").is_err());
+}
+
+fn demands_beyond_what_is_enforced_are_refused(fixture: &Fixture) {
+    let enforced = fixture
+        .runtime
+        .block_on(fixture.sandbox.capabilities())
+        .unwrap()
+        .enforced;
+    assert!(enforced.contains(&Limit::Disk) && enforced.contains(&Limit::Processes));
+    for limit in [Limit::Cpu, Limit::Memory, Limit::Processes, Limit::Disk] {
+        let mut spec = fixture.spec();
+        spec.required_limits = vec![limit];
+        if enforced.contains(&limit) {
+            drop(fixture.guest(&spec));
+        } else {
+            eprintln!("note: unenforced here: {limit:?}");
+            let refused = fixture.provision(&spec);
+            assert!(
+                matches!(refused, Err(BackendError::Unsupported { .. })),
+                "{refused:?}"
+            );
+        }
+    }
+    let mut spec = fixture.spec();
+    spec.resources.memory_mib = 1 << 20;
+    let refused = fixture.provision(&spec);
+    assert!(
+        matches!(refused, Err(BackendError::Full { .. })),
+        "{refused:?}"
+    );
+}
+
+fn without_an_overlay_only_writable_folders_are_writable(_: &Fixture) {
+    let fixture = Fixture::with_overlay(false);
+    let guest = fixture.instance();
+    guest.output("for d in /home/souk /tmp /run /var/tmp /dev/shm; do touch $d/f || exit 1; done");
+    for folder in ["/usr/bin", "/etc", "/dev", "/proc/sys", "/var/lib"] {
+        let (output, status) = guest.run(&format!("touch {folder}/f"));
+        assert_ne!(status, 0, "{folder}: {output}");
+    }
+}

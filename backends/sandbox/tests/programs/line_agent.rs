@@ -1,0 +1,98 @@
+//! An agent that keeps its side of `souk_backend::agent` without SSH: each connection carries one shell script, up to
+//! the end of the client's stream, and gets back its output and a last line with the exit status. It is built by rustc
+//! alone, so that the tests of the driver need no other crate of the workspace.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    os::{
+        fd::FromRawFd,
+        unix::process::{CommandExt, ExitStatusExt},
+    },
+    process::{Command, Stdio},
+    time::{Duration, SystemTime},
+};
+
+unsafe extern "C" {
+    fn prctl(option: i32, ...) -> i32;
+    fn setgroups(count: usize, groups: *const u32) -> i32;
+    fn close_range(first: u32, last: u32, flags: i32) -> i32;
+    fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
+}
+const PR_SET_DUMPABLE: i32 = 4;
+
+fn main() {
+    unsafe { prctl(PR_SET_DUMPABLE, 0_u64) };
+    let mut config = String::new();
+    unsafe { File::from_raw_fd(3) }.read_to_string(&mut config).expect("a configuration");
+    let number = |key: &str| -> Option<u64> {
+        let (_, rest) = config.split_once(&format!("\"{key}\":"))?;
+        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    let listener = unsafe { TcpListener::from_raw_fd(number("listener_fd").expect("fd") as i32) };
+    let mut control = unsafe { File::from_raw_fd(number("control_fd").expect("fd") as i32) };
+    let tenant = number("uid").map(|uid| uid as u32);
+    let valid_to = number("valid_to_unix_s").expect("an end");
+    std::thread::spawn(move || {
+        let until = SystemTime::UNIX_EPOCH + Duration::from_secs(valid_to);
+        while let Ok(left) = until.duration_since(SystemTime::now()) {
+            std::thread::sleep(left.min(Duration::from_millis(50)));
+        }
+        std::process::exit(0);
+    });
+    std::thread::spawn(|| loop {
+        // Orphans of the tenant become children of process 1. Those of `serve` are waited for by their own threads,
+        // which see the same exit status, or none where this loop was faster.
+        unsafe { waitpid(-1, std::ptr::null_mut(), 0x2000_0000 /* __WNOTHREAD */) };
+        std::thread::sleep(Duration::from_millis(20));
+    });
+    let key = "42".repeat(32);
+    writeln!(control, "{{\"kind\":\"ready\",\"host_key\":\"{key}\"}}").expect("a driver");
+    for stream in listener.incoming().flatten() {
+        std::thread::spawn(move || serve(stream, tenant));
+    }
+}
+
+fn serve(mut stream: TcpStream, tenant: Option<u32>) {
+    let mut script = String::new();
+    if stream.read_to_string(&mut script).is_err() {
+        return;
+    }
+    let mut command = Command::new("/bin/bash");
+    command.arg("-c").arg(format!("exec 2>&1\n{script}")).current_dir("/home/souk");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    if let Some(id) = tenant {
+        unsafe {
+            command.pre_exec(|| {
+                setgroups(0, std::ptr::null());
+                Ok(())
+            });
+        }
+        command.uid(id).gid(id);
+    }
+    unsafe {
+        command.pre_exec(|| {
+            close_range(3, u32::MAX, 4 /* CLOSE_RANGE_CLOEXEC */);
+            Ok(())
+        });
+    }
+    let status = match command.spawn() {
+        Ok(mut child) => {
+            let mut output = child.stdout.take().expect("piped");
+            let copied = std::io::copy(&mut output, &mut stream);
+            match (child.wait(), copied) {
+                (Ok(status), Ok(_)) => {
+                    status.code().or(status.signal().map(|s| 128 + s)).unwrap_or(255)
+                }
+                _ => 254,
+            }
+        }
+        Err(e) => {
+            let _ = writeln!(stream, "cannot start: {e}");
+            253
+        }
+    };
+    let _ = write!(stream, "\nexit {status}");
+    let _ = stream.shutdown(Shutdown::Both);
+}
