@@ -11,7 +11,7 @@ use landlock::{
 use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::{
-        CapabilitySet, CapabilitySets, clear_ambient_capability_set,
+        CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
         configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
         set_no_new_privs,
     },
@@ -78,6 +78,10 @@ pub(crate) fn limit(resources: &Resources, memory_is_enforced: bool) -> Result<(
 /// Empties every capability set but for `kept`, which the next program receives through the ambient set.
 pub(crate) fn drop_capabilities(kept: CapabilitySet) -> Result<(), StageError> {
     let stage = "dropping capabilities";
+    let all = capabilities(None).at(stage)?;
+    // What is to be inherited must still be in the bounding set when it is named.
+    let inheritable = kept;
+    set_capabilities(None, CapabilitySets { inheritable, ..all }).at(stage)?;
     for bit in 0..u64::BITS {
         let one = CapabilitySet::from_bits_retain(1 << bit);
         match remove_capability_from_bounding_set(one) {
@@ -90,7 +94,7 @@ pub(crate) fn drop_capabilities(kept: CapabilitySet) -> Result<(), StageError> {
     let sets = CapabilitySets {
         effective: kept,
         permitted: kept,
-        inheritable: kept,
+        inheritable,
     };
     set_capabilities(None, sets).at(stage)?;
     for one in kept.iter() {
@@ -102,7 +106,7 @@ pub(crate) fn drop_capabilities(kept: CapabilitySet) -> Result<(), StageError> {
 /// Closes every file outside of the present root but the agent's program, device files outside of `/dev`, and, where
 /// the kernel can, signals and abstract sockets to the outside. A kernel without Landlock leaves all as it is: the
 /// namespaces stand on their own, and this is the second wall.
-pub(crate) fn landlock(agent: BorrowedFd<'_>) -> Result<(), StageError> {
+pub(crate) fn landlock(agent: Option<BorrowedFd<'_>>) -> Result<(), StageError> {
     let stage = "restricting with Landlock";
     let refused = || std::io::Error::from_raw_os_error(libc::EPERM);
     let root = PathFd::new("/").map_err(|_| refused()).at(stage)?;
@@ -114,10 +118,10 @@ pub(crate) fn landlock(agent: BorrowedFd<'_>) -> Result<(), StageError> {
             .handle_access(everything)?
             .scope(Scope::from_all(LANDLOCK))?
             .create()?
-            .add_rule(PathBeneath::new(
-                agent,
-                AccessFs::Execute | AccessFs::ReadFile,
-            ))?
+            .add_rules(agent.map(|agent| {
+                let rule = PathBeneath::new(agent, AccessFs::Execute | AccessFs::ReadFile);
+                Ok::<_, landlock::RulesetError>(rule)
+            }))?
             .add_rule(PathBeneath::new(root, everything & !devices))?
             .add_rule(PathBeneath::new(dev, AccessFs::IoctlDev))?
             .restrict_self()

@@ -1,6 +1,7 @@
 //! The node's side: leases into keepers and back.
 
 use std::{
+    error::Error as _,
     fs::File,
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -21,6 +22,7 @@ use souk_backend::{
     Backend, BackendError, Capabilities, ImageHash, Instance, InstanceState, LeaseId, LeaseSpec,
     Limit, Resources, Usage, UsageSample,
 };
+use souk_image::Store;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
@@ -31,7 +33,7 @@ use crate::{
     process,
     state::{LeaseDir, StateDir},
     uids,
-    wire::{self, Answer, Ask, Failure, Launch, Order, Outcome},
+    wire::{self, Answer, Ask, Failure, Folders, Launch, Order, Outcome},
 };
 
 /// How long a keeper may take to answer its order; longer than it gives the agent.
@@ -73,8 +75,8 @@ impl KeeperProgram {
 pub struct SandboxConfig {
     /// Folder for the state of leases; it is made where it is missing, and used by one node at a time.
     pub state: PathBuf,
-    /// The image store: a folder `<hash>/rootfs` for each image.
-    pub images: PathBuf,
+    /// The image store.
+    pub images: Store,
     /// The static agent program; readable and executable by everybody where the node runs as root.
     pub agent: PathBuf,
     /// How keepers are started.
@@ -156,7 +158,7 @@ impl Backend for Sandbox {
             enforced: self.0.enforced(),
             shared_kernel: true,
             egress: false,
-            images: self.0.images(),
+            images: self.0.images()?,
         })
     }
 
@@ -189,8 +191,9 @@ impl Backend for Sandbox {
             .await?;
         if let Some(keeper) = keeper {
             let unknown = |e| unknown(lease, "watching the keeper", io::Error::from(e));
-            let exit =
-                AsyncFd::register_with_interest(keeper, Interest::READABLE).map_err(unknown)?;
+            // SAFETY: an OwnedFd is open, and the same descriptor, for as long as it lives.
+            let exit = unsafe { AsyncFd::register_with_interest(keeper, Interest::READABLE) };
+            let exit = exit.map_err(unknown)?;
             // Both ends lead to the same question.
             let _ = tokio::time::timeout(timeout, exit.readable()).await;
         }
@@ -223,15 +226,19 @@ impl Inner {
         enforced
     }
 
-    fn images(&self) -> Vec<ImageHash> {
-        let entries = std::fs::read_dir(&self.config.images).into_iter().flatten();
-        let names = entries.flatten().map(|entry| entry.file_name());
-        let hashes = names.filter_map(|name| name.to_str()?.parse::<ImageHash>().ok());
-        hashes.filter(|hash| self.rootfs(*hash).is_dir()).collect()
+    fn images(&self) -> Result<Vec<ImageHash>, BackendError> {
+        self.config.images.list().map_err(|e| BackendError::Host {
+            what: e.to_string(),
+            hint: "check the image store".to_owned(),
+            source: e.source().map(|cause| io::Error::other(cause.to_string())),
+        })
     }
 
-    fn rootfs(&self, image: ImageHash) -> PathBuf {
-        self.config.images.join(image.to_string()).join("rootfs")
+    fn rootfs(&self, image: ImageHash) -> Result<PathBuf, BackendError> {
+        let path = self.config.images.path(image);
+        let path = path.map_err(|_| BackendError::NoSuchImage(image))?;
+        // A keeper has another working folder.
+        std::path::absolute(path).map_err(|e| host("cannot name the image", &self.state, e))
     }
 
     fn provision(&self, spec: &LeaseSpec) -> Result<Instance, BackendError> {
@@ -270,9 +277,7 @@ impl Inner {
                 what,
             })
         };
-        if !self.rootfs(spec.image).is_dir() {
-            return Err(BackendError::NoSuchImage(spec.image));
-        }
+        self.rootfs(spec.image)?;
         let enforced = self.enforced();
         if let Some(limit) = spec.required_limits.iter().find(|l| !enforced.contains(l)) {
             return unsupported(format!("an enforced limit on {limit:?}").to_lowercase());
@@ -327,6 +332,10 @@ impl Inner {
             slot,
             port,
             ids: uids::plan(slot),
+            folders: Folders {
+                image: self.rootfs(spec.image)?,
+                scaffold: dir.scaffold(),
+            },
             cgroup: self.cgroups.lease(lease),
             memory_is_enforced: self.enforced().contains(&Limit::Memory),
             overlay: self.ability.overlay,
@@ -351,13 +360,11 @@ impl Inner {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from)
         };
-        let image = folder(&self.rootfs(launch.spec.image)).map_err(io("cannot open the image"))?;
         let own = folder(dir.path()).map_err(io("cannot open the folder of a lease"))?;
         let descriptors = [
             admitted.lock.try_clone().map(OwnedFd::from),
             admitted.listener.try_clone().map(OwnedFd::from),
             Ok(agent),
-            Ok(image),
             Ok(own),
         ];
         let descriptors: Vec<OwnedFd> = descriptors
@@ -554,16 +561,9 @@ struct Admitted {
 fn probe(config: &SandboxConfig, state: &StateDir) -> Result<Ability, BackendError> {
     let failed = |e| host("cannot try out namespaces", state, e);
     let trial = state.trial().map_err(failed)?;
-    let open = |name: &str| {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(trial.path().join(name), flags, Mode::empty()).map_err(io::Error::from)
-    };
-    let folders = [
-        open("scaffold").map_err(failed)?,
-        open("image").map_err(failed)?,
-    ];
+    let order = Order::Probe(trial.folders());
     let (mut child, socket) =
-        order_keeper(&config.keeper, &Order::Probe, &folders, PROBE_WITHIN).map_err(failed)?;
+        order_keeper(&config.keeper, &order, &[], PROBE_WITHIN).map_err(failed)?;
     let outcome = wire::receive::<Outcome>(&socket);
     if outcome.is_err() {
         // It may have exited already.

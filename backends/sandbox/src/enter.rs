@@ -10,6 +10,7 @@
 //! has many threads, only ever starts the keeper as a program.
 
 use std::{
+    convert::Infallible,
     ffi::CStr,
     fs, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
@@ -28,9 +29,9 @@ use souk_backend::agent::{AGENT_ARG, CONFIG_FD};
 
 use crate::{
     TENANT_ID, confine,
-    rootfs::{self, Plan},
+    rootfs::{self, OpenFolders, Plan},
     stage::{AtStage, StageError},
-    wire::{Ids, Launch},
+    wire::{Folders, Ids, Launch},
 };
 
 /// Descriptors of the agent; [`CONFIG_FD`] comes before them.
@@ -98,8 +99,6 @@ pub(crate) fn map_ids(pid: Pid, ids: Ids) -> Result<(), StageError> {
 /// What the child turns into the agent.
 pub(crate) struct Entry<'a> {
     pub(crate) launch: &'a Launch,
-    pub(crate) image: BorrowedFd<'a>,
-    pub(crate) scaffold: BorrowedFd<'a>,
     pub(crate) agent: BorrowedFd<'a>,
     pub(crate) listener: BorrowedFd<'a>,
     pub(crate) config: BorrowedFd<'a>,
@@ -111,42 +110,55 @@ pub(crate) struct Entry<'a> {
 
 /// Becomes the agent, or reports why not and exits.
 pub(crate) fn become_agent(entry: &Entry<'_>) -> ! {
-    let Err(error) = enter(entry);
+    let (error, errors) = match prepare(entry) {
+        Err(error) => (error, entry.errors),
+        Ok(arranged) => {
+            let Err(error) = finish(arranged.agent, entry.launch.ids);
+            (error, arranged.errors)
+        }
+    };
     if let Ok(bytes) = serde_json::to_vec(&error) {
         // The keeper may be gone; then nobody is left to tell.
-        let _ = rustix::io::write(entry.errors, &bytes);
+        let _ = rustix::io::write(errors, &bytes);
     }
     // SAFETY: ends this process without running what the keeper registered to run at its own exit.
     unsafe { libc::_exit(1) }
 }
 
-fn enter(entry: &Entry<'_>) -> Result<std::convert::Infallible, StageError> {
-    let ids = entry.launch.ids;
-    join(entry.go, ids)?;
+fn prepare(entry: &Entry<'_>) -> Result<Arranged, StageError> {
+    let folders = join(entry.go, entry.launch.ids, &entry.launch.folders)?;
     let resources = &entry.launch.spec.resources;
     rootfs::enter(&Plan {
-        image: entry.image,
-        scaffold: entry.scaffold,
+        folders,
         disk_mib: resources.disk_mib,
         overlay: entry.launch.overlay,
         tenant: TENANT_ID,
     })?;
     confine::limit(resources, entry.launch.memory_is_enforced)?;
     umask(Mode::from(0o022));
-    let agent = arrange_descriptors(entry)?;
+    arrange_descriptors(entry)
+}
+
+fn finish(agent: BorrowedFd<'_>, ids: Ids) -> Result<Infallible, StageError> {
     die_with_keeper()?;
     confine::drop_capabilities(match ids {
         Ids::One { .. } => CapabilitySet::empty(),
         Ids::Two { .. } => CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL,
     })?;
-    confine::landlock(agent)?;
+    confine::landlock(Some(agent))?;
     reset_signals();
     confine::filter_calls()?;
     execute(agent)
 }
 
-/// Waits for the maps, takes on the ids, and gives the namespaces their contents. Shared with the probe.
-pub(crate) fn join(go: BorrowedFd<'_>, ids: Ids) -> Result<(), StageError> {
+/// Opens the folders, waits for the maps, takes on the ids, and gives the namespaces but the mounts their contents.
+/// Shared with the probe.
+pub(crate) fn join(
+    go: BorrowedFd<'_>,
+    ids: Ids,
+    folders: &Folders,
+) -> Result<OpenFolders, StageError> {
+    let folders = OpenFolders::open(folders)?;
     let mut byte = [0];
     let read = rustix::io::retry_on_intr(|| rustix::io::read(go, &mut byte));
     if read.at("waiting for the keeper")? == 0 {
@@ -168,7 +180,8 @@ pub(crate) fn join(go: BorrowedFd<'_>, ids: Ids) -> Result<(), StageError> {
     // SAFETY: changes no descriptor table and nothing that other threads share.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }.at("unsharing cgroups")?;
     rustix::system::sethostname(b"souk").at("setting the host name")?;
-    loopback_up().at("starting the loopback interface")
+    loopback_up().at("starting the loopback interface")?;
+    Ok(folders)
 }
 
 /// The keeper measures and ends the instance, so the instance must not outlive it.
@@ -198,8 +211,14 @@ fn loopback_up() -> io::Result<()> {
     }
 }
 
+/// Descriptors of a child that has only those of the agent left, and these two, which close on exec.
+struct Arranged {
+    agent: BorrowedFd<'static>,
+    errors: BorrowedFd<'static>,
+}
+
 /// Puts the agent's descriptors where it expects them and closes all others.
-fn arrange_descriptors(entry: &Entry<'_>) -> Result<BorrowedFd<'static>, StageError> {
+fn arrange_descriptors(entry: &Entry<'_>) -> Result<Arranged, StageError> {
     let stage = "handing over descriptors";
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     let null = null.at(stage)?;
@@ -237,8 +256,12 @@ fn arrange_descriptors(entry: &Entry<'_>) -> Result<BorrowedFd<'static>, StageEr
     drop(parked);
     std::mem::forget(null);
     close_from(FIRST_CLOSED_FD).at(stage)?;
-    // SAFETY: opened above, and open until exec.
-    Ok(unsafe { BorrowedFd::borrow_raw(PROGRAM_FD) })
+    // SAFETY: both were opened above and are never closed but by exec.
+    let borrow = |fd| unsafe { BorrowedFd::borrow_raw(fd) };
+    Ok(Arranged {
+        agent: borrow(PROGRAM_FD),
+        errors: borrow(ERRORS_FD),
+    })
 }
 
 /// Closes every descriptor from `first` on.
@@ -258,7 +281,7 @@ fn reset_signals() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
-fn execute(agent: BorrowedFd<'_>) -> Result<std::convert::Infallible, StageError> {
+fn execute(agent: BorrowedFd<'_>) -> Result<Infallible, StageError> {
     let argument = std::ffi::CString::new(AGENT_ARG).expect("no NUL inside");
     let arguments: [*const libc::c_char; 3] =
         [c"souk-agent".as_ptr(), argument.as_ptr(), std::ptr::null()];

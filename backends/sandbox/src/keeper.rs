@@ -26,7 +26,6 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{Mode, OFlags},
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
     pipe::{PipeFlags, pipe_with},
     process::{Pid, Signal, pidfd_send_signal},
@@ -85,12 +84,7 @@ pub fn keeper_main() -> i32 {
                     .map_err(|_| io::ErrorKind::InvalidData)?;
                 keep(*launch, given)
             }
-            (Order::Probe, descriptors) => {
-                let given = descriptors
-                    .try_into()
-                    .map_err(|_| io::ErrorKind::InvalidData)?;
-                report(&Outcome::Probed(probe::try_all(given)))
-            }
+            (Order::Probe(folders), _) => report(&Outcome::Probed(probe::try_all(&folders))),
         }
     };
     i32::from(run().is_err())
@@ -100,22 +94,16 @@ fn report(outcome: &Outcome) -> io::Result<()> {
     wire::send(io::stdin(), outcome, &[] as &[OwnedFd])
 }
 
-fn keep(launch: Launch, descriptors: [OwnedFd; 5]) -> io::Result<()> {
-    let [lock, listener, agent, image, folder] = descriptors;
+fn keep(launch: Launch, descriptors: [OwnedFd; 4]) -> io::Result<()> {
+    let [lock, listener, agent, folder] = descriptors;
     let dir = LeaseDir::at(format!("/proc/self/fd/{}", folder.as_raw_fd()).into());
     dir.write_keeper(KeeperRecord {
         process: process::ProcessId::own()?,
     })?;
     let asks = listen(&dir)?;
-    let scaffold = rustix::fs::openat(
-        &folder,
-        "root",
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
     let watch = PortWatch::open(launch.port).ok();
-    let started = start(&launch, &listener, &agent, &image, &scaffold);
-    drop((listener, agent, image, scaffold));
+    let started = start(&launch, &listener, &agent);
+    drop((listener, agent));
     let mut instance = match started {
         Ok(running) => running,
         Err(why) => {
@@ -178,13 +166,7 @@ struct Running {
     log: Log,
 }
 
-fn start(
-    launch: &Launch,
-    listener: &OwnedFd,
-    agent: &OwnedFd,
-    image: &OwnedFd,
-    scaffold: &OwnedFd,
-) -> Result<Running, StageError> {
+fn start(launch: &Launch, listener: &OwnedFd, agent: &OwnedFd) -> Result<Running, StageError> {
     let stage = "preparing the instance";
     let pipe = || pipe_with(PipeFlags::CLOEXEC);
     let (config_read, config_write) = pipe().at(stage)?;
@@ -209,8 +191,6 @@ fn start(
             drop((go_write, errors_read, log_read, control));
             enter::become_agent(&Entry {
                 launch,
-                image: image.as_fd(),
-                scaffold: scaffold.as_fd(),
                 agent: agent.as_fd(),
                 listener: listener.as_fd(),
                 config: config_read.as_fd(),

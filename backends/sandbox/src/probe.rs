@@ -5,7 +5,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     path::Path,
 };
 
@@ -23,6 +23,7 @@ use crate::{
     rootfs::{self, Plan},
     stage::{AtStage, StageError},
     uids,
+    wire::{Folders, Ids},
 };
 
 /// An AppArmor profile that lets the `souk` program make user namespaces, for systems that let only named ones.
@@ -46,16 +47,16 @@ pub(crate) struct Ability {
     pub(crate) counts_processes: bool,
 }
 
-/// Runs in a keeper. The folders are an empty one and one that stands for an image.
-pub(crate) fn try_all([scaffold, image]: [OwnedFd; 2]) -> Report {
-    let with = |overlay| try_once(&scaffold, &image, overlay);
+/// Runs in a keeper. An empty folder stands for the image.
+pub(crate) fn try_all(folders: &Folders) -> Report {
+    let with = |overlay| try_once(folders, overlay);
     match with(true).or_else(|first| with(false).map_err(|_| first)) {
         Ok(ability) => Report::Able(ability),
         Err(refused) => Report::Refused(refused),
     }
 }
 
-fn try_once(scaffold: &OwnedFd, image: &OwnedFd, overlay: bool) -> Result<Ability, StageError> {
+fn try_once(folders: &Folders, overlay: bool) -> Result<Ability, StageError> {
     let stage = "preparing the trial";
     let (go_read, go_write) = pipe_with(PipeFlags::CLOEXEC).at(stage)?;
     let (told_read, told_write) = pipe_with(PipeFlags::CLOEXEC).at(stage)?;
@@ -64,7 +65,7 @@ fn try_once(scaffold: &OwnedFd, image: &OwnedFd, overlay: bool) -> Result<Abilit
         Cloned::Parent { pid, .. } => pid,
         Cloned::Child => {
             drop((go_write, told_read));
-            let tried = trial(go_read.as_fd(), scaffold, image, overlay, ids);
+            let tried = trial(go_read.as_fd(), folders, overlay, ids);
             let told = serde_json::to_vec(&tried).unwrap_or_default();
             // A keeper that is gone needs no answer.
             let _ = rustix::io::write(&told_write, &told);
@@ -87,16 +88,14 @@ fn try_once(scaffold: &OwnedFd, image: &OwnedFd, overlay: bool) -> Result<Abilit
 }
 
 fn trial(
-    go: std::os::fd::BorrowedFd<'_>,
-    scaffold: &OwnedFd,
-    image: &OwnedFd,
+    go: BorrowedFd<'_>,
+    folders: &Folders,
     overlay: bool,
-    ids: crate::wire::Ids,
+    ids: Ids,
 ) -> Result<Ability, StageError> {
-    enter::join(go, ids)?;
+    let folders = enter::join(go, ids, folders)?;
     rootfs::enter(&Plan {
-        image: image.as_fd(),
-        scaffold: scaffold.as_fd(),
+        folders,
         disk_mib: 1,
         overlay,
         tenant: TENANT_ID,
@@ -110,7 +109,7 @@ fn trial(
     };
     confine::limit(&small, false)?;
     confine::drop_capabilities(CapabilitySet::empty())?;
-    confine::landlock(go)?;
+    confine::landlock(None)?;
     confine::filter_calls()?;
     Ok(Ability {
         overlay,

@@ -11,7 +11,7 @@
 //! the old root is gone. Threat: an image is a stranger's file tree, so no path of it is resolved while a symbolic
 //! link in it could still lead to a file of the host.
 //!
-//! Image, scaffold and agent arrive as descriptors, and the overlay is given `/proc/self/fd` paths: the instance reads
+//! Image and scaffold are opened while the caller is still their owner, and the overlay is given `/proc/self/fd` paths: the instance reads
 //! its own mount table, and would otherwise learn the names of the host's folders.
 
 use std::{
@@ -33,7 +33,10 @@ use rustix::{
     process::{chdir, fchdir, pivot_root},
 };
 
-use crate::stage::{AtStage, StageError};
+use crate::{
+    stage::{AtStage, StageError},
+    wire::Folders,
+};
 
 /// Inodes of the writable tmpfs for each MiB of its size. An inode costs the kernel about a KiB that the size does not
 /// count, so a disk of empty files costs at most a quarter more than one of full files.
@@ -69,12 +72,29 @@ const READ_ONLY_FOLDERS: [&str; 6] = [
     "proc/sys",
 ];
 
+/// [`Folders`] as descriptors.
+#[derive(Debug)]
+pub(crate) struct OpenFolders {
+    image: OwnedFd,
+    /// The tmpfs is mounted on it; only this mount namespace sees that.
+    scaffold: OwnedFd,
+}
+
+impl OpenFolders {
+    /// Opens the folders. The caller is in its new mount namespace, but still the user whose folders they are.
+    pub(crate) fn open(folders: &Folders) -> Result<Self, StageError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = |path| rustix::fs::open(path, flags, Mode::empty());
+        Ok(Self {
+            image: open(&folders.image).at("opening the image")?,
+            scaffold: open(&folders.scaffold).at("opening the folder of the lease")?,
+        })
+    }
+}
+
 /// What the root is made of.
-pub(crate) struct Plan<'a> {
-    /// Root file system of the image.
-    pub(crate) image: BorrowedFd<'a>,
-    /// An empty folder of the host on which the tmpfs is mounted; only this mount namespace sees it.
-    pub(crate) scaffold: BorrowedFd<'a>,
+pub(crate) struct Plan {
+    pub(crate) folders: OpenFolders,
     /// Size of all that can be written.
     pub(crate) disk_mib: u32,
     /// Whether the image may be the lower layer of an overlay.
@@ -85,7 +105,7 @@ pub(crate) struct Plan<'a> {
 
 /// Makes the file system and changes into it. The caller is in a mount namespace of its own and has every capability
 /// in the user namespace that owns it.
-pub(crate) fn enter(plan: &Plan<'_>) -> Result<(), StageError> {
+pub(crate) fn enter(plan: &Plan) -> Result<(), StageError> {
     mount_change(
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
@@ -116,10 +136,10 @@ pub(crate) fn enter(plan: &Plan<'_>) -> Result<(), StageError> {
         .map(|name| open_tree(&disk, name, clone_flags()).at("taking writable folders"));
     let [home, tmp, run, var_tmp, shm] = writable;
     let var_lib = if plan.overlay {
-        overlay(plan.image)?;
+        overlay(plan.folders.image.as_fd())?;
         None
     } else {
-        bind_image(plan.image)?
+        bind_image(plan.folders.image.as_fd())?
     };
 
     chdir("root").at("entering the new root")?;
@@ -141,7 +161,7 @@ pub(crate) fn enter(plan: &Plan<'_>) -> Result<(), StageError> {
 }
 
 /// The tmpfs that holds all that the instance writes, attached to the scaffold; it becomes the working directory.
-fn writable_disk(plan: &Plan<'_>) -> Result<OwnedFd, StageError> {
+fn writable_disk(plan: &Plan) -> Result<OwnedFd, StageError> {
     let size = format!("{}m", plan.disk_mib);
     let inodes = (u64::from(plan.disk_mib) * INODES_PER_MIB).to_string();
     let disk = filesystem(
@@ -153,7 +173,7 @@ fn writable_disk(plan: &Plan<'_>) -> Result<OwnedFd, StageError> {
     move_mount(
         &disk,
         "",
-        plan.scaffold,
+        &plan.folders.scaffold,
         "",
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
     )

@@ -25,7 +25,10 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use souk_backend::{HostKey, LeaseId, UsageSample};
 
-use crate::{process::ProcessId, wire::Launch};
+use crate::{
+    process::ProcessId,
+    wire::{Folders, Launch},
+};
 
 /// Last samples that are kept. The provider journals each as it is returned; this many survive a provider that was
 /// killed in that moment over and over.
@@ -42,6 +45,8 @@ pub(crate) struct StateDir {
 
 impl StateDir {
     pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
+        // Keepers have another working folder.
+        let path = std::path::absolute(path)?;
         make_private(&path.join("closed"))?;
         Ok(Self { path })
     }
@@ -70,7 +75,11 @@ impl StateDir {
     pub(crate) fn trial(&self) -> io::Result<TrialDir> {
         let path = self.path.join(format!("trial-{}", std::process::id()));
         make_private(&path.join("scaffold"))?;
-        make_private(&path.join("image"))?;
+        // As images are: instances of root read them as users of their own.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(path.join("image"))?;
         Ok(TrialDir { path })
     }
 
@@ -105,8 +114,11 @@ pub(crate) struct TrialDir {
 }
 
 impl TrialDir {
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    pub(crate) fn folders(&self) -> Folders {
+        Folders {
+            image: self.path.join("image"),
+            scaffold: self.path.join("scaffold"),
+        }
     }
 }
 
@@ -142,7 +154,7 @@ impl LeaseDir {
     }
 
     pub(crate) fn create(&self) -> io::Result<()> {
-        make_private(&self.path.join("root"))?;
+        make_private(&self.scaffold())?;
         sync_folder(self.path.parent().unwrap_or(Path::new(".")))
     }
 
@@ -152,6 +164,10 @@ impl LeaseDir {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(crate) fn scaffold(&self) -> PathBuf {
+        self.path.join("root")
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

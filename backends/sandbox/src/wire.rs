@@ -7,6 +7,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
 };
 
 use rustix::net::{
@@ -22,15 +23,15 @@ use crate::{cgroup::LeaseCgroup, probe::Report, stage::StageError};
 const MAX_PACKET_BYTES: usize = 64 << 10;
 
 /// Descriptors of one message.
-const MAX_DESCRIPTORS: usize = 5;
+const MAX_DESCRIPTORS: usize = 4;
 
 /// What a new keeper has to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
-    /// Carry a lease. Descriptors: lock, listener, agent program, image, folder of the lease.
+    /// Carry a lease. Descriptors: lock, listener, agent program, folder of the lease.
     Launch(Box<Launch>),
-    /// Try what a lease would need, and tell. Descriptors: an empty folder, a folder that stands for an image.
-    Probe,
+    /// Try what a lease would need, and tell. No descriptors.
+    Probe(Folders),
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,8 +42,19 @@ pub(crate) struct Launch {
     pub(crate) port: u16,
     pub(crate) ids: Ids,
     pub(crate) cgroup: LeaseCgroup,
+    pub(crate) folders: Folders,
     pub(crate) memory_is_enforced: bool,
     pub(crate) overlay: bool,
+}
+
+/// Folders of the host that an instance is mounted from. They go by path and not by descriptor, because a mount
+/// namespace takes only mounts of its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Folders {
+    /// Root file system of the image.
+    pub(crate) image: PathBuf,
+    /// An empty folder to mount on.
+    pub(crate) scaffold: PathBuf,
 }
 
 /// How users of the instance map to users of the host.

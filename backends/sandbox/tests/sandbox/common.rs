@@ -1,20 +1,23 @@
 //! A driver with an image made of this machine's own programs, for root and for an ordinary user.
 
 use std::{
-    collections::BTreeSet,
     fs,
     io::{Read, Write},
     net::{Shutdown, TcpStream},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU8, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU8, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use souk_backend::{
     Backend, BackendError, ImageHash, Instance, LeaseId, LeaseSpec, Resources, SshPublicKey,
 };
+use souk_image::{BuildOptions, Store};
 use souk_sandbox::{KeeperProgram, Sandbox, SandboxConfig};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -22,16 +25,8 @@ use tokio::runtime::Runtime;
 /// The ordinary user, where tests run as root: `nobody`.
 const NOBODY: u32 = 65_534;
 
-pub const IMAGE: ImageHash = ImageHash([0x11; 32]);
-
-/// Programs of this machine that the image gets.
-const PROGRAMS: &[&str] = &[
-    "bash", "cat", "chmod", "dd", "echo", "env", "head", "id", "kill", "ln", "ls", "mkdir",
-    "nproc", "readlink", "rm", "sleep", "stat", "touch", "true", "uname", "wc",
-];
-
 /// Runs a test as root.
-pub fn as_root(test: fn(&Fixture)) {
+pub(crate) fn as_root(test: fn(&Fixture)) {
     if rustix::process::geteuid().is_root() {
         test(&Fixture::new());
     } else {
@@ -40,7 +35,7 @@ pub fn as_root(test: fn(&Fixture)) {
 }
 
 /// Runs a test as an ordinary user. Root starts itself again as `nobody`, for the one test of this name.
-pub fn as_ordinary_user(name: &str, test: fn(&Fixture)) {
+pub(crate) fn as_ordinary_user(name: &str, test: fn(&Fixture)) {
     if !rustix::process::geteuid().is_root() {
         test(&Fixture::new());
         return;
@@ -81,11 +76,12 @@ pub fn as_ordinary_user(name: &str, test: fn(&Fixture)) {
     }
 }
 
-pub struct Fixture {
-    pub folder: TempDir,
-    pub runtime: Runtime,
+pub(crate) struct Fixture {
+    pub(crate) folder: TempDir,
+    pub(crate) runtime: Runtime,
     config: SandboxConfig,
-    pub sandbox: Sandbox,
+    image: ImageHash,
+    pub(crate) sandbox: Sandbox,
 }
 
 impl Fixture {
@@ -93,15 +89,15 @@ impl Fixture {
         Self::with_overlay(true)
     }
 
-    pub fn with_overlay(overlay: bool) -> Self {
+    pub(crate) fn with_overlay(overlay: bool) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let programs = programs();
-        make_image(&folder.path().join("images"), &programs);
+        let (images, image) = image(&programs);
         let keeper = std::env::var_os("SOUK_TEST_KEEPER")
             .unwrap_or_else(|| env!("CARGO_BIN_EXE_souk-sandbox-keeper").into());
         let config = SandboxConfig {
             state: folder.path().join("sandbox"),
-            images: folder.path().join("images"),
+            images,
             agent: programs.join("line_agent"),
             keeper: KeeperProgram {
                 program: keeper.into(),
@@ -120,23 +116,24 @@ impl Fixture {
             runtime: Runtime::new().expect("a runtime"),
             folder,
             config,
+            image,
             sandbox,
         }
     }
 
     /// A driver as a node has it that was started after the last one was killed.
-    pub fn reopened(&self) -> Sandbox {
+    pub(crate) fn reopened(&self) -> Sandbox {
         Sandbox::open(self.config.clone()).expect("opened before")
     }
 
-    pub fn spec(&self) -> LeaseSpec {
+    pub(crate) fn spec(&self) -> LeaseSpec {
         static DRAWN: AtomicU8 = AtomicU8::new(1);
         let mut lease = [0; 16];
         lease[..4].copy_from_slice(&std::process::id().to_be_bytes());
         lease[4] = DRAWN.fetch_add(1, Ordering::Relaxed);
         LeaseSpec {
             lease: LeaseId(lease),
-            image: IMAGE,
+            image: self.image,
             resources: Resources {
                 cpu_millicores: 500,
                 memory_mib: 64,
@@ -149,17 +146,17 @@ impl Fixture {
         }
     }
 
-    pub fn provision(&self, spec: &LeaseSpec) -> Result<Instance, BackendError> {
+    pub(crate) fn provision(&self, spec: &LeaseSpec) -> Result<Instance, BackendError> {
         self.runtime.block_on(self.sandbox.provision(spec))
     }
 
     /// An instance with the usual resources.
-    pub fn instance(&self) -> Guest<'_> {
+    pub(crate) fn instance(&self) -> Guest<'_> {
         let spec = self.spec();
         self.guest(&spec)
     }
 
-    pub fn guest(&self, spec: &LeaseSpec) -> Guest<'_> {
+    pub(crate) fn guest(&self, spec: &LeaseSpec) -> Guest<'_> {
         let instance = self.provision(spec).expect("provisioned");
         Guest {
             fixture: self,
@@ -169,26 +166,26 @@ impl Fixture {
 }
 
 /// An instance that is terminated when dropped.
-pub struct Guest<'a> {
+pub(crate) struct Guest<'a> {
     fixture: &'a Fixture,
-    pub instance: Instance,
+    pub(crate) instance: Instance,
 }
 
 impl Guest<'_> {
     /// Runs a script as the tenant; returns what it printed and its exit status.
-    pub fn run(&self, script: &str) -> (String, i32) {
+    pub(crate) fn run(&self, script: &str) -> (String, i32) {
         run(&self.instance, script).expect("the agent answers")
     }
 
     /// Runs a script that must succeed.
-    pub fn output(&self, script: &str) -> String {
+    pub(crate) fn output(&self, script: &str) -> String {
         let (output, status) = self.run(script);
         assert_eq!(status, 0, "{script}: {output}");
         output
     }
 
     /// The agent answers, and its tenant can start programs.
-    pub fn assert_well(&self) {
+    pub(crate) fn assert_well(&self) {
         assert_eq!(self.output("echo well"), "well");
     }
 }
@@ -204,7 +201,7 @@ impl Drop for Guest<'_> {
 }
 
 /// Runs a script over one connection to the tests' agent.
-pub fn run(instance: &Instance, script: &str) -> std::io::Result<(String, i32)> {
+pub(crate) fn run(instance: &Instance, script: &str) -> std::io::Result<(String, i32)> {
     let mut stream = TcpStream::connect(instance.ssh)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     stream.write_all(script.as_bytes())?;
@@ -221,7 +218,7 @@ pub fn run(instance: &Instance, script: &str) -> std::io::Result<(String, i32)> 
     Ok((output.trim_end().to_owned(), status))
 }
 
-pub fn unix_s() -> u64 {
+pub(crate) fn unix_s() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.expect("after 1970").as_secs()
 }
@@ -231,7 +228,7 @@ fn programs() -> PathBuf {
     if let Some(folder) = std::env::var_os("SOUK_TEST_PROGRAMS") {
         return folder.into();
     }
-    static BUILT: std::sync::OnceLock<TempDir> = std::sync::OnceLock::new();
+    static BUILT: OnceLock<TempDir> = OnceLock::new();
     let folder = BUILT.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a temporary folder");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
@@ -257,78 +254,57 @@ fn programs() -> PathBuf {
     folder.path().to_owned()
 }
 
-/// An image of this machine's shell, some programs and the libraries they need.
-fn make_image(images: &Path, programs: &Path) {
-    let root = images.join(IMAGE.to_string()).join("rootfs");
-    for folder in [
-        "usr/bin",
-        "etc",
-        "proc",
-        "dev",
-        "tmp",
-        "home/souk",
-        "run",
-        "var/lib",
-        "var/tmp",
-    ] {
-        fs::create_dir_all(root.join(folder)).expect("a folder");
-    }
-    std::os::unix::fs::symlink("usr/bin", root.join("bin")).expect("a link");
-    fs::write(
-        root.join("etc/passwd"),
-        "souk:x:1000:1000::/home/souk:/bin/bash\n",
-    )
-    .expect("a file");
-    fs::write(root.join("etc/group"), "souk:x:1000:\n").expect("a file");
-    let mut libraries = BTreeSet::new();
-    for name in PROGRAMS {
-        let program = Path::new("/usr/bin").join(name);
-        fs::copy(&program, root.join("usr/bin").join(name)).expect("a program of every system");
-        let listed = Command::new("ldd").arg(&program).output().expect("ldd");
-        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
-        let paths = listed
-            .split_whitespace()
-            .filter(|word| word.starts_with('/'));
-        libraries.extend(paths.map(PathBuf::from));
-    }
-    for library in libraries {
-        let copy = root.join(library.strip_prefix("/").expect("absolute"));
-        fs::create_dir_all(copy.parent().expect("a folder")).expect("a folder");
-        fs::copy(&library, &copy).expect("a library");
-    }
-    fs::copy(programs.join("attack"), root.join("usr/bin/attack")).expect("the attack program");
-    open_to_all(images);
+/// An image of this machine's programs and the attack program; one for all tests of a process.
+fn image(programs: &Path) -> (Store, ImageHash) {
+    static MADE: OnceLock<(TempDir, Store, ImageHash)> = OnceLock::new();
+    let (_, store, image) = MADE.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
+        let store = Store::open(folder.path()).expect("an image store");
+        let image = make_image(&store, programs);
+        (folder, store, image)
+    });
+    (store.clone(), *image)
 }
 
-/// Instances of root read the image as users of their own.
-fn open_to_all(path: &Path) {
-    let kind = fs::symlink_metadata(path).expect("present").file_type();
-    if kind.is_symlink() {
-        return;
-    }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("its mode");
-    if kind.is_dir() {
-        for entry in fs::read_dir(path).expect("a folder") {
-            open_to_all(&entry.expect("an entry").path());
-        }
-    }
+fn make_image(store: &Store, programs: &Path) -> ImageHash {
+    let plain = store
+        .build(&BuildOptions::default())
+        .expect("this machine has programs");
+    let archive = tempfile::NamedTempFile::new().expect("a temporary file");
+    let status = Command::new("tar")
+        .arg("-cf")
+        .arg(archive.path())
+        .args(["--transform", "s,^attack$,usr/bin/attack,"])
+        .arg("-C")
+        .arg(store.path(plain).expect("built"))
+        .arg(".")
+        .arg("-C")
+        .arg(programs)
+        .arg("attack")
+        .status()
+        .expect("tar");
+    assert!(status.success());
+    store.import_tar(archive.path()).expect("an archive")
 }
 
 /// Makes a module of tests for each kind of user out of functions over a [`Fixture`].
-#[macro_export]
 macro_rules! for_both_users {
     ($($name:ident),* $(,)?) => {
         mod as_root {
             $(#[test]
             fn $name() {
-                super::common::as_root(super::$name);
+                crate::common::as_root(super::$name);
             })*
         }
         mod as_ordinary_user {
             $(#[test]
             fn $name() {
-                super::common::as_ordinary_user(concat!("as_ordinary_user::", stringify!($name)), super::$name);
+                let path = concat!(module_path!(), "::", stringify!($name));
+                let (_, name) = path.split_once("::").expect("a crate");
+                crate::common::as_ordinary_user(name, super::$name);
             })*
         }
     };
 }
+pub(crate) use for_both_users;

@@ -1,11 +1,10 @@
 //! The life of a lease, as root and as an ordinary user.
 
-mod common;
-
 use std::{fs, time::Duration};
 
-use common::{Fixture, run, unix_s};
 use souk_backend::{Backend, BackendError, InstanceState, Limit, Meter};
+
+use crate::common::{Fixture, for_both_users, run, unix_s};
 
 for_both_users!(
     a_lease_runs_programs_as_its_own_user_and_leaves_nothing,
@@ -20,6 +19,7 @@ for_both_users!(
 
 fn a_lease_runs_programs_as_its_own_user_and_leaves_nothing(fixture: &Fixture) {
     let guest = fixture.instance();
+    guest.assert_well();
     assert_eq!(
         guest.output("id -u; id -g; id -G; uname -n"),
         "1000\n1000\n1000\nsouk"
@@ -70,7 +70,10 @@ fn a_lease_outlives_its_driver_and_is_found_by_the_next(fixture: &Fixture) {
     let instance = fixture.provision(&spec).unwrap();
     let next = fixture.reopened();
     let rt = &fixture.runtime;
-    assert_eq!(rt.block_on(next.list()).unwrap(), [instance.clone()]);
+    assert_eq!(
+        rt.block_on(next.list()).unwrap(),
+        std::slice::from_ref(&instance)
+    );
     assert_eq!(rt.block_on(next.provision(&spec)).unwrap(), instance);
     assert_eq!(run(&instance, "echo here").unwrap(), ("here".to_owned(), 0));
     rt.block_on(next.terminate(spec.lease)).unwrap();

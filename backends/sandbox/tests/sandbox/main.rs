@@ -1,0 +1,9 @@
+//! The driver over the real kernel: what a lease can do, and what a hostile tenant cannot.
+
+#![expect(
+    clippy::print_stderr,
+    reason = "tests say what they skipped and what is not enforced here"
+)]
+
+mod common;
+mod lease;
