@@ -301,7 +301,7 @@ proptest! {
     #[test]
     fn entries_read_back_and_nothing_else_is_read(
         commitment: [u8; 32], hour: u32, class in 1u64..=4,
-        totals in prop::collection::btree_map(any::<u16>(), any::<u64>(), 1..32),
+        totals in prop::collection::btree_map(any::<u16>(), any::<u32>(), 1..=30),
         noise in prop::collection::vec(any::<u8>(), 0..64),
     ) {
         let lease = Entry::Lease(LeaseEntry {
@@ -525,7 +525,7 @@ fn real_entries(n: u32) -> Vec<Vec<u8>> {
         .map(|i| {
             let hour = HourBucket(480_000 + i / 10);
             let entry = if i % 10 == 9 {
-                let counts = BTreeMap::from([(3, u64::from(i))]);
+                let counts = BTreeMap::from([(3, i)]);
                 Entry::Refusals(RefusalEntry::new(hour, counts).expect("one reason"))
             } else {
                 Entry::Lease(LeaseEntry {

@@ -8,3 +8,4 @@ pub mod metrics;
 
 pub mod mix;
 pub mod net;
+pub mod store;

@@ -222,7 +222,7 @@ impl Audited {
             Entry::Refusals(totals) => {
                 for (&reason, &count) in totals.by_reason() {
                     let total = self.refusals.entry(reason).or_default();
-                    *total = total.saturating_add(count);
+                    *total = total.saturating_add(u64::from(count));
                 }
             }
         }

@@ -15,12 +15,12 @@ use crate::{
     wire::{definite, wire_enum, wire_map},
 };
 
-/// Largest entry. A closed lease takes about 50 bytes, totals of refusals at most 400.
-pub const MAX_ENTRY_BYTES: usize = 512;
+/// Largest entry, so that a full bundle stays below 64 KiB. A closed lease takes about 50 bytes.
+pub const MAX_ENTRY_BYTES: usize = 254;
 /// Largest statement that a commitment is opened with.
 pub const MAX_STATEMENT_BYTES: usize = 512;
-/// Reasons in one entry of totals; wire version 1 has fewer.
-pub const MAX_REFUSAL_REASONS: usize = 32;
+/// Reasons in one entry of totals; as many as fit. Wire version 1 has fewer.
+pub const MAX_REFUSAL_REASONS: usize = 30;
 
 const KIND_LEASE: u8 = 1;
 const KIND_REFUSALS: u8 = 2;
@@ -94,18 +94,18 @@ wire_map! {
     pub struct RefusalEntry {
         /// The hour in which the period ended.
         0 => pub hour: HourBucket,
-        /// Counts by the code of the reason.
+        /// Counts by the code of the reason; a count that is larger than its type stands at the largest.
         1 => by_reason: ByReason,
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct ByReason(BTreeMap<u16, u64>);
+struct ByReason(BTreeMap<u16, u32>);
 
 impl RefusalEntry {
     /// Totals of a period; none where nothing was refused or where there are more than [`MAX_REFUSAL_REASONS`].
     #[must_use]
-    pub fn new(hour: HourBucket, by_reason: BTreeMap<u16, u64>) -> Option<Self> {
+    pub fn new(hour: HourBucket, by_reason: BTreeMap<u16, u32>) -> Option<Self> {
         (1..=MAX_REFUSAL_REASONS)
             .contains(&by_reason.len())
             .then_some(Self {
@@ -117,16 +117,16 @@ impl RefusalEntry {
     /// The entry of a period; none where nothing was refused.
     #[must_use]
     pub fn of(hour: HourBucket, totals: &RefusalTotals) -> Option<Self> {
-        let code = |reason: Reason| u16::try_from(reason.code()).expect("codes are below 100");
-        Self::new(
-            hour,
-            totals.iter().map(|(reason, n)| (code(reason), n)).collect(),
-        )
+        let by_reason = totals.iter().map(|(reason, count)| {
+            let code = u16::try_from(reason.code()).expect("codes are below 100");
+            (code, u32::try_from(count).unwrap_or(u32::MAX))
+        });
+        Self::new(hour, by_reason.collect())
     }
 
     /// Counts by the code of the reason.
     #[must_use]
-    pub fn by_reason(&self) -> &BTreeMap<u16, u64> {
+    pub fn by_reason(&self) -> &BTreeMap<u16, u32> {
         &self.by_reason.0
     }
 }
@@ -180,7 +180,7 @@ impl<C> Encode<C> for ByReason {
     fn encode<W: Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), EncodeError<W::Error>> {
         e.map(self.0.len() as u64)?;
         for (reason, count) in &self.0 {
-            e.u16(*reason)?.u64(*count)?;
+            e.u16(*reason)?.u32(*count)?;
         }
         Ok(())
     }
@@ -194,7 +194,7 @@ impl<'b, C> Decode<'b, C> for ByReason {
         }
         let mut by_reason = BTreeMap::new();
         for _ in 0..len {
-            by_reason.insert(d.u16()?, d.u64()?);
+            by_reason.insert(d.u16()?, d.u32()?);
         }
         Ok(Self(by_reason))
     }

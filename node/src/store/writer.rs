@@ -1,0 +1,257 @@
+//! The one thread that writes: whatever waits is committed together, so that the disk is awaited once for many.
+//!
+//! A group is one transaction: all of it is durable when the callers hear of it, or none of it is. After an
+//! input/output error redb refuses everything until it is opened again, which the writer does before the next group:
+//! a disk that was full and has room again needs no restart.
+
+use std::sync::Arc;
+
+use redb::{Database, ReadableTable, StorageError, Table, TableDefinition, WriteTransaction};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    Accepted, LeaseRecord, LogRecord, StoreError,
+    database::Reopenable,
+    frame::{decode, frame, table},
+};
+
+pub(super) const LEASES: TableDefinition<[u8; 16], &[u8]> = table("leases");
+pub(super) const REQUESTS: TableDefinition<[u8; 32], &[u8]> = table("requests");
+pub(super) const LOG: TableDefinition<u64, &[u8]> = table("log");
+pub(super) const META: TableDefinition<&str, &[u8]> = table("meta");
+/// Fingerprints of SURBs that were used, with the epoch they die in.
+pub(super) const SPENT: TableDefinition<[u8; 32], u64> = table("spent-surbs");
+/// Rows that could not be read, as they were, by table and key.
+pub(super) const QUARANTINE: TableDefinition<&str, &[u8]> = table("quarantine");
+
+/// Begins the place of a damaged lease row in quarantine; [`SETTLED`] once its lease has a log entry.
+pub(super) const LOST_LEASE: &str = "leases/";
+const SETTLED: &str = "settled/";
+
+/// Transactions that are committed together: above this the disk is no longer what is waited for.
+const MAX_GROUP: usize = 256;
+/// Transactions that may wait. Each lease has at most one, so this is above any number of leases.
+pub(super) const MAX_WAITING: usize = 1024;
+
+/// One change.
+pub(super) enum Op {
+    Lease(Box<LeaseRecord>),
+    Accept([u8; 32], Accepted),
+    /// Appends to the log; of a lease also the record that closes it, which gets the index.
+    Append(LogRecord, Option<Box<LeaseRecord>>),
+    Spend {
+        surb: [u8; 32],
+        epoch: u64,
+    },
+    Meta(&'static str, Vec<u8>),
+    ForgetLease([u8; 16], [u8; 32]),
+    ForgetSpent {
+        before_epoch: u64,
+    },
+    Quarantine(super::CorruptRow),
+    /// Appends the entry of a lease whose row was damaged, where it has none yet, and marks it as settled.
+    SettleLost([u8; 16], Option<LogRecord>),
+}
+
+/// What became of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Done,
+    /// Index of the log entry.
+    Index(u64),
+    /// The SURB had been used before.
+    AlreadySpent,
+}
+
+pub(super) struct Job {
+    pub(super) ops: Vec<Op>,
+    pub(super) done: oneshot::Sender<Result<Vec<Outcome>, StoreError>>,
+}
+
+/// Runs until every [`super::Store`] is gone.
+pub(super) fn run(database: &Reopenable, mut jobs: mpsc::Receiver<Job>) {
+    while let Some(first) = jobs.blocking_recv() {
+        let mut group = vec![first];
+        while group.len() < MAX_GROUP
+            && let Ok(job) = jobs.try_recv()
+        {
+            group.push(job);
+        }
+        let result = database.with(|db| commit(db, &group));
+        if result.is_err() {
+            database.reopen();
+        }
+        match result {
+            Ok(outcomes) => {
+                for (job, outcomes) in group.into_iter().zip(outcomes) {
+                    // Who no longer waits has gone; the rows are durable all the same.
+                    let _ = job.done.send(Ok(outcomes));
+                }
+            }
+            Err(error) => {
+                for job in group {
+                    let _ = job.done.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+}
+
+fn commit(db: &Database, group: &[Job]) -> Result<Vec<Vec<Outcome>>, Arc<redb::Error>> {
+    let transaction = db.begin_write().map_err(redb::Error::from)?;
+    let outcomes = apply(&transaction, group)?;
+    transaction.commit().map_err(redb::Error::from)?;
+    Ok(outcomes)
+}
+
+fn apply(transaction: &WriteTransaction, group: &[Job]) -> Result<Vec<Vec<Outcome>>, redb::Error> {
+    let mut tables = Tables {
+        leases: transaction.open_table(LEASES)?,
+        requests: transaction.open_table(REQUESTS)?,
+        log: transaction.open_table(LOG)?,
+        meta: transaction.open_table(META)?,
+        spent: transaction.open_table(SPENT)?,
+        quarantine: transaction.open_table(QUARANTINE)?,
+        next_index: 0,
+    };
+    tables.next_index = next_index(&tables.log)?;
+    let mut outcomes = Vec::with_capacity(group.len());
+    for job in group {
+        let done: Result<Vec<_>, _> = job.ops.iter().map(|op| tables.apply(op)).collect();
+        outcomes.push(done?);
+    }
+    Ok(outcomes)
+}
+
+/// The index of the next entry of the log.
+pub(super) fn next_index(
+    log: &impl ReadableTable<u64, &'static [u8]>,
+) -> Result<u64, StorageError> {
+    Ok(log.last()?.map_or(0, |(index, _)| index.value() + 1))
+}
+
+struct Tables<'t> {
+    leases: Table<'t, [u8; 16], &'static [u8]>,
+    requests: Table<'t, [u8; 32], &'static [u8]>,
+    log: Table<'t, u64, &'static [u8]>,
+    meta: Table<'t, &'static str, &'static [u8]>,
+    spent: Table<'t, [u8; 32], u64>,
+    quarantine: Table<'t, &'static str, &'static [u8]>,
+    next_index: u64,
+}
+
+impl Tables<'_> {
+    fn apply(&mut self, op: &Op) -> Result<Outcome, redb::Error> {
+        match op {
+            Op::Lease(record) => self.put_lease(record)?,
+            Op::Accept(request, accepted) => {
+                let row = frame("requests", request, &encode(accepted));
+                self.requests.insert(*request, row.as_slice())?;
+            }
+            Op::Append(record, closed) => return self.append(record, closed.as_deref()),
+            Op::Spend { surb, epoch } => {
+                if self.spent.insert(*surb, *epoch)?.is_some() {
+                    return Ok(Outcome::AlreadySpent);
+                }
+            }
+            Op::Meta(key, body) => {
+                let row = frame("meta", key.as_bytes(), body);
+                self.meta.insert(*key, row.as_slice())?;
+            }
+            Op::ForgetLease(lease, request) => {
+                self.leases.remove(*lease)?;
+                self.requests.remove(*request)?;
+            }
+            Op::ForgetSpent { before_epoch } => {
+                self.spent.retain(|_, epoch| epoch >= *before_epoch)?;
+            }
+            Op::Quarantine(row) => self.quarantine(row)?,
+            Op::SettleLost(lease, entry) => return self.settle_lost(*lease, entry.as_ref()),
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn put_lease(&mut self, record: &LeaseRecord) -> Result<(), redb::Error> {
+        let key = record.row.lease().0;
+        let row = frame("leases", &key, &encode(record));
+        self.leases.insert(key, row.as_slice())?;
+        Ok(())
+    }
+
+    fn append(
+        &mut self,
+        record: &LogRecord,
+        closed: Option<&LeaseRecord>,
+    ) -> Result<Outcome, redb::Error> {
+        if let Some(closed) = closed
+            && let Some(index) = self.entry_of(closed)?
+        {
+            // The transaction that closed it was durable, and its caller died before it heard so.
+            return Ok(Outcome::Index(index));
+        }
+        let index = self.next_index;
+        let row = frame("log", &index.to_be_bytes(), &encode(record));
+        self.log.insert(index, row.as_slice())?;
+        self.next_index += 1;
+        if let Some(closed) = closed {
+            self.put_lease(&LeaseRecord {
+                log_index: Some(index),
+                ..closed.clone()
+            })?;
+        }
+        Ok(Outcome::Index(index))
+    }
+
+    /// The log entry that the stored record of a lease names, where it can be read.
+    fn entry_of(&self, record: &LeaseRecord) -> Result<Option<u64>, redb::Error> {
+        let key = record.row.lease().0;
+        let Some(row) = self.leases.get(key)? else {
+            return Ok(None);
+        };
+        let stored: Result<LeaseRecord, _> = decode("leases", &key, row.value());
+        Ok(stored.ok().and_then(|stored| stored.log_index))
+    }
+
+    fn settle_lost(
+        &mut self,
+        lease: [u8; 16],
+        entry: Option<&LogRecord>,
+    ) -> Result<Outcome, redb::Error> {
+        let key = hex::encode(lease);
+        let Some(bytes) = self
+            .quarantine
+            .remove(format!("{LOST_LEASE}{key}").as_str())?
+            .map(|row| row.value().to_vec())
+        else {
+            return Ok(Outcome::Done);
+        };
+        self.quarantine
+            .insert(format!("{SETTLED}{key}").as_str(), bytes.as_slice())?;
+        match entry {
+            Some(entry) => self.append(entry, None),
+            None => Ok(Outcome::Done),
+        }
+    }
+
+    fn quarantine(&mut self, row: &super::CorruptRow) -> Result<(), redb::Error> {
+        let place = format!("{}/{}", row.table, row.key);
+        let key = hex::decode(&row.key).unwrap_or_default();
+        let taken = match (
+            row.table,
+            <[u8; 16]>::try_from(&*key),
+            <[u8; 32]>::try_from(&*key),
+        ) {
+            ("leases", Ok(key), _) => self.leases.remove(key)?.map(|v| v.value().to_vec()),
+            ("requests", _, Ok(key)) => self.requests.remove(key)?.map(|v| v.value().to_vec()),
+            _ => None,
+        };
+        if let Some(bytes) = taken {
+            self.quarantine.insert(place.as_str(), bytes.as_slice())?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn encode<T: minicbor::Encode<()>>(value: &T) -> Vec<u8> {
+    minicbor::to_vec(value).expect("a Vec takes every write")
+}
