@@ -9,7 +9,7 @@ use rand_core::CryptoRng;
 use souk_crypto::{NetworkId, UnixTime, cbor, domain};
 
 use crate::{
-    refusal::{Reason, RefusalTotals},
+    refusal::RefusalTotals,
     statement::Outcome,
     units::{Digest, Salt},
     wire::{definite, wire_enum, wire_map},

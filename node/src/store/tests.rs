@@ -205,15 +205,22 @@ async fn a_damaged_row_is_named_and_put_aside_while_the_others_go_on() {
             "row 05050505050505050505050505050505 of table leases: checksum does not match",
         ]
     );
-    assert_eq!(found.lost_leases().count(), 3);
+    assert_eq!(found.lost, [2, 3, 5].map(|n| LeaseId([n; 16])));
     store.save(record(1)).await.expect("the others go on");
     drop(store);
-    let (_, found) = open(directory.path()).await;
+    let (store, found) = open(directory.path()).await;
     assert_eq!(
         (found.leases.len(), found.corrupt.len()),
         (2, 0),
         "it is told once"
     );
+    assert_eq!(found.lost.len(), 3, "and stays until it is settled");
+    let settle = || store.settle_lost(LeaseId([2; 16]), entry(2));
+    assert_eq!(settle().await.expect("settled"), Some(0));
+    assert_eq!(settle().await.expect("settled"), None);
+    drop(store);
+    let (_, found) = open(directory.path()).await;
+    assert_eq!(found.lost, [3, 5].map(|n| LeaseId([n; 16])));
 }
 
 #[tokio::test]
