@@ -303,3 +303,160 @@ impl<'b> Reader<'b> {
         matches!(ahead.head(), Ok((UNSIGNED, key)) if key >= FIRST_IGNORABLE_KEY)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(hex: &str) -> Result<(), CanonicalError> {
+        check_canonical(&hex::decode(hex).expect("hex"), 1 << 20)
+    }
+
+    #[test]
+    fn examples_of_rfc_8949_appendix_a_in_their_shortest_form_pass() {
+        for good in [
+            "00",
+            "17",
+            "1818",
+            "1864",
+            "1903e8",
+            "1a000f4240",
+            "1b000000e8d4a51000",
+            "1bffffffffffffffff",
+            "20",
+            "29",
+            "3863",
+            "3903e7",
+            "f4",
+            "f5",
+            "f6",
+            "40",
+            "4401020304",
+            "60",
+            "6161",
+            "62c3bc",
+            "64f0908591",
+            "80",
+            "83010203",
+            "8301820203820405",
+            "a0",
+            "a201020304",
+            "a26161016162820203",
+            "826161a161626163",
+        ] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+    }
+
+    #[test]
+    fn each_second_form_of_a_value_is_refused_by_name() {
+        use CanonicalError as E;
+        for (bad, why) in [
+            ("", E::Truncated { at: 0 }),
+            ("18", E::Truncated { at: 1 }),
+            ("4201", E::Truncated { at: 1 }),
+            ("82", E::Truncated { at: 1 }),
+            ("0000", E::Trailing { at: 1 }),
+            ("1817", E::LongInteger { at: 0 }),
+            ("1900ff", E::LongInteger { at: 0 }),
+            ("1a0000ffff", E::LongInteger { at: 0 }),
+            ("1b00000000ffffffff", E::LongInteger { at: 0 }),
+            ("580101", E::LongInteger { at: 0 }),
+            ("810018", E::Trailing { at: 2 }),
+            ("5f4101ff", E::Indefinite { at: 0 }),
+            ("9fff", E::Indefinite { at: 0 }),
+            ("bfff", E::Indefinite { at: 0 }),
+            ("a201000100", E::KeyOrder { at: 3 }),
+            ("a202000100", E::KeyOrder { at: 3 }),
+            ("a2616200616100", E::KeyOrder { at: 4 }),
+            ("61ff", E::Utf8 { at: 0 }),
+            ("f7", E::Type { at: 0 }),
+            ("f93c00", E::Type { at: 0 }),
+            ("f814", E::Type { at: 0 }),
+            ("c001", E::Type { at: 0 }),
+            ("1c", E::Type { at: 0 }),
+            ("9bffffffffffffffff", E::Truncated { at: 9 }),
+            ("5bffffffffffffffff", E::Truncated { at: 9 }),
+            ("bbffffffffffffffff", E::Truncated { at: 9 }),
+        ] {
+            assert_eq!(check(bad), Err(why), "{bad}");
+        }
+    }
+
+    #[test]
+    fn nesting_and_size_are_bounded() {
+        let nested = |levels: usize| [vec![0x81; levels], vec![0]].concat();
+        assert_eq!(check_canonical(&nested(MAX_DEPTH), 100), Ok(()));
+        let too_deep = check_canonical(&nested(MAX_DEPTH + 1), 100);
+        assert_eq!(too_deep, Err(CanonicalError::Depth { at: MAX_DEPTH }));
+        let too_large = check_canonical(&[0xff; 5], 4);
+        assert_eq!(too_large, Err(CanonicalError::TooLarge { len: 5, max: 4 }));
+    }
+
+    #[test]
+    fn ignorable_keys_are_dropped_at_every_depth_and_nothing_else() {
+        let strip =
+            |hex_in: &str| hex::encode(without_ignorable_keys(&hex::decode(hex_in).expect("hex")));
+        assert_eq!(strip("a20001188002"), "a10001");
+        assert_eq!(strip("81a11901000a"), "81a0");
+        assert_eq!(strip("a100a2000118ff8100"), "a100a10001");
+        // Negative and text keys have no ignorable range.
+        assert_eq!(strip("a2387f006161f6"), "a2387f006161f6");
+        assert_eq!(strip("a1187f00"), "a1187f00");
+    }
+
+    /// Any value in its canonical form.
+    fn canonical_value() -> impl Strategy<Value = Vec<u8>> {
+        let encode = |f: &dyn Fn(&mut minicbor::Encoder<Vec<u8>>)| {
+            let mut e = minicbor::Encoder::new(Vec::new());
+            f(&mut e);
+            e.into_writer()
+        };
+        let leaf = prop_oneof![
+            any::<u64>().prop_map(move |v| encode(&|e| drop(e.u64(v)))),
+            any::<i64>().prop_map(move |v| encode(&|e| drop(e.i64(v)))),
+            ".{0,40}".prop_map(move |v| encode(&|e| drop(e.str(&v)))),
+            prop::collection::vec(any::<u8>(), 0..300)
+                .prop_map(move |v| encode(&|e| drop(e.bytes(&v)))),
+            any::<bool>().prop_map(move |v| encode(&|e| drop(e.bool(v)))),
+        ];
+        leaf.prop_recursive(4, 32, 8, move |inner| {
+            let array = prop::collection::vec(inner.clone(), 0..8);
+            let map = prop::collection::btree_map(any::<u16>(), inner, 0..8);
+            prop_oneof![
+                array.prop_map(move |items| {
+                    let head = encode(&|e| drop(e.array(items.len() as u64)));
+                    [head, items.concat()].concat()
+                }),
+                map.prop_map(move |entries| {
+                    let mut out = encode(&|e| drop(e.map(entries.len() as u64)));
+                    for (key, value) in entries {
+                        out.extend(encode(&|e| drop(e.u16(key))));
+                        out.extend(value);
+                    }
+                    out
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn canonical_values_pass_and_lose_nothing_but_ignorable_keys(value in canonical_value()) {
+            prop_assert_eq!(check_canonical(&value, 1 << 20), Ok(()));
+            let stripped = without_ignorable_keys(&value);
+            prop_assert_eq!(check_canonical(&stripped, 1 << 20), Ok(()));
+            prop_assert_eq!(without_ignorable_keys(&stripped), stripped);
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if check_canonical(&bytes, 200).is_ok() {
+                let stripped = without_ignorable_keys(&bytes);
+                prop_assert!(check_canonical(&stripped, 200).is_ok());
+            }
+        }
+    }
+}

@@ -209,3 +209,140 @@ fn parse<K: Secret>(text: &[u8], path: &Path) -> Result<K, KeyFileError> {
     hex::decode_to_slice(digits, &mut *secret).map_err(|_| form())?;
     Ok(K::from_secret_bytes(&secret))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{error::Error as _, os::unix::fs::symlink};
+
+    use super::*;
+    use crate::keys::{CardKey, NodeKey, SealKey};
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().expect("a temporary directory")
+    }
+
+    fn node(seed: u8) -> NodeKey {
+        NodeKey::from_secret_bytes(&[seed; 32])
+    }
+
+    #[test]
+    fn a_key_file_is_private_and_reads_back() {
+        let dir = folder();
+        let path = dir.path().join("node.key");
+        create(&path, &node(1)).expect("a new file");
+        let mode = fs::metadata(&path).expect("there").mode() & 0o7777;
+        assert_eq!(mode, 0o600);
+        assert!(load::<NodeKey>(&path).expect("reads back") == node(1));
+        let names = fs::read_dir(dir.path()).expect("readable").count();
+        assert_eq!(names, 1, "a temporary file was left");
+    }
+
+    #[test]
+    fn a_key_file_is_never_overwritten() {
+        let dir = folder();
+        let path = dir.path().join("node.key");
+        create(&path, &node(1)).expect("a new file");
+        assert!(matches!(
+            create(&path, &node(2)),
+            Err(KeyFileError::Exists { .. })
+        ));
+        assert!(load_or_create(&path, || node(3)).expect("loads") == node(1));
+        let names = fs::read_dir(dir.path()).expect("readable").count();
+        assert_eq!(names, 1, "a temporary file was left");
+    }
+
+    #[test]
+    fn a_missing_key_is_made_once() {
+        let dir = folder();
+        let path = dir.path().join("seal.key");
+        let made = load_or_create(&path, || SealKey::generate(&mut rand::rng())).expect("made");
+        let again = load_or_create(&path, || SealKey::generate(&mut rand::rng()));
+        assert!(again.expect("loads") == made);
+    }
+
+    #[test]
+    fn a_file_that_others_can_open_is_refused_with_its_mode() {
+        let dir = folder();
+        let path = dir.path().join("node.key");
+        create(&path, &node(1)).expect("a new file");
+        for mode in [0o640, 0o604, 0o620, 0o601] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("ours");
+            let error = load::<NodeKey>(&path).expect_err("too open");
+            assert!(
+                matches!(error, KeyFileError::Mode { mode: m, .. } if m == mode),
+                "{error}"
+            );
+            assert!(error.to_string().contains("chmod 600"), "{error}");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).expect("ours");
+        assert!(load::<NodeKey>(&path).is_ok());
+    }
+
+    #[test]
+    fn links_and_folders_are_not_key_files() {
+        let dir = folder();
+        let path = dir.path().join("node.key");
+        create(&path, &node(1)).expect("a new file");
+        let link = dir.path().join("link");
+        symlink(&path, &link).expect("writable");
+        assert!(load::<NodeKey>(&link).is_err());
+        assert!(matches!(
+            load::<NodeKey>(dir.path()),
+            Err(KeyFileError::NotAFile { .. })
+        ));
+    }
+
+    #[test]
+    fn a_key_for_another_use_and_damaged_files_are_refused() {
+        let dir = folder();
+        let path = dir.path().join("a.key");
+        create(&path, &node(1)).expect("a new file");
+        assert!(matches!(
+            load::<CardKey>(&path),
+            Err(KeyFileError::Use {
+                expected: "card",
+                ..
+            })
+        ));
+
+        let good = fs::read_to_string(&path).expect("readable");
+        let halved = &good[..good.len() / 2];
+        let longer = good.clone() + &"x".repeat(400);
+        for bad in [
+            "",
+            "souk secret key v2\n",
+            halved,
+            &good.replace("01", "0x"),
+            &longer,
+            good.trim_end(),
+        ] {
+            fs::write(&path, bad).expect("ours");
+            let error = load::<NodeKey>(&path).expect_err("damaged");
+            assert!(matches!(error, KeyFileError::Form { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn needs_root_a_file_of_another_user_is_refused() {
+        let dir = folder();
+        let path = dir.path().join("node.key");
+        create(&path, &node(1)).expect("a new file");
+        if std::os::unix::fs::chown(&path, Some(12_345), None).is_err() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let error = load::<NodeKey>(&path).expect_err("theirs");
+        assert!(
+            matches!(error, KeyFileError::Owner { owner: 12_345, .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_error_says_once_what_the_system_said() {
+        let error = create(Path::new("/nonexistent/folder/key"), &node(1)).expect_err("no folder");
+        let source = error.source().expect("the system's error").to_string();
+        assert!(!error.to_string().contains(&source));
+        assert!(error.to_string().contains("/nonexistent/folder/key"));
+    }
+}

@@ -1,5 +1,10 @@
 //! A signed object opens on its own network, as its own kind, byte for byte, and in no other way.
 
+use coset::{
+    Algorithm, ContentType, CoseSign1, CoseSign1Builder, Header, Label,
+    TaggedCborSerializable as _, cbor::Value, iana,
+};
+use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use minicbor::{Decode, Encode};
 use proptest::prelude::*;
 use souk_crypto::{
@@ -149,6 +154,134 @@ fn unknown_critical_keys_are_refused_and_ignorable_ones_are_kept_in_the_bytes() 
     assert!(matches!(
         decode(&[0xa2, 0, 1, 1, 0xf6]),
         Err(DecodeError::NotUnderstood)
+    ));
+}
+
+#[test]
+fn the_bytes_are_those_of_an_independent_implementation() {
+    let text = include_str!("../../fixtures/crypto/signed-object.json");
+    let vector: serde_json::Value = serde_json::from_str(text).expect("the fixture is JSON");
+    let field = |name: &str| vector[name].as_str().expect(name);
+    assert_eq!(network("souk").as_str(), field("network"));
+    let made = signed();
+    assert_eq!(hex::encode(made.signed().as_bytes()), field("signed"));
+    assert_eq!(made.digest().to_string(), field("digest"));
+    let theirs = hex::decode(field("signed")).expect("hex");
+    let opened = sign::open::<SubKeys>(&theirs, &network("souk")).expect("opens");
+    assert_eq!(*opened, sub_keys(5, 3));
+}
+
+#[test]
+fn the_cose_working_groups_example_verifies_by_the_same_steps() {
+    let text = include_str!("../../fixtures/crypto/cose-eddsa-sig-01.json");
+    let vector: serde_json::Value = serde_json::from_str(text).expect("the fixture is JSON");
+    let field = |name: &str| hex::decode(vector[name].as_str().expect(name)).expect(name);
+    let cose = CoseSign1::from_tagged_slice(&field("signed")).expect("a COSE_Sign1");
+    assert_eq!(cose.payload.as_deref(), Some(&*field("payload")));
+    let public: [u8; 32] = field("public").try_into().expect("32 bytes");
+    let key = VerifyingKey::from_bytes(&public).expect("a key");
+    let verify = |cose: &CoseSign1| {
+        cose.verify_signature(&[], |signature, tbs| {
+            key.verify_strict(tbs, &Signature::from_slice(signature)?)
+        })
+    };
+    verify(&cose).expect("as published");
+    let mut changed = cose;
+    changed.payload.as_mut().expect("it has one")[0] ^= 1;
+    verify(&changed).expect_err("another payload");
+    // It is no object of ours: no domain, no network, another algorithm id.
+    assert!(sign::open::<SubKeys>(&field("signed"), &network("souk")).is_err());
+}
+
+/// Signs header and payload as they are, without the checks of [`sign::sign`].
+fn forge(header: Header, unprotected: Header, payload: Vec<u8>) -> Vec<u8> {
+    let key = SigningKey::from_bytes(&[7; 32]);
+    CoseSign1Builder::new()
+        .protected(header)
+        .unprotected(unprotected)
+        .payload(payload)
+        .create_signature(&[], |tbs| key.sign(tbs).to_bytes().to_vec())
+        .build()
+        .to_tagged_vec()
+        .expect("encodes")
+}
+
+fn good_header() -> Header {
+    let made = signed();
+    CoseSign1::from_tagged_slice(made.signed().as_bytes())
+        .expect("a COSE_Sign1")
+        .protected
+        .header
+}
+
+#[test]
+fn a_valid_signature_over_anything_but_the_one_form_is_refused() {
+    let payload = cbor::encode(&sub_keys(5, 3));
+    let open = |bytes: &[u8]| sign::open::<SubKeys>(bytes, &network("souk"));
+    let forged = |change: &dyn Fn(&mut Header)| {
+        let mut header = good_header();
+        change(&mut header);
+        forge(header, Header::default(), payload.clone())
+    };
+    open(&forged(&|_| ())).expect("unchanged, so that the rest of this test means something");
+
+    let eddsa = forged(&|h| h.alg = Some(Algorithm::Assigned(iana::Algorithm::EdDSA)));
+    assert!(matches!(
+        open(&eddsa),
+        Err(OpenError::Header { field: "algorithm" })
+    ));
+    let more = forged(&|h| h.rest.push((Label::Int(-70_000), Value::Bool(true))));
+    assert!(matches!(
+        open(&more),
+        Err(OpenError::Header { field: "header" })
+    ));
+    let domain = forged(&|h| h.rest[1].1 = Value::Text("souk/2/sub-keys".into()));
+    assert!(matches!(
+        open(&domain),
+        Err(OpenError::Header { field: "domain" })
+    ));
+    let less = forged(&|h| h.rest.truncate(2));
+    assert!(matches!(
+        open(&less),
+        Err(OpenError::Header { field: "network" })
+    ));
+    let other = forged(&|h| {
+        h.key_id = CardKey::from_secret_bytes(&[1; 32])
+            .public()
+            .as_bytes()
+            .to_vec()
+    });
+    assert!(matches!(open(&other), Err(OpenError::Signature)));
+    let nobody = forged(&|h| h.key_id = vec![0; 32]);
+    assert!(matches!(open(&nobody), Err(OpenError::Signer(_))));
+
+    let unprotected = Header {
+        content_type: Some(ContentType::Text("x/y".into())),
+        ..Header::default()
+    };
+    let bytes = forge(good_header(), unprotected, payload.clone());
+    assert!(matches!(
+        open(&bytes),
+        Err(OpenError::Header { field: "header" })
+    ));
+
+    // The payload in a second form: an integer in two bytes.
+    let long = [&payload[..1], &[0x18, 0x00], &payload[2..]].concat();
+    let bytes = forge(good_header(), Header::default(), long);
+    assert!(matches!(
+        open(&bytes),
+        Err(OpenError::Payload(DecodeError::Canonical(_)))
+    ));
+
+    let mut invalid = sub_keys(5, 3);
+    invalid.mix_keys.reverse();
+    let bytes = forge(good_header(), Header::default(), cbor::encode(&invalid));
+    assert!(matches!(open(&bytes), Err(OpenError::Invalid(why)) if why.field == "mix_keys"));
+
+    // The same object without its tag.
+    assert!(matches!(
+        open(&signed().signed().as_bytes()[1..]),
+        Err(OpenError::Form)
     ));
 }
 

@@ -295,3 +295,118 @@ impl<'b, C, U: KeyUse> Decode<'b, C> for PublicKey<U> {
         Self::from_bytes(d.bytes()?).map_err(|e| decode::Error::custom(e).at(at))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn node(seed: u8) -> NodeKey {
+        NodeKey::from_secret_bytes(&[seed; 32])
+    }
+
+    #[test]
+    fn a_node_id_is_written_as_libp2p_writes_it() {
+        for seed in 0..8 {
+            let id = node(seed).public();
+            let theirs = libp2p_identity::ed25519::PublicKey::try_from_bytes(id.as_bytes())
+                .expect("the same curve");
+            let theirs = libp2p_identity::PublicKey::from(theirs).to_peer_id();
+            assert_eq!(id.to_string(), theirs.to_string());
+            assert_eq!(theirs.to_string().parse::<NodeId>(), Ok(id));
+        }
+    }
+
+    #[test]
+    fn a_secret_makes_the_libp2p_identity_of_the_same_id() {
+        let key = node(3);
+        let theirs = libp2p_identity::Keypair::ed25519_from_bytes(*key.secret_bytes())
+            .expect("32 secret bytes");
+        assert_eq!(
+            theirs.public().to_peer_id().to_string(),
+            key.public().to_string()
+        );
+    }
+
+    #[test]
+    fn text_that_is_no_key_is_refused() {
+        let id = node(1).public().to_string();
+        let longer = format!("{id}1");
+        // A secp256k1 peer id, a prefix, and characters that base58 lacks.
+        let foreign = "16Uiu2HAm9yPbSkzfRbcVPnTeJVKzAdhZXPsCkkY9ZHKfSzKhP5KC";
+        for bad in [
+            "",
+            &id[1..],
+            &id[..51],
+            &longer,
+            foreign,
+            &id.replace('1', "0"),
+            &"1".repeat(99),
+        ] {
+            assert!(bad.parse::<NodeId>().is_err(), "{bad}");
+        }
+        let hex = CardKey::from_secret_bytes(&[1; 32]).public().to_string();
+        assert!(hex.parse::<CardPublicKey>().is_ok());
+        assert!(hex.to_uppercase().parse::<CardPublicKey>().is_err());
+        assert!(hex.parse::<NodeId>().is_err());
+    }
+
+    #[test]
+    fn points_of_small_order_and_second_encodings_are_no_keys() {
+        let mut identity = [0; 32];
+        identity[0] = 1;
+        let mut order_two = [0xff; 32];
+        (order_two[0], order_two[31]) = (0xec, 0x7f);
+        // y = p + 3, 5, 9, …: the curve crate reads them as y = 3, 5, 9, …, which are good points.
+        let second = (0..19u8).map(|y| {
+            let mut encoding = [0xff; 32];
+            (encoding[0], encoding[31]) = (0xed + y, 0x7f);
+            encoding
+        });
+        let accepted_by_the_curve_crate = second
+            .clone()
+            .filter(|e| VerifyingKey::from_bytes(e).is_ok());
+        assert!(
+            accepted_by_the_curve_crate.count() > 2,
+            "else this test shows nothing"
+        );
+        for bad in second.chain([identity, order_two, [0; 32]]) {
+            assert_eq!(
+                NodeId::from_bytes(&bad),
+                Err(KeyError::Point { key: "node" }),
+                "{bad:02x?}"
+            );
+        }
+        assert!(matches!(
+            NodeId::from_bytes(&[1; 31]),
+            Err(KeyError::Length { len: 31, .. })
+        ));
+    }
+
+    #[test]
+    fn secrets_and_keys_of_requesters_do_not_print() {
+        let holder = HolderKey::from_secret_bytes(&[0xab; 32]);
+        assert_eq!(format!("{holder:?}"), "SecretKey<holder>(..)");
+        assert_eq!(format!("{:?}", holder.public()), "PublicKey<holder>(..)");
+        assert_eq!(format!("{:?}", node(2)), "SecretKey<node>(..)");
+        assert_eq!(
+            format!("{:?}", node(2).public()),
+            node(2).public().to_string()
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_note_verifies_under_its_own_log_and_text_only(
+            seed in any::<[u8; 32]>(), text in ".{1,80}", bit in 0usize..512,
+        ) {
+            let key = LogKey::from_secret_bytes(&seed);
+            let mut signature = key.sign_note(text.as_bytes());
+            prop_assert!(key.public().verifies_note(text.as_bytes(), &signature));
+            prop_assert!(!key.public().verifies_note(&text.as_bytes()[1..], &signature));
+            signature[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(!key.public().verifies_note(text.as_bytes(), &signature));
+        }
+    }
+}
