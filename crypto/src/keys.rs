@@ -13,9 +13,11 @@
 //! Threats: a key used for two purposes; a public key of small order or in a second encoding; a secret in a log; a
 //! requester's key in a log. Secrets are wiped when dropped and print as `..`; so do public keys of requesters.
 
+mod dhkem;
 mod sealing;
 mod signing;
 
+pub(crate) use dhkem::X25519Kem;
 pub use sealing::{
     HpkeKey, HpkePublicKey, Reply, ReplyKey, ReplyPublicKey, Seal, SealKey, SealPublicKey, SealUse,
     Suite,

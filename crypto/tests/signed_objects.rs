@@ -249,7 +249,7 @@ fn a_valid_signature_over_anything_but_the_one_form_is_refused() {
         h.key_id = CardKey::from_secret_bytes(&[1; 32])
             .public()
             .as_bytes()
-            .to_vec()
+            .to_vec();
     });
     assert!(matches!(open(&other), Err(OpenError::Signature)));
     let nobody = forged(&|h| h.key_id = vec![0; 32]);

@@ -1,14 +1,14 @@
 use std::{fmt, marker::PhantomData};
 
-use hpke::{Kem as _, Serializable as _, kem::X25519HkdfSha256};
 use minicbor::{
     Decode, Decoder, Encode, Encoder, decode,
     encode::{self, Write},
 };
 use rand_core::CryptoRng;
+use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-use super::{KeyError, Secret};
+use super::{KeyError, Secret, dhkem};
 
 /// A combination of KEM, KDF and AEAD of HPKE, as one byte on the wire.
 ///
@@ -64,10 +64,7 @@ impl SealUse for Reply {
 }
 
 /// A secret key that opens sealed messages of one use.
-pub struct HpkeKey<U>(
-    <X25519HkdfSha256 as hpke::Kem>::PrivateKey,
-    PhantomData<fn() -> U>,
-);
+pub struct HpkeKey<U>(dhkem::PrivateKey, PhantomData<fn() -> U>);
 
 /// Opens what is sealed to a provider.
 pub type SealKey = HpkeKey<Seal>;
@@ -87,12 +84,12 @@ impl<U: SealUse> HpkeKey<U> {
     pub fn public(&self) -> HpkePublicKey<U> {
         HpkePublicKey {
             suite: Suite::X25519ChaCha20Poly1305,
-            bytes: X25519HkdfSha256::sk_to_pk(&self.0).to_bytes().into(),
+            bytes: *self.0.public().as_bytes(),
             recipient: PhantomData,
         }
     }
 
-    pub(crate) const fn x25519(&self) -> &<X25519HkdfSha256 as hpke::Kem>::PrivateKey {
+    pub(crate) const fn x25519(&self) -> &dhkem::PrivateKey {
         &self.0
     }
 }
@@ -101,13 +98,11 @@ impl<U: SealUse> Secret for HpkeKey<U> {
     const USE: &'static str = U::NAME;
 
     fn secret_bytes(&self) -> Zeroizing<[u8; 32]> {
-        Zeroizing::new(self.0.to_bytes().into())
+        Zeroizing::new(*self.0.as_bytes())
     }
 
     fn from_secret_bytes(bytes: &[u8; 32]) -> Self {
-        let key =
-            hpke::Deserializable::from_bytes(bytes).expect("an x25519 secret is any 32 bytes");
-        Self(key, PhantomData)
+        Self(dhkem::PrivateKey::new(*bytes), PhantomData)
     }
 }
 
@@ -119,7 +114,7 @@ impl<U> Clone for HpkeKey<U> {
 
 impl<U> PartialEq for HpkeKey<U> {
     fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0
+        self.0.ct_eq(&other.0).into()
     }
 }
 
@@ -173,8 +168,8 @@ impl<U: SealUse> HpkePublicKey<U> {
         &self.bytes
     }
 
-    pub(crate) fn x25519(&self) -> <X25519HkdfSha256 as hpke::Kem>::PublicKey {
-        hpke::Deserializable::from_bytes(&self.bytes).expect("an x25519 public key is any 32 bytes")
+    pub(crate) fn x25519(&self) -> dhkem::PublicKey {
+        dhkem::PublicKey::new(self.bytes)
     }
 }
 
