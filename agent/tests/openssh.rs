@@ -6,13 +6,13 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    os::unix::process::ExitStatusExt as _,
+    os::unix::{fs::MetadataExt as _, process::ExitStatusExt as _},
     process::{Command, Stdio},
     thread,
 };
 
 use common::{Agent, Start, alive, eventually, make_key, noise, resident_kib, text};
-use souk_backend::agent::{AgentMessage, ExitReason};
+use souk_backend::agent::{AgentMessage, ExitReason, TenantIds};
 
 const MIB: usize = 1 << 20;
 
@@ -539,4 +539,53 @@ fn a_tenant_inherits_no_descriptor_and_a_clean_environment() {
     assert!(!env.contains("CARGO"), "{env}");
     let caps = agent.exec("grep NoNewPrivs /proc/self/status");
     assert_eq!(text(&caps.stdout).split_whitespace().last(), Some("1"));
+}
+
+#[test]
+fn a_tenant_with_ids_of_its_own_keeps_nothing_of_root_needs_root() {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        common::skipped("needs root");
+        return;
+    }
+    let ids = TenantIds {
+        uid: 60_123,
+        gid: 60_124,
+    };
+    let agent = Agent::start_with(&Start {
+        switch_to: Some(ids),
+        ..Start::default()
+    });
+    let output = agent.exec("id -u; id -g; id -G; touch mine; kill -0 $PPID || echo no");
+    assert_eq!(text(&output.stdout), "60123\n60124\n60124\nno\n");
+    let status = text(&agent.exec("grep ^Cap /proc/self/status").stdout);
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert!(
+            status.contains(&format!("{set}:\t0000000000000000")),
+            "{status}"
+        );
+    }
+    let score = agent.exec("cat /proc/self/oom_score_adj");
+    assert_eq!(text(&score.stdout).trim(), "1000");
+    for path in ["environ", "mem", "fd"] {
+        let line = format!("ls -l /proc/{0}/fd/ || cat /proc/{0}/{path}", agent.pid());
+        assert!(
+            !agent.exec(&line).status.success(),
+            "{path} of the agent is open"
+        );
+    }
+    let batch = agent.dir().join("batch");
+    fs::write(&batch, "put /etc/hostname there\n").expect("written");
+    let output = agent
+        .openssh("sftp")
+        .arg("-b")
+        .arg(&batch)
+        .arg("souk@127.0.0.1")
+        .output()
+        .expect("sftp runs");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let owner = fs::metadata(agent.home().join("there"))
+        .expect("arrived")
+        .uid();
+    assert_eq!(owner, ids.uid);
 }

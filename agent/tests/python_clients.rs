@@ -6,16 +6,15 @@ mod common;
 
 use std::{fs, process::Command};
 
-use common::{Agent, noise, text};
+use common::{Agent, noise, skipped, text};
 
 const MIB: usize = 1 << 20;
 
 /// Runs a script with the agent's port, key and host key as arguments; false where there is no Python for it.
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn run(agent: &Agent, script: &str) -> bool {
     let Some(python) = std::env::var_os("SOUK_TEST_PYTHON") else {
-        eprintln!(
-            "skipped: needs python clients; SOUK_TEST_PYTHON names no Python with asyncssh and paramiko"
+        skipped(
+            "needs python clients; SOUK_TEST_PYTHON names no Python with asyncssh and paramiko",
         );
         return false;
     };

@@ -261,8 +261,9 @@ impl Guests {
 
 fn ssh_config(host_key: PrivateKey) -> Config {
     Config {
-        // The version of the library is nobody's business, and the name must not tell instances apart.
-        server_id: SshId::Standard(Cow::Borrowed("SSH-2.0-souk")),
+        // The version of the library is nobody's business. By the comment some clients learn that SFTP symbolic links take
+        // their arguments in OpenSSH's order.
+        server_id: SshId::Standard(Cow::Borrowed("SSH-2.0-souk like OpenSSH")),
         methods: MethodSet::from(&[MethodKind::PublicKey][..]),
         auth_rejection_time: REJECTION_TIME,
         auth_rejection_time_initial: Some(Duration::ZERO),
