@@ -5,6 +5,7 @@
 pub mod config;
 pub mod control;
 pub mod metrics;
+pub mod node;
 
 pub mod mix;
 pub mod net;

@@ -24,11 +24,41 @@ use souk_market::{
     wire::List,
 };
 
+use crate::net::NodeAddress;
+
 pub use mistake::{Mistake, Mistakes};
 use reader::{Reader, Wrong, from_str};
 
 /// The commented defaults.
 pub const DEFAULT: &str = include_str!("default.toml");
+
+/// The commented defaults as a file to edit: the keys of `set` (section, key, TOML value) are set, all others commented out.
+#[must_use]
+pub fn template(set: &[(&str, &str, &str)]) -> String {
+    let mut section = "";
+    let lines = DEFAULT.lines().map(|line| {
+        if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
+            section = name;
+            return line.to_owned();
+        }
+        match line.split_once(" = ") {
+            Some((key, _)) if !key.starts_with('#') => {
+                match set
+                    .iter()
+                    .find(|(in_section, name, _)| *in_section == section && *name == key)
+                {
+                    Some((_, _, value)) => format!("{key} = {value}"),
+                    None => format!("#{line}"),
+                }
+            }
+            _ => line.to_owned(),
+        }
+    });
+    lines.map(|line| line + "\n").collect()
+}
 
 /// A configuration file is no larger, in bytes.
 pub const MAX_BYTES: u64 = 256 * 1024;
@@ -73,7 +103,7 @@ pub struct Node {
     /// Addresses to announce.
     pub external: Vec<Multiaddr>,
     /// Nodes to meet first; each ends in `/p2p/…`.
-    pub bootstrap: Vec<Multiaddr>,
+    pub bootstrap: Vec<NodeAddress>,
     /// Look for nodes on the local network.
     pub mdns: bool,
     /// Who runs it; nodes of one operator name the same.
@@ -271,16 +301,11 @@ fn node(reader: &mut Reader<'_>, folder: &Path) -> Node {
         roles,
         listen,
         external: reader.list("node", "external", |text| address(text).and_then(transport)),
-        bootstrap: reader.list("node", "bootstrap", |text| {
-            let full = address(text)?;
-            match full.iter().last() {
-                Some(Protocol::P2p(_)) => Ok(full),
-                _ => Err(Wrong::new(
-                    "it does not say which node is there",
-                    "end it with /p2p/ and the node id, as `souk status` on that node prints it",
-                )),
-            }
-        }),
+        bootstrap: reader.list(
+            "node",
+            "bootstrap",
+            from_str("write a multiaddress that ends in /p2p/ and the node id, as `souk status` on that node prints it"),
+        ),
         mdns: reader.bool("node", "mdns"),
         operator: reader.optional("node", "operator", |name| match name.len() {
             1..=32 => Ok(OperatorId(blake3::derive_key(

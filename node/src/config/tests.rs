@@ -47,6 +47,23 @@ fn every_default_is_read_by_the_type_that_it_configures() {
 }
 
 #[test]
+fn a_template_holds_what_was_set_and_the_defaults_as_comments() {
+    let text = template(&[
+        ("network", "name", "\"mine\""),
+        ("metrics", "listen", "\"127.0.0.1:9\""),
+    ]);
+    let config = parse(&text).expect("valid");
+    assert!(config.network.id.as_str().starts_with("mine."));
+    assert_eq!(config.metrics_listen.map(|address| address.port()), Some(9));
+    let keys = |text: &str| text.lines().filter(|line| line.contains(" = ")).count();
+    assert_eq!(keys(&text), keys(DEFAULT));
+    assert_eq!(
+        parse(&template(&[])).expect("valid"),
+        parse("").expect("valid")
+    );
+}
+
+#[test]
 fn all_mistakes_are_found_at_once_with_their_lines() {
     let text = "[network]\nmean_delay_ms = 60000\n\n[node]\nlisten = [\"tcp:80\"]\nmdsn = true\n\n[metrics]\nlisten = \"0.0.0.0:80\"\n";
     let error = parse(text).expect_err("has mistakes");

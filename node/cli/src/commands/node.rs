@@ -1,5 +1,7 @@
 //! `souk node`.
 
+mod run;
+
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
@@ -11,6 +13,16 @@ use crate::{failure::Failure, out};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Node {
+    /// Make a configuration and an identity.
+    #[command(
+        after_help = "Examples:\n  souk node init ~/node\n  souk node init --provider --bootstrap /ip4/192.0.2.1/udp/4551/quic-v1/p2p/12D3KooW… ~/node"
+    )]
+    Init(run::Init),
+    /// Run a node until SIGTERM, Ctrl-C or `souk node stop`.
+    #[command(
+        after_help = "Example:\n  souk node run --config ~/node/souk.toml\n\nWhen the node is ready it prints one line, and writes --ready-file."
+    )]
+    Run(run::Run),
     /// Show the leases of the provider on this machine.
     #[command(
         after_help = "Example:\n  souk node leases --json\n\nNo row tells who rents: the node does not know."
@@ -53,6 +65,8 @@ pub(crate) struct End {
 impl Node {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         match self {
+            Self::Init(init) => return init.run(),
+            Self::Run(run) => return run.run(),
             Self::Leases(Leases { config, json }) => {
                 let leases = wait(async {
                     config

@@ -1,0 +1,233 @@
+//! `souk node init` and `souk node run`.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use souk_node::{
+    config,
+    net::{self, NodeAddress, peer_id},
+    node::{self, Node, StartError},
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    commands::{ConfigFile, DONE, wait},
+    failure::{CONFIG, FAILED, Failure, UNAVAILABLE},
+    logging, out,
+};
+
+#[derive(Args, Debug)]
+pub(crate) struct Init {
+    /// The folder of the node; it must not have a souk.toml yet
+    #[arg(default_value = ".")]
+    folder: PathBuf,
+    /// Sell this machine: tenants share its kernel, and the card says so
+    #[arg(long)]
+    provider: bool,
+    /// A node to meet first, as a multiaddress that ends in /p2p/ and its id; may be repeated
+    #[arg(long, value_name = "ADDRESS")]
+    bootstrap: Vec<NodeAddress>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Write a JSON object here once the node is ready, and remove it when the node stops
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+}
+
+/// What a node says of itself when it is ready.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Ready {
+    pub(crate) node_id: String,
+    pub(crate) network_id: String,
+    pub(crate) addresses: Vec<String>,
+    pub(crate) control_socket: PathBuf,
+    pub(crate) metrics: Option<String>,
+    pub(crate) pid: u32,
+}
+
+impl Init {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let path = self.folder.join("souk.toml");
+        let list: Vec<_> = self
+            .bootstrap
+            .iter()
+            .map(|address| format!("{:?}", address.to_string()))
+            .collect();
+        let bootstrap = format!("[{}]", list.join(", "));
+        let mut set = Vec::new();
+        if !list.is_empty() {
+            set.push(("node", "bootstrap", bootstrap.as_str()));
+        }
+        if self.provider {
+            set.push(("node", "roles", r#"["mix", "entry", "relay", "provider"]"#));
+            set.push(("provider", "allow_shared_kernel", "true"));
+        }
+        let failed = |error: io::Error| {
+            let exists = error.kind() == io::ErrorKind::AlreadyExists;
+            let failure = Failure::because(format_args!("cannot write {}", path.display()), &error);
+            if exists {
+                failure.hint("a node has been made here; edit its souk.toml")
+            } else {
+                failure
+            }
+        };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.folder)
+            .map_err(failed)?;
+        let mut file = fs::File::create_new(&path).map_err(failed)?;
+        file.write_all(config::template(&set).as_bytes())
+            .map_err(failed)?;
+        let config =
+            config::Config::load(&path).map_err(|error| super::super::config::explain(&error))?;
+        let id = node::init(&config).map_err(|error| explain(&error))?;
+        out::line(format_args!("node {}", peer_id(&id)));
+        out::note(format_args!(
+            "edit {}, then: souk node run --config {}",
+            path.display(),
+            path.display()
+        ));
+        DONE
+    }
+}
+
+impl Run {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let config = self.config.load()?;
+        logging::start(&config.log.filter, config.log.json)?;
+        wait(self.until_stopped(config))?;
+        DONE
+    }
+
+    async fn until_stopped(self, config: config::Config) -> Result<(), Failure> {
+        let unheard = |error: io::Error| Failure::because("cannot listen for signals", &error);
+        let mut terminate = signal(SignalKind::terminate()).map_err(unheard)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(unheard)?;
+        let network = config.network.id.clone();
+        let node = Node::start(config).await.map_err(|error| explain(&error))?;
+        let ready = async {
+            let addresses = node.announced().await;
+            let ready = Ready {
+                node_id: peer_id(&node.id()).to_string(),
+                network_id: network.to_string(),
+                addresses: addresses.iter().map(ToString::to_string).collect(),
+                control_socket: node.control_socket().to_owned(),
+                metrics: node
+                    .metrics_address()
+                    .map(|address| format!("http://{address}/metrics")),
+                pid: std::process::id(),
+            };
+            let told = self.tell(&ready);
+            node.stopping().await;
+            told
+        };
+        let outcome = tokio::select! {
+            outcome = ready => outcome,
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+        };
+        tracing::info!("stopping");
+        tokio::select! {
+            () = node.stop() => {}
+            // Who asks twice is in a hurry; leases and the log are safe at any point.
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if let Some(path) = &self.ready_file {
+            // It may never have been written.
+            let _ = fs::remove_file(path);
+        }
+        outcome
+    }
+
+    fn tell(&self, ready: &Ready) -> Result<(), Failure> {
+        out::line(format_args!(
+            "ready: node {} on {}",
+            ready.node_id, ready.network_id
+        ));
+        match &self.ready_file {
+            Some(path) => write_whole(path, ready).map_err(|error| {
+                Failure::because(format_args!("cannot write {}", path.display()), &error)
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whoever waits for the file never sees half of it.
+fn write_whole(path: &Path, ready: &Ready) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    fs::write(&fresh, serde_json::to_vec(ready)?)?;
+    fs::rename(&fresh, path)
+}
+
+/// Why a node did not start, and what its operator can do.
+fn explain(error: &StartError) -> Failure {
+    let failure = Failure::of(error);
+    match error {
+        StartError::Net(net::StartError::Listen { source, .. }) | StartError::Metrics { source, .. }
+            if source.kind() == io::ErrorKind::AddrInUse =>
+        {
+            failure
+                .hint("another program uses this port: stop it, or choose another port in souk.toml (0 takes a free one)")
+                .code(UNAVAILABLE)
+        }
+        StartError::InUse { .. } => failure
+            .hint("stop that node with `souk node stop`, or give this one a data_dir of its own")
+            .code(UNAVAILABLE),
+        StartError::Data { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            failure.hint("free some space; nothing that was recorded is lost")
+        }
+        StartError::Net(net::StartError::ListenAddress { .. }) => failure.code(CONFIG),
+        _ => failure.code(FAILED),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_in_use_says_what_to_do() {
+        let error = StartError::Net(net::StartError::Listen {
+            address: "/ip4/127.0.0.1/tcp/4551".parse().expect("valid"),
+            source: io::ErrorKind::AddrInUse.into(),
+        });
+        insta::assert_snapshot!(explain(&error));
+    }
+
+    #[test]
+    fn a_folder_in_use_says_what_to_do() {
+        let error = StartError::InUse {
+            path: "/srv/node".into(),
+        };
+        insta::assert_snapshot!(explain(&error));
+    }
+
+    #[test]
+    fn a_node_can_be_made_once_in_a_folder() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let init = || Init {
+            folder: folder.path().join("node"),
+            provider: true,
+            bootstrap: Vec::new(),
+        };
+        init().run().expect("makes a node");
+        let config = config::Config::load(&folder.path().join("node/souk.toml")).expect("valid");
+        assert!(config.provider.allow_shared_kernel);
+        let again = init().run().expect_err("is there already").to_string();
+        assert!(again.contains("edit its souk.toml"), "{again}");
+    }
+}

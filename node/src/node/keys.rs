@@ -1,0 +1,162 @@
+//! The keys of a node, in files of mode 0600 in `keys/` of its data folder.
+//!
+//! | file | use | life |
+//! |---|---|---|
+//! | `node.key` | the identity; signs the list of sub-keys | the node's |
+//! | `log.key` | signs checkpoints | the log's |
+//! | `card-N.key` | signs cards, capacity and replies | a period of 30 days |
+//! | `seal-N.key` | requests are sealed to it | a period, and readable during the next |
+//!
+//! Mix keys are the mix driver's own. A node draws its card and seal keys when it starts in a new period; until then
+//! the old ones hold, for at most the life of the list that names them.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use souk_crypto::{
+    CardKey, LogKey, MAX_SKEW_S, MixKey, NetworkId, NodeKey, SealKey, SignError, Signed, SubKeys,
+    UnixTime, Window,
+    keyfile::{self, KeyFileError},
+    sign,
+};
+
+/// How long card and seal keys are used, in seconds (30 days).
+const PERIOD_S: u64 = 30 * 86_400;
+
+/// How long a list of sub-keys holds, in seconds (60 days); shorter than the 92 days that others accept.
+const LIST_LIFE_S: u64 = 60 * 86_400;
+
+/// The keys of one node.
+#[derive(Debug)]
+pub(super) struct Keys {
+    pub(super) node: NodeKey,
+    pub(super) card: CardKey,
+    pub(super) log: LogKey,
+    /// The one that is announced, then the one before it.
+    pub(super) seal: Vec<SealKey>,
+}
+
+/// Why the keys could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    /// The folder could not be made.
+    #[error("cannot make the folder {}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A key file is missing, open to others or damaged.
+    #[error(transparent)]
+    File(#[from] KeyFileError),
+}
+
+impl Keys {
+    /// Reads the keys in `data`, and makes those that are missing.
+    pub(super) fn open(data: &Path, now: UnixTime) -> Result<Self, KeysError> {
+        let folder = data.join("keys");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .map_err(|source| KeysError::Folder {
+                path: folder.clone(),
+                source,
+            })?;
+        let mut rng = rand::rng();
+        let period = now.0 / PERIOD_S;
+        let seal = |period: u64| folder.join(format!("seal-{period}.key"));
+        let current = keyfile::load_or_create(&seal(period), || SealKey::generate(&mut rng))?;
+        let before = seal(period.saturating_sub(1));
+        let before = before
+            .exists()
+            .then(|| keyfile::load(&before))
+            .transpose()?;
+        Ok(Self {
+            node: keyfile::load_or_create(&folder.join("node.key"), || {
+                NodeKey::generate(&mut rng)
+            })?,
+            log: keyfile::load_or_create(&folder.join("log.key"), || LogKey::generate(&mut rng))?,
+            card: keyfile::load_or_create(&folder.join(format!("card-{period}.key")), || {
+                CardKey::generate(&mut rng)
+            })?,
+            seal: std::iter::once(current).chain(before).collect(),
+        })
+    }
+
+    /// The list that the node key signs. Its serial is the time, so it rises over restarts.
+    pub(super) fn list(
+        &self,
+        network: &NetworkId,
+        provider: bool,
+        mix_keys: Vec<MixKey>,
+        now: UnixTime,
+    ) -> Result<Signed<SubKeys>, SignError> {
+        let from = mix_keys
+            .iter()
+            .map(|key| key.window.from())
+            .fold(now.minus_s(MAX_SKEW_S), UnixTime::min);
+        let to = mix_keys
+            .iter()
+            .map(|key| key.window.to())
+            .fold(now.plus_s(LIST_LIFE_S), UnixTime::max);
+        let list = SubKeys {
+            serial: now.0,
+            window: Window::new(from, to).expect("it holds now"),
+            card_key: self.card.public(),
+            log_key: provider.then(|| self.log.public()),
+            seal_key: provider.then(|| self.seal[0].public()),
+            mix_keys,
+        };
+        sign::sign(list, &self.node, network).map(|verified| verified.signed().clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use souk_crypto::NetworkParams;
+
+    use super::*;
+
+    #[test]
+    fn keys_stay_the_same_until_their_period_is_over() {
+        let data = tempfile::tempdir().expect("temporary folder");
+        let now = UnixTime(60 * PERIOD_S + 5);
+        let first = Keys::open(data.path(), now).expect("makes keys");
+        let again = Keys::open(data.path(), now.plus_s(60)).expect("reads keys");
+        assert_eq!(first.node.public(), again.node.public());
+        assert_eq!(first.card.public(), again.card.public());
+        let later = Keys::open(data.path(), now.plus_s(PERIOD_S)).expect("makes new keys");
+        assert_eq!(first.node.public(), later.node.public());
+        assert_eq!(first.log.public(), later.log.public());
+        assert_ne!(first.card.public(), later.card.public());
+        assert_eq!(
+            later.seal.len(),
+            2,
+            "requests under the last key can still be read"
+        );
+        assert_eq!(
+            first.seal[0].public().as_bytes(),
+            later.seal[1].public().as_bytes()
+        );
+    }
+
+    #[test]
+    fn the_list_names_the_keys_and_opens_for_others() {
+        let data = tempfile::tempdir().expect("temporary folder");
+        let params = NetworkParams::new(50, 5000, 3600, true).expect("valid");
+        let network = NetworkId::new("test", &params).expect("valid");
+        let now = UnixTime(60 * PERIOD_S);
+        let keys = Keys::open(data.path(), now).expect("makes keys");
+        let list = keys.list(&network, true, Vec::new(), now).expect("signs");
+        let opened = list.open(&network).expect("opens");
+        assert_eq!(*opened.signer(), keys.node.public());
+        assert_eq!(opened.card_key, keys.card.public());
+        assert!(opened.is_current(now));
+    }
+}

@@ -1,0 +1,372 @@
+//! A running node: everything it is made of, put together from one configuration.
+//!
+//! ```text
+//!              ┌──────────────── Publisher: own card, capacity ────────────────┐
+//!  Keys ───────┤                                                              ▼
+//!  KeyRing ─► Mixer ◄── frames ── net::Node ── gossip, snapshots ──► Cards (directory)
+//!              │                    ▲    ▲                              │
+//!              └── Links, mailboxes ┘    └──────── who to link with ────┘
+//!  control socket, metrics ◄── Running
+//! ```
+//!
+//! Starting is ordered so that what can go wrong is found before anybody sees the node: the folder is locked, keys
+//! and stores are opened, the control socket is bound, and only then the network starts. Stopping goes the other way.
+//!
+//! Threats are those of the parts; this one has its own: two processes over one data folder would sign two histories,
+//! so the folder is locked for as long as the node runs.
+
+mod directory;
+mod keys;
+mod operations;
+mod publisher;
+mod sync;
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use prometheus_client::registry::Registry;
+use souk_crypto::{NodeId, UnixTime};
+use souk_market::card::Role;
+use souk_sphinx::{EpochClock, HopAddress, delay::MixDelay};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    directory::Cards,
+    keys::Keys,
+    operations::{Readings, Running},
+    publisher::{Profile, Publisher},
+};
+pub use self::{keys::KeysError, publisher::PublisherError};
+use crate::{
+    config::Config,
+    control::{self, Socket, SocketError},
+    metrics,
+    mix::{FRAME_QUEUE, KeyRing, KeyRingError, MixCounters, Mixer, MixerParts, NoMailboxes},
+    net::{self, NodeAddress, NodeConfig, Services},
+};
+
+/// Streams that a relay brought and that nobody has taken yet; the relay waits while it is full.
+const RELAYED_QUEUE: usize = 16;
+
+/// Tasks that have not ended so long after they were asked to are cut off.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A node that runs.
+pub struct Node {
+    running: Arc<Running>,
+    control_socket: PathBuf,
+    metrics_address: Option<SocketAddr>,
+    mixer: Mixer,
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+    /// Held as long as the node runs.
+    _lock: fs::File,
+}
+
+/// Why a node did not start. Nothing of it is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data folder cannot be used.
+    #[error("cannot use the data folder {}", path.display())]
+    Data {
+        /// The folder.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Another node runs there.
+    #[error("another node runs in {}", path.display())]
+    InUse {
+        /// The data folder.
+        path: PathBuf,
+    },
+    /// The keys.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The mix keys or the replay tags.
+    #[error(transparent)]
+    Mix(#[from] KeyRingError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] SocketError),
+    /// The metrics listener.
+    #[error("cannot serve metrics on {address}")]
+    Metrics {
+        /// The address of the configuration.
+        address: SocketAddr,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The network.
+    #[error(transparent)]
+    Net(#[from] net::StartError),
+}
+
+impl Node {
+    /// Starts a node; it is reachable through its control socket when this returns, and soon by the network.
+    ///
+    /// # Errors
+    /// [`StartError`] says what is in the way.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let now = unix_now();
+        let lock = lock(&config.node.data_dir)?;
+        let keys = Arc::new(Keys::open(&config.node.data_dir, now)?);
+        let clock = EpochClock::of(&config.network.params);
+        let ring = Arc::new(KeyRing::open(
+            &config.node.data_dir.join("mix"),
+            clock,
+            now,
+        )?);
+        let socket = Socket::bind(&config.control_socket)?;
+        let scraped = match config.metrics_listen {
+            Some(address) => {
+                let bound = TcpListener::bind(address).await;
+                Some(bound.map_err(|source| StartError::Metrics { address, source })?)
+            }
+            None => None,
+        };
+
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let mut registry = Registry::default();
+        let test = config.network.params.is_test();
+        let cards = Arc::new(Cards::new(&config.network.id, test, clock, unix_now));
+        let (frames, arriving) = mpsc::channel(FRAME_QUEUE);
+        let (relayed, _streams) = mpsc::channel(RELAYED_QUEUE);
+        let services = Services {
+            validator: cards.clone(),
+            snapshot: cards.clone(),
+            log: None,
+            frames,
+            relayed,
+        };
+        let net = net::Node::start(net_config(&config, &keys), services, &mut registry)?;
+
+        let counters = Arc::new(MixCounters::default());
+        let mixer = Mixer::start(
+            MixerParts {
+                keys: ring,
+                node: HopAddress(*keys.node.public().as_bytes()),
+                delay: MixDelay::of(&config.network.params),
+                links: Arc::new(net.links().clone()),
+                mailboxes: if config.has(Role::Entry) {
+                    Arc::new(net.mailboxes().clone())
+                } else {
+                    Arc::new(NoMailboxes)
+                },
+                frames: arriving,
+                mailroom: None,
+                counters: counters.clone(),
+                peelers: std::thread::available_parallelism().map_or(1, usize::from),
+            },
+            &stop,
+        );
+
+        let (own, own_card) = watch::channel(None);
+        let publisher = Publisher {
+            profile: Profile {
+                network: config.network.id.clone(),
+                roles: config.node.roles.clone(),
+                operator: config.node.operator,
+                test_network: test,
+                sales: None,
+            },
+            keys: keys.clone(),
+            cards: cards.clone(),
+            peers: net.peers().clone(),
+            mix_keys: mixer.mix_keys(),
+            room: None,
+            own,
+            file: config.node.data_dir.join("card"),
+            now: unix_now,
+        };
+        tasks.spawn(publisher.run(stop.clone()));
+        tasks.spawn(sync::run(
+            net.peers().clone(),
+            cards.clone(),
+            config.node.bootstrap.clone(),
+            stop.clone(),
+        ));
+        tasks.spawn(keep_links(net.clone(), cards.clone(), stop.clone()));
+
+        registry.register_collector(Box::new(Readings {
+            mix: counters.clone(),
+            cards: cards.clone(),
+        }));
+        let registry = Arc::new(registry);
+        let running = Arc::new(Running {
+            network: config.network.id.clone(),
+            roles: config.node.roles.clone(),
+            started: now,
+            peers: net.peers().clone(),
+            cards,
+            own: own_card,
+            mix: counters,
+            metrics: registry.clone(),
+            stop: stop.clone(),
+        });
+        let served = control::serve(socket, running.clone(), stop.clone().cancelled_owned());
+        tasks.spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the control socket failed"
+                );
+            }
+        });
+        let metrics_address = scraped
+            .as_ref()
+            .and_then(|listener| listener.local_addr().ok());
+        if let Some(listener) = scraped {
+            tasks.spawn(metrics::serve(
+                listener,
+                Arc::new(move || metrics::text(&registry)),
+                stop.clone(),
+            ));
+        }
+        Ok(Self {
+            running,
+            control_socket: config.control_socket,
+            metrics_address,
+            mixer,
+            tasks,
+            stop,
+            _lock: lock,
+        })
+    }
+
+    /// The identity of this node.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.running.peers.local()
+    }
+
+    /// Where its control socket is.
+    #[must_use]
+    pub fn control_socket(&self) -> &Path {
+        &self.control_socket
+    }
+
+    /// Where its metrics are, with the port that was taken.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
+    }
+
+    /// Waits until the node has a card, and returns where others reach it; empty when it was stopped before.
+    pub async fn announced(&self) -> Vec<NodeAddress> {
+        let mut own = self.running.own.clone();
+        tokio::select! {
+            _ = own.wait_for(Option::is_some) => self.running.addresses(),
+            () = self.stop.cancelled() => Vec::new(),
+        }
+    }
+
+    /// Returns when somebody asked the node to stop: [`Self::stop`] or the control API.
+    pub async fn stopping(&self) {
+        self.stop.cancelled().await;
+    }
+
+    /// Stops the node and waits for its parts, so that everything it promised is on the disk.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        let ended = async {
+            while self.tasks.join_next().await.is_some() {}
+            self.mixer.stopped().await;
+        };
+        if tokio::time::timeout(STOP_PATIENCE, ended).await.is_err() {
+            tracing::warn!("some tasks did not end in time and were cut off");
+        }
+        self.running.peers.stop().await;
+    }
+}
+
+/// Makes the data folder and the keys of a node that has none yet, and says who it is.
+///
+/// # Errors
+/// [`StartError`] where the folder or the keys cannot be used, or a node runs there.
+pub fn init(config: &Config) -> Result<NodeId, StartError> {
+    let _lock = lock(&config.node.data_dir)?;
+    let keys = Keys::open(&config.node.data_dir, unix_now())?;
+    Ok(keys.node.public())
+}
+
+/// Locks the data folder, which is made with mode 0700 if it is missing.
+fn lock(data: &Path) -> Result<fs::File, StartError> {
+    let failed = |source| StartError::Data {
+        path: data.to_owned(),
+        source,
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data)
+        .map_err(failed)?;
+    let file = fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(data.join("lock"))
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(StartError::InUse {
+            path: data.to_owned(),
+        }),
+        Err(fs::TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+fn net_config(config: &Config, keys: &Keys) -> NodeConfig {
+    let limits = &config.limits;
+    NodeConfig {
+        listen: config.node.listen.clone(),
+        external: config.node.external.clone(),
+        bootstrap: config.node.bootstrap.clone(),
+        mdns: config.node.mdns,
+        allow_private_addresses: config.network.params.is_test(),
+        relay: config.has(Role::Relay),
+        mailbox: config.has(Role::Entry),
+        limits: net::Limits {
+            inbound: limits.inbound,
+            outbound: limits.outbound,
+            per_ip: usize::try_from(limits.per_address).unwrap_or(usize::MAX),
+            memory_mib: usize::try_from(limits.memory_mib).unwrap_or(usize::MAX),
+            ..net::Limits::default()
+        },
+        ..NodeConfig::new(config.network.id.clone(), keys.node.clone())
+    }
+}
+
+/// Keeps links to all mixes, and a provider's registrations with relays, as the cards say.
+async fn keep_links(net: net::Node, cards: Arc<Cards>, stop: CancellationToken) {
+    let mut changed = cards.changed();
+    loop {
+        net.links().set_links(cards.dialable(Role::Mix));
+        tokio::select! {
+            changed = changed.changed() => if changed.is_err() { return },
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// The wall clock. A clock before 1970 reads as 1970: every card is then from the future, which the status says.
+fn unix_now() -> UnixTime {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    UnixTime(since.as_secs())
+}

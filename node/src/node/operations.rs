@@ -1,0 +1,180 @@
+//! What the control API shows of a running node, and its metrics: one reading for both.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _},
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
+};
+use souk_backend::LeaseId;
+use souk_crypto::{NetworkId, UnixTime};
+use souk_market::card::{Role, VerifiedCard};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::directory::Cards;
+use crate::{
+    control::{EndError, Operations, v1},
+    mix::MixCounters,
+    net::{NodeAddress, Peers, peer_id},
+};
+
+/// The running node, as its operator sees it.
+pub(super) struct Running {
+    pub(super) network: NetworkId,
+    pub(super) roles: Vec<Role>,
+    pub(super) started: UnixTime,
+    pub(super) peers: Peers,
+    pub(super) cards: Arc<Cards>,
+    pub(super) own: watch::Receiver<Option<Arc<VerifiedCard>>>,
+    pub(super) mix: Arc<MixCounters>,
+    pub(super) metrics: Arc<prometheus_client::registry::Registry>,
+    pub(super) stop: CancellationToken,
+}
+
+impl Running {
+    /// Where others reach this node, as its card says.
+    pub(super) fn addresses(&self) -> Vec<NodeAddress> {
+        let own = self.own.borrow();
+        let card = own.iter();
+        card.flat_map(|card| {
+            card.addresses
+                .iter()
+                .map(|address| (card.node, super::directory::multiaddr(address)))
+        })
+        .filter_map(|(node, address)| NodeAddress::new(node, address).ok())
+        .collect()
+    }
+
+    fn warnings(&self, peers: u32) -> Vec<String> {
+        let mut warnings: Vec<_> = self.cards.clock_warning().into_iter().collect();
+        if self.own.borrow().is_none() {
+            warnings.push(
+                "this node has no address that others can dial; set node.listen or node.external"
+                    .to_owned(),
+            );
+        }
+        if peers == 0 {
+            warnings.push("no other node is connected; check node.bootstrap".to_owned());
+        }
+        warnings
+    }
+}
+
+#[async_trait]
+impl Operations for Running {
+    async fn status(&self) -> v1::StatusReply {
+        let info = self.peers.info().await;
+        let peers = u32::try_from(info.peers).unwrap_or(u32::MAX);
+        let mix = self.mix.all().map(|(name, _, value)| v1::Counter {
+            name: name.to_owned(),
+            value,
+        });
+        v1::StatusReply {
+            node_id: peer_id(&self.peers.local()).to_string(),
+            network_id: self.network.to_string(),
+            started_unix_s: self.started.0,
+            roles: self
+                .roles
+                .iter()
+                .map(|role| role.as_str().to_owned())
+                .collect(),
+            addresses: self.addresses().iter().map(ToString::to_string).collect(),
+            peers,
+            cards: u32::try_from(self.cards.all().len()).unwrap_or(u32::MAX),
+            mix: mix.collect(),
+            leases: 0,
+            refusals: Vec::new(),
+            log: None,
+            warnings: self.warnings(peers),
+        }
+    }
+
+    async fn offers(&self) -> Vec<v1::Offer> {
+        let cards = self.cards.all();
+        cards
+            .iter()
+            .flat_map(|(card, capacity)| {
+                offers(card, capacity.as_deref().map(|verified| &**verified))
+            })
+            .collect()
+    }
+
+    async fn leases(&self) -> Vec<v1::Lease> {
+        Vec::new()
+    }
+
+    async fn end(&self, _lease: LeaseId) -> Result<(), EndError> {
+        Err(EndError::NotNow)
+    }
+
+    fn metrics(&self) -> String {
+        crate::metrics::text(&self.metrics)
+    }
+
+    fn shutdown(&self) {
+        self.stop.cancel();
+    }
+}
+
+/// The offers of a card, one for each backend.
+fn offers<'a>(
+    card: &'a VerifiedCard,
+    capacity: Option<&'a souk_market::capacity::Capacity>,
+) -> impl Iterator<Item = v1::Offer> + 'a {
+    card.offers.iter().enumerate().map(move |(at, offer)| {
+        let largest = offer.classes.last();
+        let level = capacity.and_then(|capacity| capacity.level(at, 0));
+        let price = card.prices.as_ref().map_or_else(
+            || "free".to_owned(),
+            |prices| format!("{} a core and hour", prices.display(prices.core_hour)),
+        );
+        v1::Offer {
+            node_id: peer_id(&card.node).to_string(),
+            arch: offer.arch.to_string(),
+            cpu_millicores: largest.map_or(0, |class| class.cpu_millicores),
+            memory_mib: largest.map_or(0, |class| class.memory_mib),
+            price,
+            capacity: level.map_or_else(String::new, |level| level.as_str().to_owned()),
+            shared_kernel: offer.shared_kernel,
+            anonymous: card.policy.anonymous.is_some(),
+            enforced: offer
+                .enforced
+                .iter()
+                .map(|limit| limit.as_str().to_owned())
+                .collect(),
+            images: card
+                .images
+                .iter()
+                .map(|image| image.hash.to_string())
+                .collect(),
+            expires_unix_s: card.to.0,
+        }
+    })
+}
+
+/// Totals and levels that are read when they are asked for.
+#[derive(Debug)]
+pub(super) struct Readings {
+    pub(super) mix: Arc<MixCounters>,
+    pub(super) cards: Arc<Cards>,
+}
+
+impl Collector for Readings {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        for (name, help, total) in self.mix.all() {
+            let name = format!("souk_mix_{name}");
+            let counter = ConstCounter::new(total);
+            // The format of the registry ends each help text with a dot of its own.
+            let help = help.trim_end_matches('.');
+            let metric = encoder.encode_descriptor(&name, help, None, counter.metric_type())?;
+            counter.encode(metric)?;
+        }
+        let cards = ConstGauge::new(i64::try_from(self.cards.all().len()).unwrap_or(i64::MAX));
+        let metric =
+            encoder.encode_descriptor("souk_cards", "Valid cards", None, cards.metric_type())?;
+        cards.encode(metric)
+    }
+}

@@ -1,0 +1,334 @@
+//! Says on the network what this node is: its card, and the room that a provider has.
+//!
+//! ```text
+//!  mix keys, addresses, offers ─► card (sequence rises) ─► file ─► directory ─► gossip
+//!  provider's room ──── on a period with jitter ─────────────────► directory ─► gossip
+//! ```
+//!
+//! Threats: two cards under one sequence are evidence against this node, so a card is on the disk before anybody sees it,
+//! also over a crash; a capacity message that goes out when a lease changes would publish the lease.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use rand::RngExt as _;
+use souk_crypto::{MAX_SKEW_S, MixKey, NetworkId, SignError, UnixTime, sign};
+use souk_market::{
+    capacity::{CAPACITY_JITTER_S, CAPACITY_PERIOD_S, Capacity, Level, LogHead},
+    card::{
+        Address, Card, CardError, Image, MAX_ADDRESSES, MAX_CLASSES, MAX_OFFERS, Offer, Policy,
+        Role, VerifiedCard,
+    },
+    price::Prices,
+    units::{OperatorId, Sequence},
+    wire::List,
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    directory::{Cards, card_address},
+    keys::Keys,
+};
+use crate::net::{NetInfo, Peers, PublishError, Topic, is_public};
+
+/// A card lives this long, in seconds: twelve hours, half of what others accept.
+const CARD_LIFE_S: u64 = 12 * 3600;
+
+/// A card is renewed when this much of its life is left, in seconds.
+const RENEW_BEFORE_S: u64 = CARD_LIFE_S / 2;
+
+/// How often it is looked whether the card still says what is true: addresses come and go.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
+
+/// While the node has no address or no neighbours yet, it looks this often.
+const LOOK_SOON: Duration = Duration::from_millis(50);
+
+/// What goes on the card and does not change while the node runs.
+#[derive(Debug)]
+pub(super) struct Profile {
+    pub(super) network: NetworkId,
+    pub(super) roles: Vec<Role>,
+    pub(super) operator: Option<OperatorId>,
+    /// Loopback and private addresses go on the card.
+    pub(super) test_network: bool,
+    /// What a provider sells; `None` for other nodes.
+    pub(super) sales: Option<Sales>,
+}
+
+/// What a provider says on its card.
+#[derive(Clone, Debug)]
+pub(super) struct Sales {
+    pub(super) offers: List<Offer, MAX_OFFERS>,
+    pub(super) images: Vec<Image>,
+    pub(super) prices: Prices,
+    pub(super) policy: Policy,
+}
+
+/// What a provider says in its capacity messages.
+pub(super) trait Room: Send + Sync {
+    /// The level of each size class of each offer, in the order of the card.
+    fn levels(&self) -> List<List<Level, MAX_CLASSES>, MAX_OFFERS>;
+    /// The log at its last checkpoint.
+    fn log_head(&self) -> Option<LogHead>;
+}
+
+/// Why the last card could not be read or the new one not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum PublisherError {
+    /// The file of the last card.
+    #[error("cannot {doing} the card file {}", path.display())]
+    File {
+        /// What was tried.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The card breaks a rule or does not fit.
+    #[error("the card of this node cannot be made")]
+    Card(#[from] CardError),
+    /// The list of sub-keys breaks a rule.
+    #[error("the list of sub-keys cannot be made")]
+    List(#[from] SignError),
+}
+
+/// The task that publishes.
+pub(super) struct Publisher {
+    pub(super) profile: Profile,
+    pub(super) keys: Arc<Keys>,
+    pub(super) cards: Arc<Cards>,
+    pub(super) peers: Peers,
+    pub(super) mix_keys: watch::Receiver<Vec<MixKey>>,
+    pub(super) room: Option<Arc<dyn Room>>,
+    /// The card that holds now.
+    pub(super) own: watch::Sender<Option<Arc<VerifiedCard>>>,
+    /// Where the last card is kept.
+    pub(super) file: PathBuf,
+    pub(super) now: fn() -> UnixTime,
+}
+
+impl Publisher {
+    /// Publishes until `stop` is cancelled.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut unsent: Vec<(Topic, Bytes)> = Vec::new();
+        let mut capacity_due = tokio::time::Instant::now();
+        loop {
+            match self.renew().await {
+                Ok(true) => {
+                    let card = self.own.borrow().clone();
+                    unsent.retain(|(topic, _)| *topic != Topic::Cards);
+                    unsent.extend(
+                        card.map(|card| (Topic::Cards, Bytes::copy_from_slice(card.as_bytes()))),
+                    );
+                    // The directory forgets the capacity of the card before.
+                    capacity_due = tokio::time::Instant::now();
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "no new card")
+                }
+            }
+            if tokio::time::Instant::now() >= capacity_due
+                && let Some(message) = self.capacity()
+            {
+                unsent.retain(|(topic, _)| *topic != Topic::Capacity);
+                unsent.push((Topic::Capacity, message));
+                let jitter = rand::rng().random_range(0..=2 * CAPACITY_JITTER_S);
+                capacity_due += Duration::from_secs(CAPACITY_PERIOD_S - CAPACITY_JITTER_S + jitter);
+            }
+            self.send(&mut unsent).await;
+            let ready = self.own.borrow().is_some() && unsent.is_empty();
+            let look = tokio::time::Instant::now() + if ready { LOOK_EVERY } else { LOOK_SOON };
+            let wake = if self.room.is_some() {
+                look.min(capacity_due)
+            } else {
+                look
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(wake.max(tokio::time::Instant::now() + LOOK_SOON)) => {}
+                changed = self.mix_keys.changed() => if changed.is_err() { return },
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Makes a new card if the last one no longer says what is true; says whether it did.
+    async fn renew(&mut self) -> Result<bool, PublisherError> {
+        let info = self.peers.info().await;
+        let addresses = self.addresses(&info);
+        if addresses.is_empty() {
+            return Ok(false);
+        }
+        let now = (self.now)();
+        let mix_keys = self.mix_keys.borrow_and_update().clone();
+        let old = self.own.borrow().clone();
+        let holds = old.as_ref().is_some_and(|card| {
+            now.plus_s(RENEW_BEFORE_S) < card.to
+                && card.addresses[..] == addresses[..]
+                && card.sub_keys().mix_keys == mix_keys
+        });
+        if holds {
+            return Ok(false);
+        }
+        let last = match old {
+            Some(card) => Some(card.sequence),
+            None => self.last_sequence()?,
+        };
+        let card = self.card(now, last, addresses, mix_keys)?;
+        self.write(&card)?;
+        self.cards.take(card.as_bytes());
+        self.own.send_replace(Some(Arc::new(card)));
+        Ok(true)
+    }
+
+    fn card(
+        &self,
+        now: UnixTime,
+        last: Option<Sequence>,
+        addresses: List<Address, MAX_ADDRESSES>,
+        mix_keys: Vec<MixKey>,
+    ) -> Result<VerifiedCard, PublisherError> {
+        let profile = &self.profile;
+        let provider = profile.sales.is_some();
+        let sales = profile.sales.clone();
+        let card = Card {
+            node: self.keys.node.public(),
+            sequence: Sequence(last.map_or(now.0, |last| now.0.max(last.0.saturating_add(1)))),
+            from: now.minus_s(MAX_SKEW_S),
+            to: now.plus_s(CARD_LIFE_S),
+            roles: List::new(profile.roles.clone()).expect("there are four roles"),
+            addresses,
+            sub_keys: self.keys.list(&profile.network, provider, mix_keys, now)?,
+            operator: profile.operator,
+            offers: sales
+                .as_ref()
+                .map_or_else(List::empty, |sales| sales.offers.clone()),
+            images: sales.as_ref().map_or_else(List::empty, |sales| {
+                let fitting = sales
+                    .images
+                    .iter()
+                    .take(souk_market::card::MAX_IMAGES)
+                    .cloned()
+                    .collect();
+                List::new(fitting).expect("cut to what fits")
+            }),
+            prices: sales.as_ref().map(|sales| sales.prices.clone()),
+            policy: sales.map(|sales| sales.policy).unwrap_or_default(),
+            evidence: List::empty(),
+            succeeds: None,
+        };
+        Ok(VerifiedCard::sign(card, &self.keys.card, &profile.network)?)
+    }
+
+    /// Addresses that others can dial: those the operator named, or else those that the node listens on.
+    fn addresses(&self, info: &NetInfo) -> List<Address, MAX_ADDRESSES> {
+        let named = if info.external.is_empty() {
+            &info.listening
+        } else {
+            &info.external
+        };
+        let mut addresses: Vec<_> = named
+            .iter()
+            .filter(|address| self.profile.test_network || is_public(address))
+            .filter_map(card_address)
+            .filter(|address| !address.ip.is_unspecified())
+            .collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses.truncate(MAX_ADDRESSES);
+        List::new(addresses).expect("cut to what fits")
+    }
+
+    fn capacity(&self) -> Option<Bytes> {
+        let room = self.room.as_ref()?;
+        let card = self.own.borrow().clone()?;
+        let capacity = Capacity {
+            node: card.node,
+            card: card.sequence,
+            at: (self.now)(),
+            levels: room.levels(),
+            log: room.log_head(),
+        };
+        match sign::sign(capacity, &self.keys.card, &self.profile.network) {
+            Ok(signed) => {
+                let bytes = Bytes::copy_from_slice(signed.signed().as_bytes());
+                self.cards.take(&bytes);
+                Some(bytes)
+            }
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "no capacity message"
+                );
+                None
+            }
+        }
+    }
+
+    /// Sends what has not been sent; what finds no neighbours stays for the next time.
+    async fn send(&self, unsent: &mut Vec<(Topic, Bytes)>) {
+        let mut kept = Vec::new();
+        for (topic, message) in unsent.drain(..) {
+            match self.peers.publish(topic, message.clone()).await {
+                Ok(()) => {}
+                Err(PublishError::NoNeighbours | PublishError::QueuesFull) => {
+                    kept.push((topic, message))
+                }
+                Err(
+                    error @ (PublishError::TooLarge
+                    | PublishError::NotANode
+                    | PublishError::Stopped),
+                ) => {
+                    tracing::debug!(%error, "not published");
+                }
+            }
+        }
+        *unsent = kept;
+    }
+
+    /// The sequence of the card that this node published last, before it was restarted.
+    fn last_sequence(&self) -> Result<Option<Sequence>, PublisherError> {
+        let failed = |source| PublisherError::File {
+            doing: "read",
+            path: self.file.clone(),
+            source,
+        };
+        match fs::read(&self.file) {
+            Ok(bytes) => match VerifiedCard::open(&bytes, &self.profile.network, |_| None) {
+                Ok(card) => Ok(Some(card.sequence)),
+                // A card of another network, or one that was damaged: sequences are times, so the next is higher.
+                Err(_) => Ok(None),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn write(&self, card: &VerifiedCard) -> Result<(), PublisherError> {
+        write_durably(&self.file, card.as_bytes()).map_err(|source| PublisherError::File {
+            doing: "write",
+            path: self.file.clone(),
+            source,
+        })
+    }
+}
+
+/// Replaces a file in one step; it is on the disk on return.
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    let mut file = fs::File::create(&fresh)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&fresh, path)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::File::open(folder)?.sync_all()
+}

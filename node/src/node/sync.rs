@@ -1,0 +1,82 @@
+//! Catches up with the cards of the network: gossip brings only what is published while a node listens.
+//!
+//! Shortly after the start, and then ever more rarely, one other node is asked for the root of its card set, and for the
+//! set where the root is another. Who is asked is drawn at random, so that one node cannot keep cards from us.
+
+use std::{sync::Arc, time::Duration};
+
+use rand::seq::IndexedRandom as _;
+use souk_crypto::NodeId;
+use souk_market::card::Role;
+use tokio_util::sync::CancellationToken;
+
+use super::directory::Cards;
+use crate::net::{Multiaddr, NodeAddress, Peers, SnapshotSource as _};
+
+/// The pause after the first round; it doubles from round to round.
+const FIRST_PAUSE: Duration = Duration::from_millis(300);
+
+/// The longest pause. A node that missed a card has it after a few of them.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Compares card sets until `stop` is cancelled.
+pub(super) async fn run(
+    peers: Peers,
+    cards: Arc<Cards>,
+    bootstrap: Vec<NodeAddress>,
+    stop: CancellationToken,
+) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        tokio::select! {
+            () = round(&peers, &cards, &bootstrap) => {}
+            () = stop.cancelled() => return,
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => return,
+        }
+        pause = (2 * pause).min(LONGEST_PAUSE);
+        cards.tick();
+    }
+}
+
+async fn round(peers: &Peers, cards: &Cards, bootstrap: &[NodeAddress]) {
+    let Some((node, addresses)) = somebody(peers.local(), cards, bootstrap) else {
+        return;
+    };
+    // A node that is away or busy is no matter: another one is drawn the next time.
+    if peers.connect(node, &addresses).await.is_err() {
+        return;
+    }
+    let Ok(head) = peers.snapshot_head(node).await else {
+        return;
+    };
+    let own = cards.snapshot();
+    if (head.epoch, head.root) == (own.epoch, own.root) {
+        return;
+    }
+    let Ok(theirs) = peers.snapshot(node).await else {
+        return;
+    };
+    for object in theirs.objects.iter() {
+        cards.take(object);
+        // Signatures take time; other tasks of this thread have a turn in between.
+        tokio::task::yield_now().await;
+    }
+}
+
+fn somebody(
+    local: NodeId,
+    cards: &Cards,
+    bootstrap: &[NodeAddress],
+) -> Option<(NodeId, Vec<Multiaddr>)> {
+    let mut known = cards.dialable(Role::Mix);
+    known.extend(
+        bootstrap
+            .iter()
+            .map(|address| (address.node(), vec![address.address().clone()])),
+    );
+    known.retain(|(node, _)| *node != local);
+    known.choose(&mut rand::rng()).cloned()
+}
