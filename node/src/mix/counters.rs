@@ -1,6 +1,19 @@
 //! What the mix counts: totals of this process, without labels, so that nobody is in them.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _},
+    metrics::counter::ConstCounter,
+    registry::Registry,
+};
 
 /// A total that only rises.
 #[derive(Debug, Default)]
@@ -34,6 +47,29 @@ macro_rules! counters {
             }
         }
     };
+}
+
+impl MixCounters {
+    /// Shows the totals in `registry`, as `mix_<name>`.
+    pub fn register(self: &Arc<Self>, registry: &mut Registry) {
+        registry.register_collector(Box::new(Shown(self.clone())));
+    }
+}
+
+#[derive(Debug)]
+struct Shown(Arc<MixCounters>);
+
+impl Collector for Shown {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        for (name, help, total) in self.0.all() {
+            let counter = ConstCounter::new(total);
+            let help = help.trim_end_matches('.');
+            let name = format!("mix_{name}");
+            let metric = encoder.encode_descriptor(&name, help, None, counter.metric_type())?;
+            counter.encode(metric)?;
+        }
+        Ok(())
+    }
 }
 
 counters! {
@@ -89,5 +125,15 @@ mod tests {
         counters.replays.add(3);
         let listed: Vec<_> = counters.all().filter(|(_, _, total)| *total > 0).collect();
         assert_eq!(listed, [("replays", "Packets that passed here before.", 3)]);
+    }
+
+    #[test]
+    fn totals_are_shown_in_the_registry() {
+        let counters = Arc::new(MixCounters::default());
+        let mut registry = Registry::default();
+        counters.register(&mut registry);
+        counters.forwarded.add(7);
+        let text = crate::metrics::text(&registry);
+        assert!(text.contains("\nmix_forwarded_total 7\n"), "{text}");
     }
 }

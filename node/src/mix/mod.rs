@@ -16,9 +16,11 @@
 //! | [`Mailroom`] | puts messages together at their destination, and acknowledges them |
 //! | [`Replier`] | spends SURBs |
 //! | [`Messenger`] | sends a client's messages and opens what comes back |
+//! | [`MailboxCollector`] | fetches what waits at the client's entry |
 //!
 //! Nothing here says who is who: no peer id, address or mailbox is logged, and counters have no labels.
 
+mod collect;
 mod counters;
 mod key_ring;
 mod links;
@@ -30,6 +32,7 @@ mod tag_log;
 #[cfg(test)]
 mod tests;
 
+pub use collect::MailboxCollector;
 pub use counters::{Counter, MixCounters};
 pub use key_ring::{EpochKeys, KeyRing, KeyRingError};
 pub use links::{Deposit, LinkRefused, Links, Mailboxes, NoMailboxes};

@@ -1,0 +1,114 @@
+//! Collects a client's mailbox at its entry, on a clock.
+//!
+//! ```text
+//!  open ─► wait for the tick ─► one batch of fixed size, full or empty ─► frames to the Session
+//!    ▲            ▲                          │ok                  │ the stream broke
+//!    │            └──────────────────────────┘                    │
+//!    └──── later, at most RETRIES times in a row ◄────────────────┘
+//! ```
+//!
+//! The threat is somebody who watches the client's line and would see a reply arrive: batches come at the same pace and
+//! in the same size whether or not there is anything in them.
+
+use std::time::Duration;
+
+use souk_crypto::NodeId;
+use souk_sphinx::{Frame, HopAddress};
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use crate::net::{MAX_LIFETIME, MAX_QUOTA, Mailbox, MailboxError, MailboxKey, Peers};
+
+/// Time between two batches: 192 kB/s while a session lives, and 50 ms of waiting for a reply on average.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long to wait before a broken stream is opened again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Attempts in a row after which the entry counts as gone.
+const RETRIES: u32 = 10;
+
+/// A mailbox at an entry, held for one session.
+#[derive(Debug)]
+pub struct MailboxCollector {
+    peers: Peers,
+    entry: NodeId,
+    key: MailboxKey,
+    mailbox: Mailbox,
+}
+
+impl MailboxCollector {
+    /// Registers a mailbox with a fresh key at a connected `entry`.
+    ///
+    /// # Errors
+    /// [`MailboxError`] if the entry holds none for this client.
+    pub async fn open(peers: Peers, entry: NodeId) -> Result<Self, MailboxError> {
+        let key = MailboxKey::from_bytes(rand::random());
+        let mailbox = register(&peers, entry, &key).await?;
+        Ok(Self {
+            peers,
+            entry,
+            key,
+            mailbox,
+        })
+    }
+
+    /// The address of the mailbox, for the session.
+    #[must_use]
+    pub fn address(&self) -> HopAddress {
+        self.key.address()
+    }
+
+    /// Collects until nobody takes `frames` any more.
+    ///
+    /// # Errors
+    /// [`MailboxError`] when the entry could not be reached ten times in a row.
+    pub async fn run(mut self, frames: mpsc::Sender<Frame>) -> Result<(), MailboxError> {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failed = 0;
+        loop {
+            tokio::select! {
+                () = frames.closed() => return Ok(()),
+                _ = ticks.tick() => {}
+            }
+            match self.mailbox.collect(Duration::ZERO).await {
+                Ok(batch) => {
+                    failed = 0;
+                    for frame in batch {
+                        if frames.send(frame).await.is_err() {
+                            return Ok(());
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the mailbox is opened again");
+                    self.reopen(&mut failed).await?;
+                }
+            }
+        }
+    }
+
+    async fn reopen(&mut self, failed: &mut u32) -> Result<(), MailboxError> {
+        loop {
+            sleep(PAUSE).await;
+            *failed += 1;
+            match register(&self.peers, self.entry, &self.key).await {
+                Ok(mailbox) => {
+                    self.mailbox = mailbox;
+                    return Ok(());
+                }
+                Err(error) if *failed >= RETRIES => return Err(error),
+                Err(error) => tracing::debug!(%error, "the entry is not reached"),
+            }
+        }
+    }
+}
+
+async fn register(peers: &Peers, entry: NodeId, key: &MailboxKey) -> Result<Mailbox, MailboxError> {
+    peers
+        .open_mailbox(entry, key.clone(), MAX_LIFETIME, MAX_QUOTA)
+        .await
+}
