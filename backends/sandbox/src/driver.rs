@@ -5,9 +5,9 @@ use std::{
     fs::File,
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Child,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -15,7 +15,6 @@ use std::{
 use async_trait::async_trait;
 use rustix::{
     fs::{Mode, OFlags},
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt},
     process::{Signal, pidfd_send_signal},
 };
 use souk_backend::{
@@ -26,49 +25,22 @@ use souk_image::Store;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
-    KEEPER_ARG, USER,
+    USER,
     cgroup::CgroupParent,
     clock::unix_ms,
-    probe::{self, Ability, Report},
+    order::{ANSWER_WITHIN, KeeperProgram, ask, host, order_keeper, probe},
+    probe::Ability,
     process,
     state::{LeaseDir, StateDir},
     uids,
-    wire::{self, Answer, Ask, Failure, Folders, Launch, Order, Outcome},
+    wire::{self, Ask, Failure, Folders, Launch, Order, Outcome},
 };
 
 /// How long a keeper may take to answer its order; longer than it gives the agent.
 const START_WITHIN: Duration = Duration::from_secs(15);
 
-/// How long a keeper may take to end an instance or answer a question.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-
-/// The trial at start takes a few milliseconds; a machine that hangs in it is refused.
-const PROBE_WITHIN: Duration = Duration::from_secs(1);
-
 /// Calls about one lease take turns; calls about leases of different locks run side by side.
 const LOCKS: usize = 32;
-
-/// How a keeper is started.
-#[derive(Clone, Debug)]
-pub struct KeeperProgram {
-    /// The program.
-    pub program: PathBuf,
-    /// Its arguments.
-    pub arguments: Vec<String>,
-}
-
-impl KeeperProgram {
-    /// This very program, which must call [`crate::keeper_main`] where its only argument is [`KEEPER_ARG`], before it
-    /// starts any thread.
-    #[must_use]
-    pub fn this_program() -> Self {
-        Self {
-            // The link leads to the running program even where its file was replaced since.
-            program: "/proc/self/exe".into(),
-            arguments: vec![KEEPER_ARG.to_owned()],
-        }
-    }
-}
 
 /// What a [`Sandbox`] needs to know.
 #[derive(Clone, Debug)]
@@ -99,7 +71,8 @@ struct Inner {
     cgroups: CgroupParent,
     ability: Ability,
     locks: [Mutex<()>; LOCKS],
-    /// Held from the choice of a slot until the intent that takes it is on disk.
+    /// Held from the choice of a slot until the intent that takes it is on disk, and by whoever asks for the lock of a
+    /// lease, so that two who ask do not take each other for its keeper.
     admission: Mutex<()>,
     keepers: Mutex<Vec<Child>>,
 }
@@ -116,7 +89,7 @@ impl Sandbox {
             source: Some(source),
         })?;
         open_agent(&config.agent)?;
-        let mut ability = probe(&config, &state)?;
+        let mut ability = probe(&config.keeper, state.path())?;
         ability.overlay &= config.overlay;
         Ok(Self(Arc::new(Inner {
             cgroups: CgroupParent::find(),
@@ -238,7 +211,7 @@ impl Inner {
         let path = self.config.images.path(image);
         let path = path.map_err(|_| BackendError::NoSuchImage(image))?;
         // A keeper has another working folder.
-        std::path::absolute(path).map_err(|e| host("cannot name the image", &self.state, e))
+        std::path::absolute(path).map_err(|e| host("cannot name the image", self.state.path(), e))
     }
 
     fn provision(&self, spec: &LeaseSpec) -> Result<Instance, BackendError> {
@@ -302,7 +275,7 @@ impl Inner {
     /// Finds room for a lease and writes down that it is about to be started.
     fn admit(&self, spec: &LeaseSpec, dir: &LeaseDir) -> Result<Admitted, BackendError> {
         let lease = spec.lease;
-        let failed = |e| host("cannot write the state of a lease", &self.state, e);
+        let failed = |e| host("cannot write the state of a lease", self.state.path(), e);
         let _admission = lock(&self.admission);
         let mut used = spec.resources;
         let mut slots = vec![false; uids::MAX_LEASES as usize];
@@ -324,7 +297,7 @@ impl Inner {
             return Err(BackendError::Full { lease, what });
         };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .map_err(|e| host("cannot open a port on the loopback", &self.state, e))?;
+            .map_err(|e| host("cannot open a port on the loopback", self.state.path(), e))?;
         let port = listener.local_addr().map_err(failed)?.port();
         let slot = u32::try_from(slot).expect("below MAX_LEASES");
         let launch = Launch {
@@ -354,7 +327,7 @@ impl Inner {
     fn launch(&self, admitted: &Admitted, dir: &LeaseDir) -> Result<Instance, BackendError> {
         let launch = &admitted.launch;
         let lease = launch.spec.lease;
-        let io = |what: &'static str| move |e| host(what, &self.state, e);
+        let io = |what: &'static str| move |e| host(what, self.state.path(), e);
         let agent = open_agent(&self.config.agent)?;
         let folder = |path: &Path| {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -416,7 +389,7 @@ impl Inner {
 
     fn list(&self) -> Result<Vec<Instance>, BackendError> {
         let leases = self.state.leases();
-        let leases = leases.map_err(|e| host("cannot list leases", &self.state, e))?;
+        let leases = leases.map_err(|e| host("cannot list leases", self.state.path(), e))?;
         let found = leases.into_iter().map(|lease| self.inspect(lease));
         found.filter_map(Result::transpose).collect()
     }
@@ -425,12 +398,15 @@ impl Inner {
     fn find(&self, lease: LeaseId) -> Result<Found, BackendError> {
         let dir = self.state.lease(lease);
         let failed = |e| unknown(lease, "reading its state", e);
+        let _admission = lock(&self.admission);
         if !dir.exists() {
             return Ok(Found::Nothing);
         }
         // The lock is asked before the records: what is written under it is complete once it is free.
-        let Ok(held) = dir.try_lock() else {
-            return Ok(Found::Nothing);
+        let held = match dir.try_lock() {
+            // Another call has removed it just now.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            held => held.map_err(failed)?,
         };
         let state = if held.is_some() {
             InstanceState::Exited
@@ -512,7 +488,7 @@ impl Inner {
         let failed = |e| unknown(lease, "stopping its keeper", e);
         let until = Instant::now() + ANSWER_WITHIN;
         let patience = Instant::now() + Duration::from_millis(500);
-        while dir.try_lock().map_err(failed)?.is_none() {
+        while self.has_keeper(dir).map_err(failed)? {
             // One that was asked to end is given a moment to do so.
             if Instant::now() >= patience
                 && let Some(keeper) = self.keeper(lease)?
@@ -527,6 +503,11 @@ impl Inner {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
+    }
+
+    fn has_keeper(&self, dir: &LeaseDir) -> io::Result<bool> {
+        let _admission = lock(&self.admission);
+        Ok(dir.try_lock()?.is_none())
     }
 
     /// A handle on the living keeper of a lease.
@@ -558,25 +539,6 @@ struct Admitted {
     listener: TcpListener,
 }
 
-fn probe(config: &SandboxConfig, state: &StateDir) -> Result<Ability, BackendError> {
-    let failed = |e| host("cannot try out namespaces", state, e);
-    let trial = state.trial().map_err(failed)?;
-    let order = Order::Probe(trial.folders());
-    let (mut child, socket) =
-        order_keeper(&config.keeper, &order, &[], PROBE_WITHIN).map_err(failed)?;
-    let outcome = wire::receive::<Outcome>(&socket);
-    if outcome.is_err() {
-        // It may have exited already.
-        let _ = child.kill();
-    }
-    child.wait().map_err(failed)?;
-    match outcome.map_err(failed)?.0 {
-        Outcome::Probed(Report::Able(ability)) => Ok(ability),
-        Outcome::Probed(Report::Refused(refused)) => Err(probe::explain(refused)),
-        Outcome::Up(_) | Outcome::Failed { .. } => Err(failed(io::ErrorKind::InvalidData.into())),
-    }
-}
-
 fn open_agent(path: &Path) -> Result<OwnedFd, BackendError> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).map_err(|e| BackendError::Host {
@@ -584,47 +546,6 @@ fn open_agent(path: &Path) -> Result<OwnedFd, BackendError> {
         hint: "build it, or set its path in the configuration".to_owned(),
         source: Some(e.into()),
     })
-}
-
-/// Starts a keeper and gives it its order.
-fn order_keeper(
-    keeper: &KeeperProgram,
-    order: &Order,
-    descriptors: &[OwnedFd],
-    patience: Duration,
-) -> io::Result<(Child, OwnedFd)> {
-    let (ours, its) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    sockopt::set_socket_timeout(&ours, sockopt::Timeout::Recv, Some(patience))?;
-    let child = Command::new(&keeper.program)
-        .args(&keeper.arguments)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::from(its))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    wire::send(&ours, order, descriptors)?;
-    Ok((child, ours))
-}
-
-/// Asks the living keeper of a lease.
-fn ask(dir: &LeaseDir, question: &Ask) -> io::Result<UsageSample> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = rustix::fs::open(dir.path(), flags, Mode::empty())?;
-    // A socket's path is short, a folder's need not be.
-    let path = LeaseDir::at(format!("/proc/self/fd/{}", folder.as_raw_fd()).into()).socket();
-    let flags = SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER_WITHIN))?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    wire::send(&socket, question, &[] as &[OwnedFd])?;
-    let (Answer(sample), _) = wire::receive(&socket)?;
-    Ok(sample)
 }
 
 fn instance(launch: &Launch, state: InstanceState, host_key: souk_backend::HostKey) -> Instance {
@@ -682,14 +603,6 @@ fn unknown(lease: LeaseId, doing: &str, error: io::Error) -> BackendError {
     BackendError::Unknown {
         lease,
         what: format!("{doing}: {error}"),
-    }
-}
-
-fn host(what: &str, state: &StateDir, source: io::Error) -> BackendError {
-    BackendError::Host {
-        what: format!("{what} (state in {})", state.path().display()),
-        hint: "check free space, permissions and the limit on open files".to_owned(),
-        source: Some(source),
     }
 }
 

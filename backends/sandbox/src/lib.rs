@@ -23,6 +23,7 @@ mod driver;
 mod enter;
 mod keeper;
 mod meter;
+mod order;
 mod probe;
 mod process;
 mod rootfs;
@@ -33,8 +34,9 @@ mod syscalls;
 mod uids;
 mod wire;
 
-pub use driver::{KeeperProgram, Sandbox, SandboxConfig};
+pub use driver::{Sandbox, SandboxConfig};
 pub use keeper::keeper_main;
+pub use order::{KeeperProgram, check};
 pub use probe::APPARMOR_PROFILE;
 
 /// Argument with which the `souk` program is a keeper; see [`keeper_main`].

@@ -19,6 +19,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -71,18 +72,6 @@ impl StateDir {
         Ok(leases)
     }
 
-    /// Two empty folders for a trial, `scaffold` and `image`.
-    pub(crate) fn trial(&self) -> io::Result<TrialDir> {
-        let path = self.path.join(format!("trial-{}", std::process::id()));
-        make_private(&path.join("scaffold"))?;
-        // As images are: instances of root read them as users of their own.
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(path.join("image"))?;
-        Ok(TrialDir { path })
-    }
-
     pub(crate) fn closed(&self, lease: LeaseId) -> io::Result<Option<UsageSample>> {
         read(&self.path.join("closed").join(lease.to_string()))
     }
@@ -114,6 +103,21 @@ pub(crate) struct TrialDir {
 }
 
 impl TrialDir {
+    /// Makes two empty folders in `parent`, one of which stands for an image.
+    pub(crate) fn create(parent: &Path) -> io::Result<Self> {
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let name = format!("trial-{}-{number}", std::process::id());
+        let path = std::path::absolute(parent)?.join(name);
+        make_private(&path.join("scaffold"))?;
+        // As images are: instances of root read them as users of their own.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(path.join("image"))?;
+        Ok(Self { path })
+    }
+
     pub(crate) fn folders(&self) -> Folders {
         Folders {
             image: self.path.join("image"),

@@ -3,6 +3,7 @@
 //! alone, so that the tests of the driver need no other crate of the workspace.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
@@ -11,6 +12,7 @@ use std::{
         unix::process::{CommandExt, ExitStatusExt},
     },
     process::{Command, Stdio},
+    sync::Mutex,
     time::{Duration, SystemTime},
 };
 
@@ -18,17 +20,25 @@ unsafe extern "C" {
     fn prctl(option: i32, ...) -> i32;
     fn setgroups(count: usize, groups: *const u32) -> i32;
     fn close_range(first: u32, last: u32, flags: i32) -> i32;
+    fn syscall(number: i64, ...) -> i64;
+    fn waitid(kind: i32, id: u32, info: *mut i32, options: i32) -> i32;
     fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
 }
 const PR_SET_DUMPABLE: i32 = 4;
 
 fn main() {
     unsafe { prctl(PR_SET_DUMPABLE, 0_u64) };
+    clear_inheritable();
     let mut config = String::new();
-    unsafe { File::from_raw_fd(3) }.read_to_string(&mut config).expect("a configuration");
+    unsafe { File::from_raw_fd(3) }
+        .read_to_string(&mut config)
+        .expect("a configuration");
     let number = |key: &str| -> Option<u64> {
         let (_, rest) = config.split_once(&format!("\"{key}\":"))?;
-        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+        rest.split(|c: char| !c.is_ascii_digit())
+            .next()?
+            .parse()
+            .ok()
     };
     let listener = unsafe { TcpListener::from_raw_fd(number("listener_fd").expect("fd") as i32) };
     let mut control = unsafe { File::from_raw_fd(number("control_fd").expect("fd") as i32) };
@@ -41,16 +51,49 @@ fn main() {
         }
         std::process::exit(0);
     });
-    std::thread::spawn(|| loop {
-        // Orphans of the tenant become children of process 1. Those of `serve` are waited for by their own threads,
-        // which see the same exit status, or none where this loop was faster.
-        unsafe { waitpid(-1, std::ptr::null_mut(), 0x2000_0000 /* __WNOTHREAD */) };
-        std::thread::sleep(Duration::from_millis(20));
-    });
+    std::thread::spawn(reap_orphans);
     let key = "42".repeat(32);
     writeln!(control, "{{\"kind\":\"ready\",\"host_key\":\"{key}\"}}").expect("a driver");
     for stream in listener.incoming().flatten() {
         std::thread::spawn(move || serve(stream, tenant));
+    }
+}
+
+/// Processes that `serve` waits for itself; held while one is started.
+static SERVED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// Orphans of the tenant become children of process 1.
+fn reap_orphans() {
+    const WNOWAIT_EXITED: i32 = 0x0100_0000 | 4;
+    loop {
+        // A siginfo_t has 128 bytes; the process is in its fifth word.
+        let mut info = [0_i32; 32];
+        unsafe { waitid(0, 0, info.as_mut_ptr(), WNOWAIT_EXITED) };
+        let served = SERVED.lock().expect("not poisoned");
+        if info[4] > 0 && !served.contains(&info[4]) {
+            unsafe { waitpid(info[4], std::ptr::null_mut(), 0) };
+        } else {
+            drop(served);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Programs of the tenant would keep these sets, though nothing comes of them.
+fn clear_inheritable() {
+    let capset = if cfg!(target_arch = "x86_64") {
+        126
+    } else {
+        91
+    };
+    let capget = capset - 1;
+    let header: [u32; 2] = [0x2008_0522, 0];
+    let mut sets = [[0_u32; 3]; 2];
+    unsafe {
+        syscall(capget, header.as_ptr(), sets.as_mut_ptr());
+        sets.iter_mut()
+            .for_each(|[_, _, inheritable]| *inheritable = 0);
+        syscall(capset, header.as_ptr(), sets.as_ptr());
     }
 }
 
@@ -60,8 +103,14 @@ fn serve(mut stream: TcpStream, tenant: Option<u32>) {
         return;
     }
     let mut command = Command::new("/bin/bash");
-    command.arg("-c").arg(format!("exec 2>&1\n{script}")).current_dir("/home/souk");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command
+        .arg("-c")
+        .arg(format!("exec 2>&1\n{script}"))
+        .current_dir("/home/souk");
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
     if let Some(id) = tenant {
         unsafe {
             command.pre_exec(|| {
@@ -77,14 +126,24 @@ fn serve(mut stream: TcpStream, tenant: Option<u32>) {
             Ok(())
         });
     }
-    let status = match command.spawn() {
+    let mut served = SERVED.lock().expect("not poisoned");
+    let spawned = command.spawn();
+    served.extend(spawned.as_ref().map(|child| child.id() as i32));
+    drop(served);
+    let status = match spawned {
         Ok(mut child) => {
             let mut output = child.stdout.take().expect("piped");
             let copied = std::io::copy(&mut output, &mut stream);
-            match (child.wait(), copied) {
-                (Ok(status), Ok(_)) => {
-                    status.code().or(status.signal().map(|s| 128 + s)).unwrap_or(255)
-                }
+            let waited = child.wait();
+            SERVED
+                .lock()
+                .expect("not poisoned")
+                .remove(&(child.id() as i32));
+            match (waited, copied) {
+                (Ok(status), Ok(_)) => status
+                    .code()
+                    .or(status.signal().map(|s| 128 + s))
+                    .unwrap_or(255),
                 _ => 254,
             }
         }

@@ -6,4 +6,5 @@
 )]
 
 mod common;
+mod hostile_tenant;
 mod lease;
