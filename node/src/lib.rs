@@ -9,4 +9,5 @@ pub mod node;
 
 pub mod mix;
 pub mod net;
+pub mod provider;
 pub mod store;

@@ -257,6 +257,7 @@ impl Store {
         let accepted = Accepted {
             lease: record.row.lease(),
             envelope: record.contract.envelope,
+            forget_at: record.contract.forget_at,
         };
         let request = record.contract.request.0;
         let ops = vec![Op::Accept(request, accepted), Op::Lease(Box::new(record))];
@@ -327,6 +328,30 @@ impl Store {
         self.write(vec![Op::SettleLost(lease.0, None)])
             .await
             .map(drop)
+    }
+
+    /// Keeps the holder's signed agreement to its final statement, beside the log.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn acknowledge(&self, lease: LeaseId, signed: Vec<u8>) -> Result<(), StoreError> {
+        self.write(vec![Op::Acknowledge(lease.0, signed)])
+            .await
+            .map(drop)
+    }
+
+    /// The record of a lease.
+    ///
+    /// # Errors
+    /// [`StoreError`], also where the row is damaged.
+    pub fn lease(&self, lease: LeaseId) -> Result<Option<LeaseRecord>, StoreError> {
+        let row = self.read(|db| {
+            let table = db.begin_read()?.open_table(LEASES)?;
+            Ok(table.get(lease.0)?.map(|row| row.value().to_vec()))
+        })?;
+        Ok(row
+            .map(|row| decode("leases", &lease.0, &row))
+            .transpose()?)
     }
 
     /// Marks a SURB as used, before it is; says whether it is fresh. It is remembered until [`Store::forget_spent`].

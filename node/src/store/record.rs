@@ -103,6 +103,9 @@ pub struct InstanceRecord {
     /// Its host key.
     #[n(2)]
     pub host_key: HostKey,
+    /// Since when it accepts SSH.
+    #[n(3)]
+    pub since: UnixTime,
 }
 
 /// An entry of the usage log with what only the provider and the holder know.
@@ -157,4 +160,7 @@ pub struct Accepted {
     /// Its envelope: another one under the same id is refused.
     #[n(1)]
     pub envelope: EnvelopeDigest,
+    /// When the id of the request may be forgotten.
+    #[n(2)]
+    pub forget_at: UnixTime,
 }

@@ -19,6 +19,8 @@ pub(super) const LEASES: TableDefinition<[u8; 16], &[u8]> = table("leases");
 pub(super) const REQUESTS: TableDefinition<[u8; 32], &[u8]> = table("requests");
 pub(super) const LOG: TableDefinition<u64, &[u8]> = table("log");
 pub(super) const META: TableDefinition<&str, &[u8]> = table("meta");
+/// Signed agreements of holders to their final statements.
+const ACKNOWLEDGED: TableDefinition<[u8; 16], &[u8]> = table("acknowledged");
 /// Fingerprints of SURBs that were used, with the epoch they die in.
 pub(super) const SPENT: TableDefinition<[u8; 32], u64> = table("spent-surbs");
 /// Rows that could not be read, as they were, by table and key.
@@ -48,6 +50,7 @@ pub(super) enum Op {
     ForgetSpent {
         before_epoch: u64,
     },
+    Acknowledge([u8; 16], Vec<u8>),
     Quarantine(super::CorruptRow),
     /// Appends the entry of a lease whose row was damaged, where it has none yet, and marks it as settled.
     SettleLost([u8; 16], Option<LogRecord>),
@@ -112,6 +115,7 @@ fn apply(transaction: &WriteTransaction, group: &[Job]) -> Result<Vec<Vec<Outcom
         meta: transaction.open_table(META)?,
         spent: transaction.open_table(SPENT)?,
         quarantine: transaction.open_table(QUARANTINE)?,
+        acknowledged: transaction.open_table(ACKNOWLEDGED)?,
         next_index: 0,
     };
     tables.next_index = next_index(&tables.log)?;
@@ -137,6 +141,7 @@ struct Tables<'t> {
     meta: Table<'t, &'static str, &'static [u8]>,
     spent: Table<'t, [u8; 32], u64>,
     quarantine: Table<'t, &'static str, &'static [u8]>,
+    acknowledged: Table<'t, [u8; 16], &'static [u8]>,
     next_index: u64,
 }
 
@@ -160,10 +165,15 @@ impl Tables<'_> {
             }
             Op::ForgetLease(lease, request) => {
                 self.leases.remove(*lease)?;
+                self.acknowledged.remove(*lease)?;
                 self.requests.remove(*request)?;
             }
             Op::ForgetSpent { before_epoch } => {
                 self.spent.retain(|_, epoch| epoch >= *before_epoch)?;
+            }
+            Op::Acknowledge(lease, signed) => {
+                let row = frame("acknowledged", lease, signed);
+                self.acknowledged.insert(*lease, row.as_slice())?;
             }
             Op::Quarantine(row) => self.quarantine(row)?,
             Op::SettleLost(lease, entry) => return self.settle_lost(*lease, entry.as_ref()),

@@ -1,0 +1,132 @@
+//! Sealed replies, and the SURBs that carry them.
+
+use std::{collections::VecDeque, sync::atomic::Ordering};
+
+use souk_crypto::ReplyPublicKey;
+use souk_market::{
+    envelope,
+    reply::{Body, Expected, Reply},
+    sealed::seal_reply,
+    units::Counter,
+};
+use souk_sphinx::{Surb, message};
+
+use super::Shared;
+use crate::store::Contract;
+
+/// SURBs kept for one lease: those of the last request and what was left before. The oldest give way.
+const MAX_KEPT: usize = 2 * envelope::MAX_SURBS;
+
+/// To whom a reply goes.
+pub(super) struct Addressee<'a> {
+    pub(super) expected: Expected,
+    pub(super) reply_key: &'a ReplyPublicKey,
+    /// Which request is answered.
+    pub(super) counter: Counter,
+}
+
+impl<'a> Addressee<'a> {
+    pub(super) fn of(shared: &Shared, contract: &'a Contract, counter: Counter) -> Self {
+        Self {
+            expected: Expected {
+                request: contract.request,
+                envelope: contract.envelope,
+                reply_key: contract.reply_key_hash,
+                provider: shared.node,
+                card: contract.offer,
+            },
+            reply_key: &contract.reply_key,
+            counter,
+        }
+    }
+}
+
+/// SURBs that have not been used.
+#[derive(Debug, Default)]
+pub(super) struct Surbs(VecDeque<Surb>);
+
+impl Surbs {
+    /// Those of a request; what is no SURB is passed over, and missed by its maker alone.
+    pub(super) fn of(surbs: &[envelope::Surb]) -> Self {
+        let readable = surbs
+            .iter()
+            .filter_map(|bytes| Surb::from_bytes(bytes).ok());
+        Self(readable.collect())
+    }
+
+    /// Takes over those of a newer request.
+    pub(super) fn join(&mut self, newer: Self) {
+        self.0.extend(newer.0);
+        let over = self.0.len().saturating_sub(MAX_KEPT);
+        self.0.drain(..over);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Sends a reply by the newest SURB that can still be used; says whether one could.
+    ///
+    /// Each is journalled as spent before it is used: a copy of an envelope brings the same ones again, and a SURB that is
+    /// used twice shows two packets of one header.
+    pub(super) async fn send(&mut self, shared: &Shared, to: Addressee<'_>, body: Body) -> bool {
+        let Some(sealed) = seal(shared, &to, body) else {
+            return false;
+        };
+        while let Some(surb) = self.0.pop_back() {
+            let epoch = surb.epoch();
+            if !shared.epochs.accepts(epoch, shared.clock.now()) {
+                continue;
+            }
+            match shared
+                .store
+                .spend_surb(surb.fingerprint(), u64::from(epoch.0))
+                .await
+            {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    tracing::error!(%error, "a reply was not sent: its SURB could not be journalled");
+                    return false;
+                }
+            }
+            match shared.replies.reply(surb, &sealed) {
+                Ok(()) => {
+                    shared.counters.replies.fetch_add(1, Ordering::Relaxed);
+                    return true;
+                }
+                Err(reason) => tracing::debug!(reason, "a reply was not sent"),
+            }
+        }
+        shared.counters.unanswered.fetch_add(1, Ordering::Relaxed);
+        false
+    }
+}
+
+fn seal(shared: &Shared, to: &Addressee<'_>, body: Body) -> Option<message::Reply> {
+    let reply = Reply {
+        request: to.expected.request,
+        envelope: to.expected.envelope,
+        reply_key: to.expected.reply_key,
+        provider: to.expected.provider,
+        card: to.expected.card,
+        counter: to.counter,
+        at: shared.clock.now(),
+        body,
+    };
+    let sealed = seal_reply(
+        reply,
+        &shared.card_key,
+        to.reply_key,
+        &shared.network,
+        &mut rand::rng(),
+    );
+    match sealed {
+        Ok(bytes) => message::Reply::new(bytes),
+        Err(error) => {
+            // The requester may have named a key that is none; everything else would be our bug.
+            tracing::warn!(%error, "a reply could not be sealed");
+            None
+        }
+    }
+}

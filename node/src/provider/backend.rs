@@ -1,0 +1,99 @@
+//! The market's words in those of a backend, and back.
+
+use std::{net::SocketAddr, time::Duration};
+
+use souk_backend::{BackendError, Blame, Instance};
+use souk_crypto::UnixTime;
+use souk_market::{lifecycle::Usage, refusal::Reason, units};
+use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+
+use crate::store::{Contract, InstanceRecord};
+
+/// How long an instance that calls itself ready may take to say so over SSH.
+const BANNER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a backend has to know of a lease.
+pub(super) fn spec(
+    lease: units::LeaseId,
+    contract: &Contract,
+    valid_to: UnixTime,
+) -> souk_backend::LeaseSpec {
+    souk_backend::LeaseSpec {
+        lease: lease_id(lease),
+        image: souk_backend::ImageHash(contract.image.0),
+        resources: resources(&contract.resources),
+        required_limits: contract.required.iter().map(limit).collect(),
+        authorized_key: souk_backend::SshPublicKey(contract.ssh_key.0),
+        valid_to_unix_s: valid_to.0,
+    }
+}
+
+pub(super) fn lease_id(lease: units::LeaseId) -> souk_backend::LeaseId {
+    souk_backend::LeaseId(lease.0)
+}
+
+fn resources(r: &units::Resources) -> souk_backend::Resources {
+    souk_backend::Resources {
+        cpu_millicores: r.cpu_millicores,
+        memory_mib: r.memory_mib,
+        disk_mib: r.disk_mib,
+        max_processes: r.max_processes,
+    }
+}
+
+fn limit(limit: units::Limit) -> souk_backend::Limit {
+    match limit {
+        units::Limit::Cpu => souk_backend::Limit::Cpu,
+        units::Limit::Memory => souk_backend::Limit::Memory,
+        units::Limit::Processes => souk_backend::Limit::Processes,
+        units::Limit::Disk => souk_backend::Limit::Disk,
+    }
+}
+
+/// What a requester is told of an instance that did not come up.
+pub(super) fn reason(error: &BackendError) -> Reason {
+    match (error, error.blame()) {
+        (BackendError::NoSuchImage(_), _) => Reason::UnknownImage,
+        (_, Blame::Request) => Reason::LimitNotEnforced,
+        (_, Blame::Capacity) => Reason::NoCapacity,
+        (_, Blame::Operator | Blame::Bug) => Reason::ProvisionFailed,
+    }
+}
+
+pub(super) fn usage(usage: &souk_backend::Usage) -> Usage {
+    let meter = |meter| match meter {
+        souk_backend::Meter::Known(n) => units::Meter::Known(n),
+        souk_backend::Meter::Unknown => units::Meter::Unknown,
+    };
+    Usage {
+        cpu_core_ms: meter(usage.cpu_core_ms),
+        memory_mib_s: meter(usage.memory_mib_s),
+        net_rx_bytes: meter(usage.net_rx_bytes),
+        net_tx_bytes: meter(usage.net_tx_bytes),
+    }
+}
+
+/// The record of an instance that has shown that it speaks SSH; `None` where it does not, or has an impossible user.
+pub(super) async fn proven(instance: &Instance, now: UnixTime) -> Option<InstanceRecord> {
+    if !timeout(BANNER_PATIENCE, speaks_ssh(instance.ssh))
+        .await
+        .unwrap_or(false)
+    {
+        return None;
+    }
+    Some(InstanceRecord {
+        ssh: instance.ssh,
+        user: instance.user.parse().ok()?,
+        host_key: units::HostKey(instance.host_key.0),
+        since: now,
+    })
+}
+
+/// Whether an SSH server greets (RFC 4253 §4.2).
+async fn speaks_ssh(address: SocketAddr) -> bool {
+    let Ok(mut stream) = TcpStream::connect(address).await else {
+        return false;
+    };
+    let mut greeting = [0; 8];
+    stream.read_exact(&mut greeting).await.is_ok() && greeting == *b"SSH-2.0-"
+}

@@ -1,0 +1,127 @@
+//! What the provider shows of its leases: to its operator, to its relays, and to itself when it counts what is free.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use souk_crypto::UnixTime;
+use souk_market::{
+    lifecycle::Usage,
+    reply::LeaseState,
+    units::{BackendName, LeaseId, RelayToken, Resources},
+};
+
+use super::lease::state_of;
+use crate::store::LeaseRecord;
+
+/// A lease as its operator sees it: nothing of the requester.
+#[derive(Clone, Debug)]
+pub struct LeaseView {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Where it stands.
+    pub state: LeaseState,
+    /// Which backend carries it.
+    pub backend: BackendName,
+    /// How much of the machine it has.
+    pub resources: Resources,
+    /// Nobody vouched for the holder.
+    pub anonymous: bool,
+    /// When it was accepted.
+    pub accepted_at: UnixTime,
+    /// When it ends.
+    pub valid_to: UnixTime,
+    /// What was measured last.
+    pub usage: Usage,
+}
+
+/// Every lease that is not closed.
+#[derive(Debug, Default)]
+pub(super) struct Board(Mutex<HashMap<LeaseId, Line>>);
+
+#[derive(Debug)]
+struct Line {
+    view: LeaseView,
+    /// How to reach the instance, while it runs.
+    door: Option<(RelayToken, SocketAddr)>,
+}
+
+impl Board {
+    /// Shows a lease as it was written; takes it away once it is closed.
+    pub(super) fn show(&self, record: &LeaseRecord) {
+        let (row, contract) = (&record.row, &record.contract);
+        let state = state_of(row);
+        if state == LeaseState::Closed {
+            self.remove(row.lease());
+            return;
+        }
+        let door = record
+            .instance
+            .as_ref()
+            .filter(|_| state == LeaseState::Active)
+            .map(|instance| (contract.relay_token, instance.ssh));
+        let view = LeaseView {
+            lease: row.lease(),
+            state,
+            backend: contract.backend.clone(),
+            resources: contract.resources,
+            anonymous: contract.anonymous,
+            accepted_at: row.terms().accepted_at(),
+            valid_to: row.terms().valid_to(),
+            usage: *row.usage(),
+        };
+        self.lines().insert(row.lease(), Line { view, door });
+    }
+
+    pub(super) fn remove(&self, lease: LeaseId) {
+        self.lines().remove(&lease);
+    }
+
+    pub(super) fn views(&self) -> Vec<LeaseView> {
+        let mut views: Vec<_> = self
+            .lines()
+            .values()
+            .map(|line| line.view.clone())
+            .collect();
+        views.sort_by_key(|view| (view.accepted_at, view.lease));
+        views
+    }
+
+    pub(super) fn has(&self, lease: LeaseId) -> bool {
+        self.lines().contains_key(&lease)
+    }
+
+    /// Where the SSH server of a token's lease answers.
+    pub(super) fn ssh_of(&self, token: &RelayToken) -> Option<SocketAddr> {
+        self.lines()
+            .values()
+            .filter_map(|line| line.door)
+            .find(|(theirs, _)| theirs == token)
+            .map(|(_, ssh)| ssh)
+    }
+
+    /// What is left of `total` on a backend.
+    pub(super) fn free(&self, backend: &BackendName, total: &Resources) -> Resources {
+        self.lines()
+            .values()
+            .filter(|line| line.view.backend == *backend)
+            .fold(*total, |free, line| {
+                free.saturating_sub(&line.view.resources)
+            })
+    }
+
+    pub(super) fn anonymous(&self) -> u32 {
+        let count = self
+            .lines()
+            .values()
+            .filter(|line| line.view.anonymous)
+            .count();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    fn lines(&self) -> MutexGuard<'_, HashMap<LeaseId, Line>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

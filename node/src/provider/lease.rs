@@ -1,0 +1,648 @@
+//! One task for one lease: it does what the lifecycle says, in that order, and brings back what happens.
+//!
+//! ```text
+//!   router ──commands──┐
+//!   backend calls ─────┼──► lifecycle core ──► store ──► backend, reply
+//!   clock, meters ─────┘
+//! ```
+//!
+//! A backend that hangs holds up its own lease and no other. At most one call to provision or terminate runs at a time.
+
+use std::{sync::Arc, time::Duration};
+
+use souk_backend::{Backend, BackendError, Instance, InstanceState, UsageSample};
+use souk_crypto::UnixTime;
+use souk_market::{
+    lifecycle::{Action, Command, Event, Lease, Phase, Reply, Row},
+    log::{Entry, HourBucket, LeaseEntry, MAX_PROOF_HASHES, Opening, OutcomeClass},
+    refusal::Reason,
+    reply::{self, Body, Endpoint, FinalStatement, LeaseState, Receipt, Refusal, Status},
+    statement::{Outcome, Statement},
+    units::{Counter, Digest, DurationS, LeaseId, Money},
+    wire::{Blob, List},
+};
+use tokio::{
+    sync::{Mutex, mpsc, watch},
+    task::{AbortHandle, JoinSet},
+    time::{Interval, MissedTickBehavior, interval, sleep, timeout},
+};
+
+use super::{
+    Shared,
+    answer::{Addressee, Surbs},
+    backend::{lease_id, proven, reason, spec, usage},
+    books::Head,
+    carry::DirectPort,
+};
+use crate::store::{LeaseRecord, LogRecord, StoredOpening};
+
+/// How long a call to provision may still take once its lease drains; it is given up then.
+const PROVISION_GRACE: Duration = Duration::from_secs(30);
+/// How long one reading of the meters may take.
+const SAMPLE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long one call to watch lasts.
+const WATCH_ROUND: Duration = Duration::from_secs(60);
+/// Pause before a backend that cannot be watched is asked again.
+const WATCH_PAUSE: Duration = Duration::from_secs(5);
+/// First and longest pause before a row that could not be written is written again.
+const STORE_PAUSE: Duration = Duration::from_millis(250);
+const MAX_STORE_PAUSE: Duration = Duration::from_secs(30);
+
+/// What a lease is told.
+#[derive(Debug)]
+pub(super) enum ToLease {
+    /// Its envelope came again.
+    Repeated(Surbs),
+    /// Its holder wants something.
+    Holder {
+        counter: Counter,
+        wish: Wish,
+        surbs: Surbs,
+    },
+    /// The operator ends it.
+    Withdraw,
+}
+
+/// What a holder wants.
+#[derive(Debug)]
+pub(super) enum Wish {
+    End,
+    Poll,
+    TopUp,
+    /// The digest of the statement that is agreed to, and the signed request itself.
+    Acknowledge(Digest, Vec<u8>),
+}
+
+/// How a task ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// Its first row could not be written: it never was.
+    NeverBegan,
+    /// It is closed, or the node shuts down.
+    Rests,
+}
+
+/// What a call to the backend brought.
+enum Done {
+    Provisioned(Result<Instance, BackendError>),
+    Terminated(Result<UsageSample, BackendError>),
+    Sampled(Option<UsageSample>),
+    Exited,
+}
+
+pub(super) struct LeaseTask {
+    shared: Arc<Shared>,
+    core: Lease,
+    record: LeaseRecord,
+    /// None where the backend that carries the lease is no more configured.
+    backend: Option<Arc<dyn Backend>>,
+    commands: mpsc::Receiver<ToLease>,
+    surbs: Surbs,
+    /// Which request the next reply answers.
+    answering: Counter,
+    /// A refusal to give in place of the next reply of the core.
+    instead: Option<Reason>,
+    /// The statement is owed, and waits for a checkpoint.
+    owed: bool,
+    calls: JoinSet<Done>,
+    /// Held during a call to provision, so that a call to terminate comes after it.
+    provision_turn: Arc<Mutex<()>>,
+    provisioning: Option<AbortHandle>,
+    sampling: bool,
+    samples: Interval,
+    head: watch::Receiver<Head>,
+    direct: Option<DirectPort>,
+}
+
+impl LeaseTask {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        core: Lease,
+        record: LeaseRecord,
+        backend: Option<Arc<dyn Backend>>,
+        commands: mpsc::Receiver<ToLease>,
+        surbs: Surbs,
+    ) -> Self {
+        let mut samples = interval(shared.settings.sample_period);
+        samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let head = shared.head.subscribe();
+        Self {
+            shared,
+            core,
+            record,
+            backend,
+            commands,
+            surbs,
+            answering: Counter(0),
+            instead: None,
+            owed: false,
+            calls: JoinSet::new(),
+            provision_turn: Arc::default(),
+            provisioning: None,
+            sampling: false,
+            samples,
+            head,
+            direct: None,
+        }
+    }
+
+    /// Runs until the lease is closed and nothing is owed, or the node shuts down.
+    pub(super) async fn run(mut self) -> Ended {
+        let shutdown = self.shared.shutdown.clone();
+        loop {
+            tokio::select! {
+                done = self.act() => {
+                    if let Err(ended) = done {
+                        return ended;
+                    }
+                }
+                // Whatever has been written is where the next start goes on.
+                () = shutdown.cancelled() => return Ended::Rests,
+            }
+            if self.is_finished() {
+                self.commands.close();
+                match self.commands.recv().await {
+                    Some(message) => self.take(message).await,
+                    None => return Ended::Rests,
+                }
+                continue;
+            }
+            let (clock, deadline) = (Arc::clone(&self.shared.clock), self.core.next_deadline());
+            let is_active = self.core.row().phase() == Phase::Active;
+            tokio::select! {
+                Some(message) = self.commands.recv() => self.take(message).await,
+                Some(done) = self.calls.join_next() => self.done(done).await,
+                () = clock.sleep_until(deadline.unwrap_or_default()), if deadline.is_some() => {
+                    self.handle(Event::Tick);
+                }
+                _ = self.samples.tick(), if is_active && !self.sampling => self.sample(),
+                Ok(()) = self.head.changed(), if self.owed => self.send_statement().await,
+                () = shutdown.cancelled() => return Ended::Rests,
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        self.core.handle(self.shared.clock.now(), event);
+    }
+
+    async fn take(&mut self, message: ToLease) {
+        match message {
+            ToLease::Repeated(surbs) => {
+                self.surbs.join(surbs);
+                self.answering = Counter(0);
+                self.core.handle_repeated();
+            }
+            ToLease::Withdraw => self.handle(Event::Withdraw),
+            ToLease::Holder {
+                counter,
+                wish,
+                surbs,
+            } => {
+                self.surbs.join(surbs);
+                let command = match wish {
+                    Wish::End => Command::End,
+                    Wish::Poll | Wish::TopUp | Wish::Acknowledge(..) => Command::Poll,
+                };
+                let now = self.shared.clock.now();
+                let before = self.answering;
+                self.answering = counter;
+                if self.core.handle_command(now, counter, command).is_err() {
+                    self.refuse(Reason::StaleCounter).await;
+                    self.answering = before;
+                    return;
+                }
+                match wish {
+                    Wish::TopUp => self.instead = Some(Reason::NoTopUp),
+                    Wish::Acknowledge(statement, signed) => {
+                        self.acknowledge(statement, signed).await
+                    }
+                    Wish::End | Wish::Poll => {}
+                }
+            }
+        }
+    }
+
+    async fn done(&mut self, done: Result<Done, tokio::task::JoinError>) {
+        match done {
+            Ok(Done::Provisioned(Ok(instance))) => {
+                self.provisioning = None;
+                if self.core.row().phase() != Phase::Provisioning {
+                    return;
+                }
+                match proven(&instance, self.shared.clock.now()).await {
+                    Some(record) => {
+                        self.record.instance = Some(record);
+                        self.handle(Event::Provisioned);
+                    }
+                    None => {
+                        tracing::warn!(lease = %self.lease(), "the instance does not answer over SSH");
+                        self.record.refusal = Some(Reason::ProvisionFailed);
+                        self.handle(Event::ProvisionFailed);
+                    }
+                }
+            }
+            Ok(Done::Provisioned(Err(error))) => {
+                self.provisioning = None;
+                tracing::warn!(lease = %self.lease(), error = &error as &dyn std::error::Error, "no instance");
+                self.record.refusal = Some(reason(&error));
+                self.handle(Event::ProvisionFailed);
+            }
+            Ok(Done::Terminated(Ok(sample))) => {
+                self.handle(Event::Terminated(usage(&sample.usage)))
+            }
+            Ok(Done::Terminated(Err(error))) => {
+                tracing::error!(lease = %self.lease(), error = &error as &dyn std::error::Error, "the instance could not be removed; it is tried again");
+                self.handle(Event::TerminateFailed);
+            }
+            Ok(Done::Sampled(sample)) => {
+                self.sampling = false;
+                let totals =
+                    sample.map_or(souk_market::lifecycle::Usage::UNKNOWN, |s| usage(&s.usage));
+                self.handle(Event::Sampled(totals));
+            }
+            Ok(Done::Exited) => self.handle(Event::Exited),
+            Err(error) if error.is_cancelled() => {}
+            // A driver that panicked has done nobody knows what: the lease goes on as after a failure.
+            Err(error) => {
+                tracing::error!(lease = %self.lease(), %error, "the backend panicked");
+                self.sampling = false;
+                match self.core.row().phase() {
+                    Phase::Active => self.watch(),
+                    Phase::Draining { .. } => self.handle(Event::TerminateFailed),
+                    _ => self.handle(Event::ProvisionFailed),
+                }
+            }
+        }
+    }
+
+    /// Does all that the core wants done.
+    async fn act(&mut self) -> Result<(), Ended> {
+        loop {
+            let Some(action) = self.core.poll_action() else {
+                if self.core.row().phase() == Phase::Reserved {
+                    self.handle(Event::Start);
+                    continue;
+                }
+                return Ok(());
+            };
+            match action {
+                Action::Persist(row) => self.persist(row).await?,
+                Action::Close(row) => self.close(row).await,
+                Action::Provision => self.provision(),
+                Action::Watch => self.watch(),
+                Action::Terminate => self.terminate(),
+                Action::Reply(reply) => self.reply(reply).await,
+            }
+        }
+    }
+
+    async fn persist(&mut self, row: Row) -> Result<(), Ended> {
+        self.record.row = row;
+        let mut pause = STORE_PAUSE;
+        loop {
+            let record = self.record.clone();
+            let written = if row.version() == 1 {
+                self.shared.store.accept(record).await
+            } else {
+                self.shared.store.save(record).await
+            };
+            match written {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::error!(lease = %row.lease(), error = &error as &dyn std::error::Error, "a row was not written");
+                    if row.version() == 1 {
+                        return Err(Ended::NeverBegan);
+                    }
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(MAX_STORE_PAUSE);
+        }
+        self.shared.board.show(&self.record);
+        self.core.persisted(row.version());
+        Ok(())
+    }
+
+    async fn close(&mut self, row: Row) {
+        self.record.row = row;
+        let Phase::Closed { outcome, at } = row.phase() else {
+            unreachable!("a lease is closed with a closed row");
+        };
+        let statement = self.statement(outcome, at);
+        let opening = Opening::draw(statement.to_bytes(), &mut rand::rng());
+        let entry = Entry::Lease(LeaseEntry {
+            commitment: opening.commitment(&self.shared.network),
+            outcome: OutcomeClass::of(outcome),
+            hour: HourBucket::of(at),
+        });
+        let record = LogRecord {
+            entry: entry.encode(),
+            opening: Some(StoredOpening {
+                lease: row.lease(),
+                salt: opening.salt,
+                statement: opening.statement,
+            }),
+        };
+        let mut pause = STORE_PAUSE;
+        loop {
+            match self
+                .shared
+                .store
+                .close(self.record.clone(), record.clone())
+                .await
+            {
+                Ok(index) => {
+                    self.record.log_index = Some(index);
+                    break;
+                }
+                Err(error) => {
+                    tracing::error!(lease = %row.lease(), error = &error as &dyn std::error::Error, "a lease was not closed");
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(MAX_STORE_PAUSE);
+        }
+        self.shared.relays.dismiss(self.record.contract.relay_token);
+        self.direct = None;
+        self.shared.board.show(&self.record);
+        self.core.persisted(row.version());
+    }
+
+    fn statement(&self, outcome: Outcome, at: UnixTime) -> Statement {
+        let (contract, usage) = (&self.record.contract, self.record.row.usage());
+        Statement {
+            lease: self.lease(),
+            image: contract.image,
+            resources: contract.resources,
+            from: self.record.row.terms().accepted_at(),
+            // A clock that was set back does not make a lease end before it began.
+            to: at.max(self.record.row.terms().accepted_at()),
+            cpu_core_ms: usage.cpu_core_ms,
+            memory_mib_s: usage.memory_mib_s,
+            net_rx_bytes: usage.net_rx_bytes,
+            net_tx_bytes: usage.net_tx_bytes,
+            outcome,
+            charge: self.charge(at),
+            evidence: None,
+        }
+    }
+
+    /// What is owed: for the time in which the instance could be used, and never more than was agreed.
+    fn charge(&self, until: UnixTime) -> Money {
+        let contract = &self.record.contract;
+        match (&self.record.instance, &contract.prices) {
+            (Some(instance), Some(prices)) => {
+                let used = until
+                    .since_s(instance.since)
+                    .min(u64::from(contract.duration.0));
+                let used = DurationS(u32::try_from(used).unwrap_or(u32::MAX));
+                prices
+                    .charge(&contract.resources, used)
+                    .map_or(contract.price, |charge| charge.min(contract.price))
+            }
+            _ => Money(0),
+        }
+    }
+
+    fn provision(&mut self) {
+        let Some(backend) = self.backend.clone() else {
+            tracing::error!(lease = %self.lease(), "its backend is no more configured");
+            self.handle(Event::ProvisionFailed);
+            return;
+        };
+        let spec = spec(
+            self.lease(),
+            &self.record.contract,
+            self.record.row.terms().valid_to(),
+        );
+        let turn = Arc::clone(&self.provision_turn);
+        self.provisioning = Some(self.calls.spawn(async move {
+            let _turn = turn.lock().await;
+            Done::Provisioned(backend.provision(&spec).await)
+        }));
+    }
+
+    fn terminate(&mut self) {
+        let Some(backend) = self.backend.clone() else {
+            tracing::error!(lease = %self.lease(), "its backend is no more configured; the instance cannot be removed");
+            self.handle(Event::TerminateFailed);
+            return;
+        };
+        let lease = lease_id(self.lease());
+        let (turn, provisioning) = (Arc::clone(&self.provision_turn), self.provisioning.take());
+        self.calls.spawn(async move {
+            if timeout(PROVISION_GRACE, turn.lock()).await.is_err()
+                && let Some(provisioning) = provisioning
+            {
+                provisioning.abort();
+            }
+            Done::Terminated(backend.terminate(lease).await)
+        });
+    }
+
+    fn watch(&mut self) {
+        let (lease, contract) = (self.lease(), &self.record.contract);
+        if let (Some(ip), Some(instance)) = (self.shared.settings.direct, &self.record.instance) {
+            self.direct = DirectPort::open(ip, instance.ssh);
+        }
+        let lifetime = self
+            .record
+            .row
+            .terms()
+            .valid_to()
+            .since_s(self.shared.clock.now());
+        let (relays, token) = (Arc::clone(&self.shared.relays), contract.relay_token);
+        tokio::spawn(async move { relays.admit(token, Duration::from_secs(lifetime)).await });
+        let Some(backend) = self.backend.clone() else {
+            return;
+        };
+        self.calls.spawn(async move {
+            loop {
+                match backend.watch(lease_id(lease), WATCH_ROUND).await {
+                    Ok(InstanceState::Running) => {}
+                    Ok(InstanceState::Exited | InstanceState::Gone) => return Done::Exited,
+                    Err(error) => {
+                        tracing::warn!(%lease, error = &error as &dyn std::error::Error, "the instance cannot be watched");
+                        sleep(WATCH_PAUSE).await;
+                    }
+                }
+            }
+        });
+    }
+
+    fn sample(&mut self) {
+        let Some(backend) = self.backend.clone() else {
+            return;
+        };
+        let lease = lease_id(self.lease());
+        self.sampling = true;
+        self.calls.spawn(async move {
+            let sample = timeout(SAMPLE_PATIENCE, backend.sample(lease)).await;
+            Done::Sampled(sample.ok().and_then(Result::ok))
+        });
+    }
+
+    async fn reply(&mut self, reply: Reply) {
+        if let Some(reason) = self.instead.take() {
+            return self.refuse(reason).await;
+        }
+        match reply {
+            Reply::Receipt => match self.receipt().await {
+                Some(receipt) => self.send(Body::Receipt(receipt)).await,
+                None => self.send(self.status()).await,
+            },
+            Reply::Refusal => {
+                let reason = self.record.refusal.unwrap_or(Reason::ProvisionFailed);
+                self.refuse(reason).await;
+            }
+            Reply::Status => self.send(self.status()).await,
+            Reply::Statement => {
+                self.owed = true;
+                self.send_statement().await;
+            }
+        }
+    }
+
+    async fn refuse(&mut self, reason: Reason) {
+        self.send(Body::Refusal(Refusal { reason })).await;
+    }
+
+    async fn send(&mut self, body: Body) {
+        let contract = &self.record.contract;
+        let to = Addressee::of(&self.shared, contract, self.answering);
+        self.surbs.send(&self.shared, to, body).await;
+    }
+
+    /// The receipt of the running instance; none while nothing leads to it.
+    async fn receipt(&self) -> Option<Receipt> {
+        let instance = self.record.instance.as_ref()?;
+        let terms = self.record.row.terms();
+        let token = self.record.contract.relay_token;
+        let lifetime = terms.valid_to().since_s(self.shared.clock.now());
+        let relays = self
+            .shared
+            .relays
+            .admit(token, Duration::from_secs(lifetime))
+            .await;
+        let mut endpoints: Vec<_> = relays
+            .into_iter()
+            .take(reply::MAX_ENDPOINTS - 1)
+            .map(|relay| Endpoint::Relay { relay, token })
+            .collect();
+        endpoints.extend(
+            self.direct
+                .as_ref()
+                .map(|port| Endpoint::Direct(port.address())),
+        );
+        if endpoints.is_empty() {
+            tracing::warn!(lease = %self.lease(), "no relay leads to the instance yet");
+            return None;
+        }
+        Some(Receipt {
+            lease: self.lease(),
+            valid_to: terms.valid_to(),
+            endpoints: List::new(endpoints)?,
+            host_key: instance.host_key,
+            user: instance.user.clone(),
+            price: self.record.contract.price,
+            evidence: List::empty(),
+        })
+    }
+
+    fn status(&self) -> Body {
+        Body::Status(Status {
+            lease: self.lease(),
+            state: state_of(&self.record.row),
+            valid_to: self.record.row.terms().valid_to(),
+        })
+    }
+
+    /// Sends the statement that is owed, once a checkpoint covers its entry.
+    async fn send_statement(&mut self) {
+        match self.final_statement().await {
+            Ok(None) => {}
+            Ok(Some(statement)) => {
+                self.owed = false;
+                self.send(Body::Statement(statement)).await;
+            }
+            Err(error) => {
+                self.owed = false;
+                tracing::error!(lease = %self.lease(), %error, "the statement cannot be sent");
+                self.send(self.status()).await;
+            }
+        }
+        // Without a SURB there is nobody to wait for: the holder polls.
+        self.owed &= !self.surbs.is_empty();
+    }
+
+    async fn final_statement(&mut self) -> Result<Option<FinalStatement>, String> {
+        let index = self.record.log_index.ok_or("it has no log entry")?;
+        if self.head.borrow_and_update().size <= index {
+            return Ok(None);
+        }
+        let record = self
+            .shared
+            .store
+            .log_record(index)
+            .map_err(|e| e.to_string())?;
+        let record = record.ok_or("its log entry is missing")?;
+        let opening = record.opening.ok_or("its log entry has no opening")?;
+        let proven = self
+            .shared
+            .publisher
+            .lock()
+            .await
+            .prove(index, &record.entry);
+        let Some(proven) = proven.map_err(|e| e.to_string())? else {
+            return Ok(None);
+        };
+        debug_assert!(proven.proof.path.len() <= MAX_PROOF_HASHES);
+        let path = proven.proof.path.iter().flat_map(|hash| hash.0).collect();
+        let too_large = "it does not fit a reply";
+        Ok(Some(FinalStatement {
+            lease: self.lease(),
+            statement: Blob::new(opening.statement).ok_or(too_large)?,
+            salt: opening.salt,
+            entry: Blob::new(record.entry).ok_or(too_large)?,
+            index,
+            path: Blob::new(path).ok_or(too_large)?,
+            checkpoint: Blob::new(proven.checkpoint.into_bytes()).ok_or(too_large)?,
+        }))
+    }
+
+    async fn acknowledge(&mut self, statement: Digest, signed: Vec<u8>) {
+        let record = self
+            .record
+            .log_index
+            .map(|index| self.shared.store.log_record(index));
+        let is_right = matches!(
+            record,
+            Some(Ok(Some(LogRecord { opening: Some(opening), .. })))
+                if *blake3::hash(&opening.statement).as_bytes() == statement.0
+        );
+        if !is_right {
+            self.instead = Some(Reason::WrongStatement);
+        } else if let Err(error) = self.shared.store.acknowledge(self.lease(), signed).await {
+            tracing::error!(lease = %self.lease(), %error, "an acknowledgement was not kept");
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        matches!(self.core.row().phase(), Phase::Closed { .. }) && !self.owed
+    }
+
+    fn lease(&self) -> LeaseId {
+        self.record.row.lease()
+    }
+}
+
+/// Where a lease stands, for its holder and its operator.
+pub(super) fn state_of(row: &Row) -> LeaseState {
+    match row.phase() {
+        Phase::Reserved | Phase::Provisioning => LeaseState::Provisioning,
+        Phase::Active => LeaseState::Active,
+        Phase::Draining { .. } => LeaseState::Draining,
+        Phase::Closed { .. } => LeaseState::Closed,
+    }
+}

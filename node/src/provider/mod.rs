@@ -1,0 +1,310 @@
+//! The provider: from a sealed request to a closed lease.
+//!
+//! ```text
+//!  messages ─► router ─► admission ─► one task per lease ─► backend
+//!                │                     │     │
+//!                │ refusals            │     └► store: row before act, log entry with the closing
+//!                └──────► replies ◄────┘
+//!  on a clock:  checkpoints · totals of refusals · reaping of orphans · forgetting
+//! ```
+//!
+//! Threats: a stranger who sends what it likes (every queue has a bound, and a refusal costs one unsealing); a process that
+//! dies anywhere (rows come first, and every start goes on from them); an instance without an owner ([`Settings::reap_period`]);
+//! a reply that tells who asked (sealed to a one-time key, sent by SURB, of one size). Nothing here logs or keeps anything
+//! of a requester but the one-time keys of its lease.
+
+mod answer;
+mod backend;
+mod board;
+mod books;
+mod carry;
+mod lease;
+mod router;
+mod seams;
+mod served;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicU64},
+};
+
+pub use board::LeaseView;
+pub use books::Head;
+pub use carry::CarryError;
+pub use seams::{Clock, Relays, ReplySink, Settings, SystemClock};
+pub use served::PublishedLog;
+use souk_backend::Backend;
+use souk_crypto::{CardKey, NetworkId, NodeId, SealKey};
+use souk_market::{
+    capacity::Level,
+    card::Card,
+    refusal::RefusalTotals,
+    units::{BackendName, CardDigest, LeaseId, RelayToken, Resources},
+};
+use souk_sphinx::{EpochClock, message::Message};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{Mutex, Semaphore, mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    board::Board,
+    router::{Order, Router},
+};
+use crate::store::{Found, Publisher, Store};
+
+/// Orders of the operator that wait.
+const ORDER_QUEUE: usize = 16;
+
+/// What is on offer now.
+#[derive(Clone, Debug)]
+pub struct Offering {
+    /// The current card.
+    pub card: Card,
+    /// The cards whose offers are still honoured: the current one, and those before it that have not expired.
+    pub honoured: Vec<CardDigest>,
+}
+
+/// A backend and all it may hand out.
+pub struct Stand {
+    /// Its name, as on the card.
+    pub name: BackendName,
+    /// The driver.
+    pub backend: Arc<dyn Backend>,
+    /// All it may hand out.
+    pub total: Resources,
+}
+
+/// What a provider works with.
+pub struct ProviderParts {
+    /// The network.
+    pub network: NetworkId,
+    /// This node.
+    pub node: NodeId,
+    /// Signs replies.
+    pub card_key: CardKey,
+    /// Open requests: the current key and the one before it.
+    pub seal_keys: Vec<SealKey>,
+    /// The store, and what was found in it.
+    pub store: Store,
+    /// What was found in the store when it was opened.
+    pub found: Found,
+    /// Publishes the usage log of the store.
+    pub publisher: Publisher,
+    /// The backends.
+    pub stands: Vec<Stand>,
+    /// What comes out of the mix for this node.
+    pub messages: mpsc::Receiver<Message>,
+    /// Where replies go.
+    pub replies: Arc<dyn ReplySink>,
+    /// Through whom requesters come.
+    pub relays: Arc<dyn Relays>,
+    /// What is on offer.
+    pub offering: watch::Receiver<Arc<Offering>>,
+    /// When SURBs die.
+    pub epochs: EpochClock,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// How the work is done.
+    pub settings: Settings,
+    /// Ends it.
+    pub shutdown: CancellationToken,
+}
+
+/// Totals of this process, without labels, so that nobody is in them.
+#[derive(Debug, Default)]
+pub struct ProviderCounters {
+    /// Replies that went out.
+    pub replies: AtomicU64,
+    /// Replies for which no SURB was left or none could be used.
+    pub unanswered: AtomicU64,
+    /// Messages that are no requests to this provider.
+    pub unreadable: AtomicU64,
+    /// Requests about leases that nobody knows.
+    pub strays: AtomicU64,
+    /// Messages and refusals that were dropped because too much was waiting.
+    pub dropped: AtomicU64,
+}
+
+/// What all tasks of a provider share.
+struct Shared {
+    network: NetworkId,
+    node: NodeId,
+    card_key: CardKey,
+    store: Store,
+    publisher: Mutex<Publisher>,
+    head: watch::Sender<Head>,
+    replies: Arc<dyn ReplySink>,
+    relays: Arc<dyn Relays>,
+    epochs: EpochClock,
+    clock: Arc<dyn Clock>,
+    settings: Settings,
+    board: Board,
+    sessions: Semaphore,
+    /// Refusals since the process began, by reason.
+    refused: watch::Sender<RefusalTotals>,
+    counters: ProviderCounters,
+    shutdown: CancellationToken,
+}
+
+/// A provider at work.
+#[derive(Clone)]
+pub struct Provider {
+    shared: Arc<Shared>,
+    orders: mpsc::Sender<Order>,
+    totals: Arc<HashMap<BackendName, Resources>>,
+}
+
+impl Provider {
+    /// Takes up every lease of the store where it stood, and starts reading messages. The second value ends when all is at
+    /// rest after a shutdown.
+    #[must_use]
+    pub fn start(parts: ProviderParts) -> (Self, JoinHandle<()>) {
+        let head = Head {
+            size: parts.publisher.size(),
+            root: parts.publisher.root(),
+        };
+        let shared = Arc::new(Shared {
+            network: parts.network,
+            node: parts.node,
+            card_key: parts.card_key,
+            store: parts.store,
+            publisher: Mutex::new(parts.publisher),
+            head: watch::Sender::new(head),
+            replies: parts.replies,
+            relays: parts.relays,
+            epochs: parts.epochs,
+            clock: parts.clock,
+            settings: parts.settings,
+            board: Board::default(),
+            sessions: Semaphore::new(carry::MAX_SESSIONS),
+            refused: watch::Sender::default(),
+            counters: ProviderCounters::default(),
+            shutdown: parts.shutdown,
+        });
+        let drivers: Vec<_> = parts
+            .stands
+            .iter()
+            .map(|s| Arc::clone(&s.backend))
+            .collect();
+        let backends: HashMap<_, _> = parts
+            .stands
+            .into_iter()
+            .map(|stand| (stand.name, (stand.backend, stand.total)))
+            .collect();
+        let totals = backends
+            .iter()
+            .map(|(name, (_, total))| (name.clone(), *total))
+            .collect();
+        let lost = parts.found.lost.clone();
+        let mut router = Router::new(
+            Arc::clone(&shared),
+            parts.seal_keys,
+            parts.offering,
+            backends,
+        );
+        router.recover(parts.found);
+        let (orders, to_obey) = mpsc::channel(ORDER_QUEUE);
+        let for_work = Arc::clone(&shared);
+        let work = tokio::spawn(async move {
+            for lease in lost {
+                if let Err(error) = books::settle(&for_work, &drivers, lease).await {
+                    tracing::error!(%lease, error = &error as &dyn std::error::Error, "a lost lease was not settled");
+                }
+            }
+            tokio::join!(
+                router.run(parts.messages, to_obey),
+                books::publish(Arc::clone(&for_work))
+            );
+        });
+        let provider = Self {
+            shared,
+            orders,
+            totals: Arc::new(totals),
+        };
+        (provider, work)
+    }
+
+    /// Every lease that is not closed, by when it was accepted.
+    #[must_use]
+    pub fn leases(&self) -> Vec<LeaseView> {
+        self.shared.board.views()
+    }
+
+    /// Ends a lease; says whether there was one to end.
+    pub async fn withdraw(&self, lease: LeaseId) -> bool {
+        let (done, answer) = oneshot::channel();
+        self.orders.send(Order::Withdraw(lease, done)).await.is_ok()
+            && answer.await.unwrap_or(false)
+    }
+
+    /// Takes no new leases, or takes them again; those that run go on.
+    pub async fn set_draining(&self, draining: bool) {
+        // A provider that has shut down takes none anyway.
+        let _ = self.orders.send(Order::Draining(draining)).await;
+    }
+
+    /// The room for each offer of a card and each of its size classes, as coarse as a capacity message tells it.
+    #[must_use]
+    pub fn levels(&self, card: &Card) -> Vec<Vec<Level>> {
+        let level = |free: &Resources, class: &Resources| {
+            let mut left = *free;
+            let mut count = 0;
+            while count < 4 && class.fits_in(&left) {
+                left = left.saturating_sub(class);
+                count += 1;
+            }
+            Level::of(count)
+        };
+        card.offers
+            .iter()
+            .map(|offer| {
+                let free = self
+                    .totals
+                    .get(&offer.backend)
+                    .map_or(Resources::ZERO, |total| {
+                        self.shared.board.free(&offer.backend, total)
+                    });
+                offer
+                    .classes
+                    .iter()
+                    .map(|class| level(&free, class))
+                    .collect()
+            })
+            .collect()
+    }
+
+    /// The last checkpoint, and the ones to come.
+    #[must_use]
+    pub fn head(&self) -> watch::Receiver<Head> {
+        self.shared.head.subscribe()
+    }
+
+    /// Totals of this process.
+    #[must_use]
+    pub fn counters(&self) -> &ProviderCounters {
+        &self.shared.counters
+    }
+
+    /// Refusals of this process by reason.
+    #[must_use]
+    pub fn refusals(&self) -> RefusalTotals {
+        *self.shared.refused.borrow()
+    }
+
+    /// Joins a stream from a relay to the instance of its lease, until one of them ends.
+    ///
+    /// # Errors
+    /// [`CarryError`].
+    pub async fn carry(
+        &self,
+        token: &RelayToken,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+    ) -> Result<(), CarryError> {
+        carry::carry(&self.shared, token, stream).await
+    }
+}

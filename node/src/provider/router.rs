@@ -1,0 +1,525 @@
+//! Reads messages, decides who is served, and hands each lease what is for it.
+//!
+//! Nothing here waits for a backend, a disk or a reply: a slow lease holds up nobody, and a flood of requests costs one
+//! unsealing each. Replies to refused requests are made beside it, at most [`MAX_REFUSING`] at a time; what is above that
+//! is counted and gets no answer.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+};
+
+use rand::RngExt as _;
+use souk_backend::Backend;
+use souk_crypto::{SealKey, UnixTime};
+use souk_market::{
+    admission::{Accepted, Admission, Decision, Situation},
+    envelope::VerifiedEnvelope,
+    lifecycle::{Lease, Phase, Requested, Terms},
+    log::{Entry, HourBucket, RefusalEntry},
+    refusal::{Reason, RefusalTotals},
+    reply::{Body, Refusal},
+    request::Action,
+    sealed::{Request, open_request},
+    units::{BackendName, Counter, LeaseId, Money, RelayToken, RequestId, Resources},
+};
+use souk_sphinx::message::Message;
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot, watch},
+    task::{self, JoinSet},
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{
+    Offering, Shared,
+    answer::{Addressee, Surbs},
+    books,
+    lease::{Ended, LeaseTask, ToLease, Wish},
+};
+use crate::store::{self, Contract, Found, LeaseRecord, LogRecord};
+
+/// Tasks of leases at one time, the open ones and those that answer for closed ones. Each takes about 50 KiB.
+pub(super) const MAX_TASKS: usize = 512;
+/// Leases that can be asked about, open and closed; 100 bytes each. When full, new requests are refused as busy.
+const MAX_REMEMBERED: usize = 65_536;
+/// Refusals being sealed and sent at one time.
+const MAX_REFUSING: usize = 64;
+/// Messages of one lease that wait. A holder that sends more loses them, and polls again.
+const LEASE_QUEUE: usize = 16;
+/// How often old things are forgotten.
+const FORGET_PERIOD: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// What the operator asks for.
+pub(super) enum Order {
+    /// End a lease; answers whether there is one that can be ended.
+    Withdraw(LeaseId, oneshot::Sender<bool>),
+    /// Take new leases, or none.
+    Draining(bool),
+}
+
+pub(super) struct Router {
+    shared: Arc<Shared>,
+    seal_keys: Vec<SealKey>,
+    offering: watch::Receiver<Arc<Offering>>,
+    backends: HashMap<BackendName, (Arc<dyn Backend>, Resources)>,
+    admission: Admission,
+    /// Totals that were taken and could not be appended yet.
+    unwritten: Option<RefusalTotals>,
+    requests: HashMap<RequestId, LeaseId>,
+    /// Closed leases, and when their statement may be forgotten.
+    closed: HashMap<LeaseId, (UnixTime, RequestId)>,
+    slots: HashMap<LeaseId, mpsc::Sender<ToLease>>,
+    /// Messages for leases whose task was just ending.
+    late: HashMap<LeaseId, ToLease>,
+    tasks: JoinSet<Ended>,
+    /// Whose task is which.
+    running: HashMap<task::Id, (LeaseId, RequestId)>,
+    reaping: JoinSet<()>,
+    refusing: Arc<Semaphore>,
+    draining: bool,
+}
+
+impl Router {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        seal_keys: Vec<SealKey>,
+        offering: watch::Receiver<Arc<Offering>>,
+        backends: HashMap<BackendName, (Arc<dyn Backend>, Resources)>,
+    ) -> Self {
+        let admission = Admission::new(shared.network.clone(), shared.node);
+        Self {
+            shared,
+            seal_keys,
+            offering,
+            backends,
+            admission,
+            unwritten: None,
+            requests: HashMap::new(),
+            closed: HashMap::new(),
+            slots: HashMap::new(),
+            late: HashMap::new(),
+            tasks: JoinSet::new(),
+            running: HashMap::new(),
+            reaping: JoinSet::new(),
+            refusing: Arc::new(Semaphore::new(MAX_REFUSING)),
+            draining: false,
+        }
+    }
+
+    /// Takes up every lease where the journal left it.
+    pub(super) fn recover(&mut self, found: Found) {
+        let now = self.shared.clock.now();
+        for (request, accepted) in found.requests {
+            self.requests.insert(request, accepted.lease);
+            self.admission
+                .restore(now, &accepted_and_lost(request, &accepted));
+        }
+        for record in found.leases {
+            let contract = &record.contract;
+            self.requests.insert(contract.request, record.row.lease());
+            self.admission.restore(now, &accepted_again(&record));
+            match record.row.phase() {
+                Phase::Closed { at, .. } => {
+                    let until = at.plus_s(self.shared.settings.retention_s);
+                    self.closed
+                        .insert(record.row.lease(), (until, contract.request));
+                }
+                _ => {
+                    self.shared.board.show(&record);
+                    let core = Lease::recover(record.row, now);
+                    self.spawn(core, record, Surbs::default());
+                }
+            }
+        }
+    }
+
+    /// Runs until the node shuts down, then waits for the tasks to come to rest.
+    pub(super) async fn run(
+        mut self,
+        mut messages: mpsc::Receiver<Message>,
+        mut orders: mpsc::Receiver<Order>,
+    ) {
+        let mut totals = interval(self.shared.settings.totals_period);
+        let mut reaping = interval(self.shared.settings.reap_period);
+        let mut forgetting = interval(FORGET_PERIOD);
+        for beats in [&mut totals, &mut reaping, &mut forgetting] {
+            beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
+        totals.reset();
+        let shutdown = self.shared.shutdown.clone();
+        loop {
+            tokio::select! {
+                message = messages.recv() => match message {
+                    Some(message) => self.read(&message.bytes),
+                    None => break,
+                },
+                Some(order) = orders.recv() => self.obey(order),
+                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended).await,
+                _ = totals.tick() => self.write_totals().await,
+                _ = reaping.tick() => self.reap(),
+                Some(_) = self.reaping.join_next() => {}
+                _ = forgetting.tick() => self.forget().await,
+                () = shutdown.cancelled() => break,
+            }
+        }
+        self.write_totals().await;
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    fn read(&mut self, frame: &[u8]) {
+        match open_request(frame, &self.seal_keys, &self.shared.network) {
+            Ok(Request::Envelope(envelope)) => self.envelope(&envelope),
+            Ok(Request::Holder(request)) => {
+                let surbs = Surbs::of(&request.surbs);
+                let wish = match request.action {
+                    Action::End => Wish::End,
+                    Action::Poll => Wish::Poll,
+                    Action::TopUp { .. } => Wish::TopUp,
+                    Action::Acknowledge { statement } => {
+                        Wish::Acknowledge(statement, request.signed().as_bytes().to_vec())
+                    }
+                };
+                let message = ToLease::Holder {
+                    counter: request.counter,
+                    wish,
+                    surbs,
+                };
+                match self.requests.get(&request.request).copied() {
+                    Some(lease) if request.provider == self.shared.node => {
+                        self.tell(lease, message);
+                    }
+                    // Its reply key stands in an envelope that was never accepted, or is forgotten: nobody to answer.
+                    _ => {
+                        self.shared.counters.strays.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "a message is no request"
+                );
+                self.shared
+                    .counters
+                    .unreadable
+                    .fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn envelope(&mut self, envelope: &VerifiedEnvelope) {
+        let now = self.shared.clock.now();
+        let surbs = Surbs::of(&envelope.surbs);
+        let offering = Arc::clone(&self.offering.borrow());
+        let free: Vec<_> = offering
+            .card
+            .offers
+            .iter()
+            .map(|offer| self.free(&offer.backend))
+            .collect();
+        let situation = Situation {
+            card: &offering.card,
+            honoured: &offering.honoured,
+            free: &free,
+            anonymous_active: self.shared.board.anonymous(),
+            draining: self.draining,
+        };
+        let is_full = self.tasks.len() >= MAX_TASKS || self.requests.len() >= MAX_REMEMBERED;
+        let is_new = !self.requests.contains_key(&envelope.grant.request);
+        let decision = if is_full && is_new {
+            self.admission.refuse(Reason::Busy)
+        } else {
+            let lease = LeaseId(rand::rng().random());
+            self.admission
+                .handle_envelope(now, &situation, envelope, lease)
+        };
+        match decision {
+            Decision::Accept(accepted) => self.accept(&offering, envelope, &accepted, surbs),
+            Decision::Again(lease) => self.tell(lease, ToLease::Repeated(surbs)),
+            Decision::Refuse(reason) => {
+                self.shared
+                    .refused
+                    .send_modify(|totals| totals.count(reason));
+                self.refuse(envelope, reason, surbs);
+            }
+        }
+    }
+
+    fn free(&self, backend: &BackendName) -> Resources {
+        self.backends
+            .get(backend)
+            .map_or(Resources::ZERO, |(_, total)| {
+                self.shared.board.free(backend, total)
+            })
+    }
+
+    fn accept(
+        &mut self,
+        offering: &Offering,
+        envelope: &VerifiedEnvelope,
+        accepted: &Accepted,
+        surbs: Surbs,
+    ) {
+        let grant = &envelope.grant;
+        let patience_s = self.shared.settings.provision_s.max(1);
+        let up_by = accepted.accepted_at.plus_s(patience_s);
+        let terms = Terms::new(accepted.accepted_at, up_by, accepted.valid_to)
+            .expect("a grant without a duration does not decode");
+        let core = Requested { terms }.reserve(accepted.lease);
+        let contract = Contract {
+            request: grant.request,
+            envelope: envelope.digest(),
+            holder: envelope.holder,
+            reply_key: envelope.reply_key,
+            reply_key_hash: envelope.reply_key_hash(),
+            offer: grant.offer,
+            ssh_key: envelope.ssh_key,
+            image: grant.image,
+            resources: grant.resources,
+            required: grant.required,
+            duration: grant.duration,
+            prices: offering.card.prices.clone(),
+            price: accepted.price,
+            relay_token: RelayToken(rand::rng().random()),
+            anonymous: accepted.anonymous,
+            forget_at: accepted.forget_at,
+            backend: offering.card.offers[accepted.offer].backend.clone(),
+        };
+        let record = LeaseRecord {
+            row: *core.row(),
+            contract,
+            instance: None,
+            refusal: None,
+            log_index: None,
+        };
+        self.shared.board.show(&record);
+        self.requests.insert(grant.request, accepted.lease);
+        self.spawn(core, record, surbs);
+    }
+
+    fn spawn(&mut self, core: Lease, record: LeaseRecord, surbs: Surbs) {
+        let (lease, request) = (record.row.lease(), record.contract.request);
+        let backend = self
+            .backends
+            .get(&record.contract.backend)
+            .map(|(b, _)| Arc::clone(b));
+        let (commands, waiting) = mpsc::channel(LEASE_QUEUE);
+        let task = LeaseTask::new(
+            Arc::clone(&self.shared),
+            core,
+            record,
+            backend,
+            waiting,
+            surbs,
+        );
+        self.slots.insert(lease, commands);
+        let handle = self.tasks.spawn(task.run());
+        self.running.insert(handle.id(), (lease, request));
+    }
+
+    /// Hands a message to the task of a lease, and wakes one for a lease that rests.
+    fn tell(&mut self, lease: LeaseId, message: ToLease) {
+        use mpsc::error::TrySendError;
+        if !self.slots.contains_key(&lease) {
+            self.wake(lease);
+        }
+        let Some(slot) = self.slots.get(&lease) else {
+            return;
+        };
+        match slot.try_send(message) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                self.shared.counters.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+            // The task is ending; its end wakes another one.
+            Err(TrySendError::Closed(message)) => {
+                self.late.insert(lease, message);
+            }
+        }
+    }
+
+    /// Starts a task for a lease from its record.
+    fn wake(&mut self, lease: LeaseId) {
+        if self.tasks.len() >= MAX_TASKS {
+            self.shared.counters.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        match self.shared.store.lease(lease) {
+            Ok(Some(record)) => {
+                let core = Lease::recover(record.row, self.shared.clock.now());
+                self.spawn(core, record, Surbs::default());
+            }
+            Ok(None) => {
+                self.shared.counters.strays.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => {
+                tracing::error!(%lease, error = &error as &dyn std::error::Error, "a lease cannot be read");
+            }
+        }
+    }
+
+    async fn ended(&mut self, ended: Result<(task::Id, Ended), task::JoinError>) {
+        let (id, ended) = match ended {
+            Ok((id, ended)) => (id, ended),
+            Err(error) => {
+                // The next round of reaping takes the lease up again from its record.
+                tracing::error!(%error, "the task of a lease panicked");
+                (error.id(), Ended::Rests)
+            }
+        };
+        let Some((lease, request)) = self.running.remove(&id) else {
+            return;
+        };
+        self.slots.remove(&lease);
+        match ended {
+            Ended::NeverBegan => {
+                // Its holder gets no answer: that needs the store as well. The same envelope may come again.
+                self.admission.revoke(&request);
+                self.requests.remove(&request);
+                self.shared.board.remove(lease);
+            }
+            Ended::Rests if !self.shared.board.has(lease) => {
+                let until = self
+                    .shared
+                    .clock
+                    .now()
+                    .plus_s(self.shared.settings.retention_s);
+                self.closed.entry(lease).or_insert((until, request));
+            }
+            Ended::Rests => {}
+        }
+        if let Some(message) = self.late.remove(&lease) {
+            self.tell(lease, message);
+        }
+    }
+
+    fn refuse(&self, envelope: &VerifiedEnvelope, reason: Reason, mut surbs: Surbs) {
+        let Ok(permit) = Arc::clone(&self.refusing).try_acquire_owned() else {
+            self.shared.counters.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let shared = Arc::clone(&self.shared);
+        let (expected, reply_key) = (envelope.expected_reply(), envelope.reply_key);
+        tokio::spawn(async move {
+            let to = Addressee {
+                expected,
+                reply_key: &reply_key,
+                counter: Counter(0),
+            };
+            surbs
+                .send(&shared, to, Body::Refusal(Refusal { reason }))
+                .await;
+            drop(permit);
+        });
+    }
+
+    /// Appends the totals of refusals of the period that ends now.
+    async fn write_totals(&mut self) {
+        let totals = self
+            .unwritten
+            .take()
+            .unwrap_or_else(|| self.admission.take_refused());
+        let hour = HourBucket::of(self.shared.clock.now());
+        let Some(entry) = RefusalEntry::of(hour, &totals) else {
+            return;
+        };
+        let record = LogRecord {
+            entry: Entry::Refusals(entry).encode(),
+            opening: None,
+        };
+        if let Err(error) = self.shared.store.append(vec![record], None).await {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "totals of refusals were not appended; they are tried again"
+            );
+            self.unwritten = Some(totals);
+        }
+    }
+
+    /// Compares what the backends have with what is open, beside everything else, and takes up leases that have no task.
+    fn reap(&mut self) {
+        for view in self.shared.board.views() {
+            if !self.slots.contains_key(&view.lease) {
+                self.wake(view.lease);
+            }
+        }
+        if !self.reaping.is_empty() {
+            return;
+        }
+        for (backend, _) in self.backends.values() {
+            let (shared, backend) = (Arc::clone(&self.shared), Arc::clone(backend));
+            self.reaping
+                .spawn(async move { books::reap(&shared, &backend).await });
+        }
+    }
+
+    async fn forget(&mut self) {
+        let now = self.shared.clock.now();
+        let over: Vec<_> = self
+            .closed
+            .iter()
+            .filter(|(lease, (until, _))| *until <= now && !self.slots.contains_key(*lease))
+            .map(|(lease, (_, request))| (*lease, *request))
+            .collect();
+        for (lease, request) in over {
+            if let Err(error) = self.shared.store.forget_lease(lease, request).await {
+                tracing::error!(%lease, error = &error as &dyn std::error::Error, "a closed lease was not forgotten");
+                return;
+            }
+            self.closed.remove(&lease);
+            self.requests.remove(&request);
+        }
+        let epoch = self.shared.epochs.oldest(now);
+        if let Err(error) = self.shared.store.forget_spent(u64::from(epoch.0)).await {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "spent SURBs were not forgotten"
+            );
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Withdraw(lease, done) => {
+                let is_open = self.shared.board.has(lease);
+                if is_open {
+                    self.tell(lease, ToLease::Withdraw);
+                }
+                // An operator that went away does not need the answer.
+                let _ = done.send(is_open);
+            }
+            Order::Draining(draining) => self.draining = draining,
+        }
+    }
+}
+
+/// What admission has to remember of a lease that was accepted in an earlier life.
+fn accepted_again(record: &LeaseRecord) -> Accepted {
+    let (contract, terms) = (&record.contract, record.row.terms());
+    Accepted {
+        lease: record.row.lease(),
+        request: contract.request,
+        envelope: contract.envelope,
+        offer: 0,
+        valid_to: terms.valid_to(),
+        price: contract.price,
+        anonymous: contract.anonymous,
+        accepted_at: terms.accepted_at(),
+        forget_at: contract.forget_at,
+    }
+}
+
+/// What admission has to remember of a request whose lease was lost: that it must not become another one.
+fn accepted_and_lost(request: RequestId, accepted: &store::Accepted) -> Accepted {
+    Accepted {
+        lease: accepted.lease,
+        request,
+        envelope: accepted.envelope,
+        offer: 0,
+        valid_to: UnixTime(0),
+        price: Money(0),
+        anonymous: false,
+        accepted_at: UnixTime(0),
+        forget_at: accepted.forget_at,
+    }
+}

@@ -1,0 +1,121 @@
+//! What the provider asks of the rest of the node: the time, a way for replies, relays.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use souk_crypto::{NodeId, UnixTime};
+use souk_market::units::RelayToken;
+use souk_sphinx::{Surb, message::Reply};
+
+use crate::{mix::Replier, net};
+
+/// Longest sleep between two looks at the clock of the wall, so that a clock that is set is noticed soon.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// The clock of the wall.
+#[async_trait]
+pub trait Clock: Send + Sync + 'static {
+    /// The time.
+    fn now(&self) -> UnixTime;
+
+    /// Returns once it is `at` or later.
+    async fn sleep_until(&self, at: UnixTime);
+}
+
+/// The clock of this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemClock;
+
+#[async_trait]
+impl Clock for SystemClock {
+    fn now(&self) -> UnixTime {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        UnixTime(since.map_or(0, |d| d.as_secs()))
+    }
+
+    async fn sleep_until(&self, at: UnixTime) {
+        while self.now() < at {
+            let left = Duration::from_secs(at.since_s(self.now()));
+            // A deadline in whole seconds comes up to a second early by this clock; the last look is then a short one.
+            tokio::time::sleep(left.min(LOOK).max(Duration::from_millis(100))).await;
+        }
+    }
+}
+
+/// Takes replies on their way.
+pub trait ReplySink: Send + Sync + 'static {
+    /// Sends a reply by a SURB that has been journalled as spent. It may get lost; the holder polls then.
+    ///
+    /// # Errors
+    /// Why it was not sent, for the log of the node.
+    fn reply(&self, surb: Surb, reply: &Reply) -> Result<(), String>;
+}
+
+impl ReplySink for Replier {
+    fn reply(&self, surb: Surb, reply: &Reply) -> Result<(), String> {
+        Self::reply(self, surb, reply).map_err(|e| e.to_string())
+    }
+}
+
+/// Lets requesters in through relays.
+#[async_trait]
+pub trait Relays: Send + Sync + 'static {
+    /// Lets the holder of a token in for a time; returns the relays that know it already.
+    async fn admit(&self, token: RelayToken, lifetime: Duration) -> Vec<NodeId>;
+
+    /// Lets nobody in by it any more.
+    fn dismiss(&self, token: RelayToken);
+}
+
+/// How long a receipt waits for the first relay to know its token.
+const RELAY_PATIENCE: Duration = Duration::from_secs(5);
+
+#[async_trait]
+impl Relays for net::RelayRegistrations {
+    async fn admit(&self, token: RelayToken, lifetime: Duration) -> Vec<NodeId> {
+        let token = net::RelayToken::from_bytes(token.0);
+        self.add_token(token.clone(), lifetime);
+        self.relays_with(&token, RELAY_PATIENCE).await
+    }
+
+    fn dismiss(&self, token: RelayToken) {
+        self.remove_token(&net::RelayToken::from_bytes(token.0));
+    }
+}
+
+/// How a provider does its work. Every value has a reason in `docs/provider.md`.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Between two checkpoints. Fixed, so that no checkpoint tells that a lease was closed just then; short, because the
+    /// holder of a closed lease waits for the next one.
+    pub checkpoint_period: Duration,
+    /// Between two entries with totals of refusals.
+    pub totals_period: Duration,
+    /// Between two readings of the meters of a lease.
+    pub sample_period: Duration,
+    /// Between two comparisons of what the backends have with what the journal knows.
+    pub reap_period: Duration,
+    /// How long an instance may take to come up.
+    pub provision_s: u64,
+    /// How long the statement of a closed lease can be fetched.
+    pub retention_s: u64,
+    /// The address of this host that direct leases are reached at; none refuses them.
+    pub direct: Option<IpAddr>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            checkpoint_period: Duration::from_secs(10),
+            totals_period: Duration::from_secs(3600),
+            sample_period: Duration::from_secs(10),
+            reap_period: Duration::from_secs(60),
+            provision_s: 60,
+            retention_s: 30 * 24 * 3600,
+            direct: None,
+        }
+    }
+}
