@@ -75,6 +75,23 @@ pub enum Mismatch {
     Policy,
 }
 
+impl Mismatch {
+    /// What is wrong with such a provider, for people.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Image => "without the image",
+            Self::Arch => "of another architecture",
+            Self::Size => "too small",
+            Self::Limits => "that do not enforce a required limit",
+            Self::SharedKernel => "with a shared kernel",
+            Self::Full => "full",
+            Self::Price => "too expensive",
+            Self::Policy => "that do not admit this request",
+        }
+    }
+}
+
 /// The candidates of a market, the cheapest and emptiest first; and why the other providers are none.
 #[must_use]
 pub fn candidates(market: &Market, wanted: &Wanted) -> (Vec<Candidate>, Vec<(NodeId, Mismatch)>) {

@@ -193,6 +193,11 @@ impl Gathering {
         Ok(())
     }
 
+    /// Every card that some set holds, whether enough entries showed it or not: who else could be asked.
+    pub fn opened(&self) -> impl Iterator<Item = &VerifiedCard> {
+        self.opened.values().map(|card| &**card)
+    }
+
     /// Compares the sets. A card is used when at least `quorum` of them hold it, byte for byte; where there
     /// are fewer sets than that, none is.
     #[must_use]

@@ -1,0 +1,344 @@
+//! Getting onto the network: the market, an entry that is kept for a while, a mailbox there, and a mix session.
+
+use std::{sync::Arc, time::Duration};
+
+use rand::{Rng as _, seq::SliceRandom as _};
+use souk_crypto::{NodeId, UnixTime};
+use souk_market::{
+    card::{Role, VerifiedCard},
+    quorum::Market,
+};
+use souk_sphinx::{
+    EpochClock, Frame, Hop, HopAddress, MixPublic, Session, Topology, delay::MixDelay,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{Client, MarketError, Progress, StateError, Watch, market, state::Home, unix_now};
+use crate::{
+    mix::{Messenger, MessengerParts},
+    net::{
+        self, Client as NetClient, ConnectError as PeerError, Mailbox, MailboxError, MailboxKey,
+        NodeAddress,
+    },
+};
+
+/// An entry is kept for so long: changing it often would show the requester to every entry in the end.
+const ENTRY_LIFE_S: u64 = 30 * 86_400;
+/// Entries that are tried before giving up.
+const ENTRY_ATTEMPTS: usize = 3;
+/// File of the chosen entry.
+const ENTRY: &str = "entry";
+/// The mailbox outlives the slowest exchange by far, and is forgotten soon after the process ends.
+const MAILBOX_LIFE: Duration = Duration::from_secs(3600);
+/// Packets that the mailbox holds: acknowledgements and replies of a few leases.
+const MAILBOX_QUOTA: u16 = 128;
+/// How long one collection waits for mail.
+const COLLECT_WAIT: Duration = Duration::from_secs(20);
+/// Frames between mailbox and session; the session is quick, so this is one batch and some room.
+const FRAME_QUEUE: usize = 32;
+/// Attempts to open the mailbox anew after its stream broke.
+const REOPEN_ATTEMPTS: u32 = 5;
+
+/// A client on the network. Dropping it ends the session; what it knows of leases is in the client's folder.
+#[derive(Debug)]
+pub struct Connected {
+    pub(super) client: Client,
+    pub(super) market: Arc<Market>,
+    pub(super) messenger: Messenger,
+    entry: NodeId,
+    _stop: DropGuard,
+}
+
+/// Why a client did not get onto the network.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Its folder.
+    #[error("the client's folder cannot be used")]
+    State(#[from] StateError),
+    /// The market.
+    #[error("the market could not be taken")]
+    Market(#[from] MarketError),
+    /// No card can be an entry.
+    #[error("none of the {cards} cards is an entry with a mix key for epoch {epoch}")]
+    NoEntry {
+        /// Cards of the market.
+        cards: usize,
+        /// The epoch.
+        epoch: u32,
+    },
+    /// An entry that was tried last was not reached.
+    #[error("no entry could be reached")]
+    Entry(#[source] PeerError),
+    /// The entry that was tried last gave no mailbox.
+    #[error("no entry gave a mailbox")]
+    Mailbox(#[source] MailboxError),
+}
+
+/// The entry that was chosen, and when.
+#[derive(Clone, Debug)]
+pub(super) struct KeptEntry {
+    pub(super) address: NodeAddress,
+    since: UnixTime,
+}
+
+impl Connected {
+    pub(super) async fn new(client: Client, watch: Watch<'_>) -> Result<Self, ConnectError> {
+        let net = NetClient::start(&client.net_config());
+        let market = Arc::new(market::gather(&net, &client.config, watch).await?);
+        let clock = EpochClock::of(&client.config.params);
+        let topology = topology(&market, &clock, unix_now());
+
+        let (entry, card, mailbox, key) = open_entry(&client, &net, &market, &topology).await?;
+        watch(Progress::Entry { node: entry });
+        net.links()
+            .set_links(vec![(entry, market::addresses(&card))]);
+
+        let delay = MixDelay::of(&client.config.params);
+        let session = Session::new(hop(&entry), key.address(), delay, &mut rand::rng());
+        let (frames, collected) = mpsc::channel(FRAME_QUEUE);
+        let (new_topology, topology) = watch::channel(Arc::new(topology));
+        let messenger = Messenger::start(MessengerParts {
+            session,
+            links: Arc::new(net.links().clone()),
+            frames: collected,
+            topology,
+            clock,
+        });
+        let stop = CancellationToken::new();
+        let collector = Collector {
+            net,
+            entry,
+            key,
+            market: Arc::clone(&market),
+            clock,
+            frames,
+            topology: new_topology,
+        };
+        tokio::spawn(
+            stop.clone()
+                .run_until_cancelled_owned(collector.run(mailbox)),
+        );
+        Ok(Self {
+            client,
+            market,
+            messenger,
+            entry,
+            _stop: stop.drop_guard(),
+        })
+    }
+
+    /// What may be rented, and who mixes.
+    #[must_use]
+    pub fn market(&self) -> &Market {
+        &self.market
+    }
+
+    /// The node through which this client sends and receives.
+    #[must_use]
+    pub fn entry(&self) -> NodeId {
+        self.entry
+    }
+
+    /// Packets that were changed on their way to the mailbox; many of them speak against the entry.
+    #[must_use]
+    pub fn tampered(&self) -> u64 {
+        self.messenger.tampered()
+    }
+}
+
+/// A node's address in the mix is its id.
+pub(super) fn hop(node: &NodeId) -> HopAddress {
+    HopAddress(*node.as_bytes())
+}
+
+/// The entry on record, if there is one.
+pub(super) fn kept_entry(home: &Home) -> Result<Option<KeptEntry>, StateError> {
+    let Some(text) = home.read_text(ENTRY)? else {
+        return Ok(None);
+    };
+    let parse = |text: &str| {
+        let (address, since) = text.trim_end().split_once(' ')?;
+        Some(KeptEntry {
+            address: address.parse().ok()?,
+            since: UnixTime(since.parse().ok()?),
+        })
+    };
+    // A record that does not read is no reason to fail: another entry is chosen.
+    Ok(parse(&text))
+}
+
+/// Every node that has a mix key for the epoch that is built for now.
+fn topology(market: &Market, clock: &EpochClock, now: UnixTime) -> Topology {
+    let epoch = clock.sending(now);
+    let node = |card: &VerifiedCard| {
+        let key = card.sub_keys().mix_key(epoch.0)?;
+        // A weak key is the fault of its node, which then carries nothing.
+        let key = MixPublic::from_bytes(*key.key.as_bytes()).ok()?;
+        Some(Hop {
+            address: hop(&card.node),
+            key,
+        })
+    };
+    Topology::new(
+        epoch,
+        market.cards.iter().filter_map(|listed| node(&listed.card)),
+    )
+}
+
+/// Opens a mailbox at the kept entry, or at a new one.
+async fn open_entry(
+    client: &Client,
+    net: &NetClient,
+    market: &Market,
+    topology: &Topology,
+) -> Result<(NodeId, Arc<VerifiedCard>, Mailbox, MailboxKey), ConnectError> {
+    let now = unix_now();
+    let kept = kept_entry(&client.home)?.filter(|kept| now.since_s(kept.since) < ENTRY_LIFE_S);
+    let kept = kept.map(|kept| kept.address.node());
+    let candidates = candidates(market, topology, kept);
+    let mut error = ConnectError::NoEntry {
+        cards: market.cards.len(),
+        epoch: topology.epoch().0,
+    };
+    for card in candidates.into_iter().take(ENTRY_ATTEMPTS) {
+        let node = card.node;
+        match open_at(net, &card).await {
+            Ok((mailbox, key)) => {
+                if kept != Some(node) {
+                    keep(&client.home, &card, now)?;
+                }
+                return Ok((node, card, mailbox, key));
+            }
+            Err(failed) => error = failed,
+        }
+    }
+    Err(error)
+}
+
+/// Entries in the order in which they are tried: the kept one, then others at random. One that is also a provider comes
+/// last, because nobody can rent from the own entry.
+fn candidates(
+    market: &Market,
+    topology: &Topology,
+    kept: Option<NodeId>,
+) -> Vec<Arc<VerifiedCard>> {
+    let usable = |card: &&Arc<VerifiedCard>| {
+        card.has_role(Role::Entry)
+            && !card.addresses.is_empty()
+            && topology.node(hop(&card.node)).is_some()
+    };
+    let cards = market.cards.iter().map(|listed| &listed.card);
+    let mut found: Vec<_> = cards.filter(usable).cloned().collect();
+    found.shuffle(&mut rand::rng());
+    found.sort_by_key(|card| (Some(card.node) != kept, card.has_role(Role::Provider)));
+    found
+}
+
+async fn open_at(
+    net: &NetClient,
+    card: &VerifiedCard,
+) -> Result<(Mailbox, MailboxKey), ConnectError> {
+    let peers = net.peers();
+    peers
+        .connect(card.node, &market::addresses(card))
+        .await
+        .map_err(ConnectError::Entry)?;
+    let mut bytes = [0; 32];
+    rand::rng().fill_bytes(&mut bytes);
+    let key = MailboxKey::from_bytes(bytes);
+    let mailbox = peers
+        .open_mailbox(card.node, key.clone(), MAILBOX_LIFE, MAILBOX_QUOTA)
+        .await
+        .map_err(ConnectError::Mailbox)?;
+    Ok((mailbox, key))
+}
+
+fn keep(home: &Home, card: &VerifiedCard, now: UnixTime) -> Result<(), StateError> {
+    let addresses = market::addresses(card);
+    let address = addresses
+        .into_iter()
+        .find_map(|a| NodeAddress::new(card.node, a).ok());
+    match address {
+        Some(address) => home.write_text(ENTRY, &format!("{address} {now}\n")),
+        // Without an address that can be written it is chosen anew next time.
+        None => Ok(()),
+    }
+}
+
+/// Empties the mailbox into the session, and renews what the session knows when an epoch changes.
+struct Collector {
+    net: NetClient,
+    entry: NodeId,
+    key: MailboxKey,
+    market: Arc<Market>,
+    clock: EpochClock,
+    frames: mpsc::Sender<Frame>,
+    topology: watch::Sender<Arc<Topology>>,
+}
+
+impl Collector {
+    async fn run(self, mut mailbox: Mailbox) {
+        let mut broken = 0;
+        loop {
+            self.renew_topology();
+            match mailbox.collect(COLLECT_WAIT).await {
+                Ok(frames) => {
+                    broken = 0;
+                    for frame in frames {
+                        if self.frames.send(frame).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                Err(error) if broken < REOPEN_ATTEMPTS => {
+                    tracing::debug!(%error, "the mailbox is opened anew");
+                    broken += 1;
+                    tokio::time::sleep(Duration::from_millis(200) * broken).await;
+                    if let Ok(reopened) = self.reopen().await {
+                        mailbox = reopened;
+                    }
+                }
+                Err(error) => {
+                    // Ends the session with the frames: who waits for a reply learns it.
+                    tracing::warn!(%error, "the entry is lost");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn reopen(&self) -> Result<Mailbox, ConnectError> {
+        let peers = self.net.peers();
+        let addresses = self
+            .market
+            .card(&self.entry)
+            .map(|l| market::addresses(&l.card));
+        peers
+            .connect(self.entry, &addresses.unwrap_or_default())
+            .await
+            .map_err(ConnectError::Entry)?;
+        peers
+            .open_mailbox(self.entry, self.key.clone(), MAILBOX_LIFE, MAILBOX_QUOTA)
+            .await
+            .map_err(ConnectError::Mailbox)
+    }
+
+    fn renew_topology(&self) {
+        let now = unix_now();
+        if self.topology.borrow().epoch() != self.clock.sending(now) {
+            self.topology
+                .send_replace(Arc::new(topology(&self.market, &self.clock, now)));
+        }
+    }
+}
+
+/// Private addresses pass where the network is for tests.
+impl Client {
+    pub(super) fn net_config(&self) -> net::ClientConfig {
+        net::ClientConfig {
+            network: self.config.network.clone(),
+            allow_private_addresses: self.config.params.is_test(),
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! A lease as its holder knows it: what was sent, what was answered, and how to get in.
+
+use std::{fmt, path::PathBuf};
+
+use souk_crypto::{
+    HolderKey, NetworkId, NodeId, ReplyKey, UnixTime, Verified, keyfile,
+    sign::{self, OpenError},
+};
+use souk_market::{
+    card::VerifiedCard,
+    envelope::VerifiedEnvelope,
+    refusal::Reason,
+    reply::{Body, Endpoint, Receipt, Reply},
+    units::{Counter, LeaseId, RelayToken},
+};
+
+use super::{
+    proof::{ProvenStatement, verify_statement},
+    state::{LeaseFolder, StateError},
+};
+use crate::net::NodeAddress;
+
+pub(super) const CARD: &str = "card";
+pub(super) const ENVELOPE: &str = "envelope";
+pub(super) const COUNTER: &str = "counter";
+pub(super) const RECEIPT: &str = "receipt";
+pub(super) const REFUSAL: &str = "refusal";
+pub(super) const STATEMENT: &str = "statement";
+pub(super) const RELAYS: &str = "relays";
+pub(super) const HOLDER_KEY: &str = "holder.key";
+pub(super) const REPLY_KEY: &str = "reply.key";
+pub(super) const SSH_KEY: &str = "ssh_key";
+pub(super) const KNOWN_HOSTS: &str = "known_hosts";
+pub(super) const SSH_CONFIG: &str = "ssh_config";
+
+/// Where a lease stands, as far as its holder knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The request is stored and may have left; no answer came yet. Resume it: nothing can start twice.
+    Requested,
+    /// The request was not answered, and by now it cannot be accepted any more.
+    Lapsed,
+    /// The provider said no.
+    Refused(Reason),
+    /// There is a receipt, and its time is not over.
+    Active,
+    /// Its time is over; the final statement has not come yet.
+    Ended,
+    /// The final statement is here and proven.
+    Closed,
+}
+
+impl Stage {
+    /// The word that people and `--json` see.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::Lapsed => "lapsed",
+            Self::Refused(_) => "refused",
+            Self::Active => "active",
+            Self::Ended => "ended",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// A lease.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    pub(super) folder: LeaseFolder,
+    pub(super) network: NetworkId,
+    pub(super) card: VerifiedCard,
+    pub(super) envelope: VerifiedEnvelope,
+    pub(super) receipt: Option<Receipt>,
+    pub(super) refusal: Option<Reason>,
+    pub(super) statement: Option<ProvenStatement>,
+}
+
+/// How to reach an instance over a relay.
+#[derive(Clone)]
+pub struct RelayWay {
+    /// The relay.
+    pub relay: NodeAddress,
+    /// The provider behind it.
+    pub provider: NodeId,
+    /// What the relay asks for.
+    pub token: RelayToken,
+}
+
+impl fmt::Debug for RelayWay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RelayWay")
+            .field("provider", &self.provider)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Lease {
+    /// Reads a lease, and verifies everything in it again.
+    pub(super) fn load(folder: LeaseFolder, network: &NetworkId) -> Result<Self, StateError> {
+        let required = |name: &str| {
+            folder
+                .read(name)?
+                .ok_or_else(|| folder.damaged(name, &"there is no such file"))
+        };
+        let card = VerifiedCard::open(&required(CARD)?, network, |_| None)
+            .map_err(|e| folder.damaged(CARD, &e))?;
+        let envelope = VerifiedEnvelope::open(&required(ENVELOPE)?, network)
+            .map_err(|e| folder.damaged(ENVELOPE, &e))?;
+        if envelope.grant.offer != card.digest() || envelope.grant.provider != card.node {
+            return Err(folder.damaged(CARD, &"not the card that the envelope accepts"));
+        }
+        let mut lease = Self {
+            folder,
+            network: network.clone(),
+            card,
+            envelope,
+            receipt: None,
+            refusal: None,
+            statement: None,
+        };
+        for name in [RECEIPT, REFUSAL, STATEMENT] {
+            if let Some(bytes) = lease.folder.read(name)? {
+                let damaged = |e: &dyn fmt::Display| lease.folder.damaged(name, &e.to_string());
+                let reply = lease.open_stored(&bytes).map_err(|e| damaged(&e))?;
+                lease
+                    .take(&reply)
+                    .map_err(|e| lease.folder.damaged(name, &e))?;
+            }
+        }
+        Ok(lease)
+    }
+
+    /// The name of the lease in the client's folder, known before the provider has named it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.folder.name()
+    }
+
+    /// The provider's name for the lease, once there is a receipt.
+    #[must_use]
+    pub fn id(&self) -> Option<LeaseId> {
+        self.receipt.as_ref().map(|receipt| receipt.lease)
+    }
+
+    /// The name for `ssh`.
+    #[must_use]
+    pub fn ssh_alias(&self) -> Option<String> {
+        self.id().map(|id| format!("souk-{}", &id.to_string()[..8]))
+    }
+
+    /// The fragment for `ssh -F`.
+    #[must_use]
+    pub fn ssh_config(&self) -> PathBuf {
+        self.folder.file(SSH_CONFIG)
+    }
+
+    /// Who carries it.
+    #[must_use]
+    pub fn provider(&self) -> NodeId {
+        self.card.node
+    }
+
+    /// The card whose offer was accepted.
+    #[must_use]
+    pub fn card(&self) -> &VerifiedCard {
+        &self.card
+    }
+
+    /// What was asked for.
+    #[must_use]
+    pub fn envelope(&self) -> &VerifiedEnvelope {
+        &self.envelope
+    }
+
+    /// What was promised.
+    #[must_use]
+    pub fn receipt(&self) -> Option<&Receipt> {
+        self.receipt.as_ref()
+    }
+
+    /// The final account, proven to be in the provider's log.
+    #[must_use]
+    pub fn statement(&self) -> Option<&ProvenStatement> {
+        self.statement.as_ref()
+    }
+
+    /// Where the lease stands at `now`.
+    #[must_use]
+    pub fn stage(&self, now: UnixTime) -> Stage {
+        if self.statement.is_some() {
+            return Stage::Closed;
+        }
+        if let Some(reason) = self.refusal {
+            return Stage::Refused(reason);
+        }
+        match &self.receipt {
+            Some(receipt) if now < receipt.valid_to => Stage::Active,
+            Some(_) => Stage::Ended,
+            None if now
+                < self
+                    .envelope
+                    .grant
+                    .accept_by
+                    .plus_s(souk_crypto::MAX_SKEW_S) =>
+            {
+                Stage::Requested
+            }
+            None => Stage::Lapsed,
+        }
+    }
+
+    /// The ways over relays, in the order of preference; none that goes over `entry`.
+    pub(super) fn relay_ways(&self, entry: Option<NodeId>) -> Result<Vec<RelayWay>, StateError> {
+        let text = self.folder.read(RELAYS)?.unwrap_or_default();
+        let text = String::from_utf8(text).map_err(|e| self.folder.damaged(RELAYS, &e))?;
+        let mut ways = Vec::new();
+        for line in text.lines() {
+            let relay: NodeAddress = line.parse().map_err(|e| self.folder.damaged(RELAYS, &e))?;
+            let token = self.endpoints().find_map(|endpoint| match endpoint {
+                Endpoint::Relay { relay: node, token } if *node == relay.node() => Some(*token),
+                _ => None,
+            });
+            if let Some(token) = token
+                && Some(relay.node()) != entry
+                && relay.node() != self.provider()
+            {
+                ways.push(RelayWay {
+                    relay,
+                    provider: self.provider(),
+                    token,
+                });
+            }
+        }
+        Ok(ways)
+    }
+
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        self.receipt
+            .iter()
+            .flat_map(|receipt| receipt.endpoints.iter())
+    }
+
+    pub(super) fn holder_key(&self) -> Result<HolderKey, StateError> {
+        Ok(keyfile::load(&self.folder.file(HOLDER_KEY))?)
+    }
+
+    pub(super) fn reply_key(&self) -> Result<ReplyKey, StateError> {
+        Ok(keyfile::load(&self.folder.file(REPLY_KEY))?)
+    }
+
+    /// The next counter; it is on the disk before it is returned, so none is ever used twice.
+    pub(super) fn next_counter(&self) -> Result<Counter, StateError> {
+        let last: u64 = self.folder.parse(COUNTER)?.unwrap_or(0);
+        let next = last + 1;
+        self.folder.write(COUNTER, next.to_string().as_bytes())?;
+        Ok(Counter(next))
+    }
+
+    /// Stores an answer and takes it up; where the answer changes nothing, nothing is written.
+    pub(super) fn record(&mut self, reply: &Verified<Reply>) -> Result<(), RecordError> {
+        let name = match &reply.body {
+            Body::Receipt(_) => RECEIPT,
+            Body::Refusal(_) if self.receipt.is_none() => REFUSAL,
+            Body::Statement(_) => STATEMENT,
+            Body::Refusal(_) | Body::Status(_) => return Ok(()),
+        };
+        self.take(reply).map_err(RecordError::Statement)?;
+        self.folder.write(name, reply.signed().as_bytes())?;
+        Ok(())
+    }
+
+    fn open_stored(&self, bytes: &[u8]) -> Result<Verified<Reply>, StoredError> {
+        let reply: Verified<Reply> = sign::open(bytes, &self.network).map_err(StoredError::Open)?;
+        self.envelope
+            .expected_reply()
+            .check(&reply)
+            .map_err(StoredError::Binding)?;
+        Ok(reply)
+    }
+
+    fn take(&mut self, reply: &Reply) -> Result<(), super::proof::StatementError> {
+        match &reply.body {
+            Body::Receipt(receipt) => self.receipt = Some(receipt.clone()),
+            Body::Refusal(refusal) => self.refusal = Some(refusal.reason),
+            Body::Status(_) => {}
+            Body::Statement(claimed) => {
+                let lease = self.id().unwrap_or(claimed.lease);
+                let log_key = self.card.sub_keys().log_key.as_ref();
+                let provider = self.provider();
+                let proven = verify_statement(&self.network, &provider, log_key, lease, claimed)?;
+                self.statement = Some(proven);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why an answer could not be taken up.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// It could not be stored.
+    #[error("the answer could not be stored")]
+    State(#[from] StateError),
+    /// It is a final statement that is not proven.
+    #[error("the provider sent a final statement that does not hold")]
+    Statement(#[source] super::proof::StatementError),
+}
+
+#[derive(Debug, thiserror::Error)]
+enum StoredError {
+    #[error("the reply does not open: {0}")]
+    Open(OpenError),
+    #[error("the reply is bound to another {0}")]
+    Binding(&'static str),
+}

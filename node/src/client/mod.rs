@@ -1,0 +1,285 @@
+//! The requester's client: finds a provider, rents, gets in, ends, and checks the account. It has no daemon.
+//!
+//! ```text
+//!  Client (a folder) ── connect ─► Connected (market, entry, mix session) ── rent ─► Lease
+//!    │ leases, find                    │ resume, poll, end                            │
+//!    └ relay_stream ◄── ssh's ProxyCommand                                            └─► ssh files, proven statement
+//!
+//!  rent:  keys and envelope on disk ─► envelope over the mix ─► receipt by SURB
+//!             killed here or later: resume polls, and sends the very same envelope where the provider never saw it
+//! ```
+//!
+//! What ties two leases together stays out: keys are drawn for each lease, the network identity for each process, the
+//! mailbox for each session. What lasts is the chosen entry, because a new one each time would show the requester to
+//! everybody in the end.
+//!
+//! Threats: entries that show a requester a market of its own (a quorum of them must agree), a provider or relay that
+//! learns who rents (the mix, and a relay that is neither entry nor provider), replies that were made for somebody
+//! else (bound to the envelope), a crash that starts a lease twice (the same envelope is the same lease).
+
+mod connect;
+mod lease;
+mod market;
+mod proof;
+mod rent;
+mod ssh;
+mod state;
+mod talk;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use souk_crypto::{HolderKey, HolderPublicKey, NetworkId, NetworkParams, NodeId, UnixTime};
+
+use crate::net::{self, NodeAddress, RelayConnectError, RelayStream};
+
+pub use connect::{ConnectError, Connected};
+pub use lease::{Lease, RecordError, RelayWay, Stage};
+pub use market::{EntryFailure, MarketError};
+pub use proof::{ProvenStatement, StatementError, verify_statement};
+pub use rent::{RentError, RentRequest, VoucherFile};
+pub use state::{MAX_LEASES, StateError};
+pub use talk::{Ended, TalkError};
+
+/// What a client is built from.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// The network.
+    pub network: NetworkId,
+    /// Its parameters.
+    pub params: NetworkParams,
+    /// Nodes to ask first for their card sets; more are found in those.
+    pub entries: Vec<NodeAddress>,
+    /// How many card sets are compared, at most [`souk_market::quorum::MAX_ENTRIES`]. Default 3.
+    pub entries_asked: usize,
+    /// How many of them must show a card. Default 2.
+    pub quorum: usize,
+    /// This program, for the `ProxyCommand` of `ssh`.
+    pub souk: PathBuf,
+}
+
+impl ClientConfig {
+    /// Three card sets compared, of which two must agree.
+    #[must_use]
+    pub fn new(
+        network: NetworkId,
+        params: NetworkParams,
+        entries: Vec<NodeAddress>,
+        souk: PathBuf,
+    ) -> Self {
+        Self {
+            network,
+            params,
+            entries,
+            entries_asked: 3,
+            quorum: 2,
+            souk,
+        }
+    }
+}
+
+/// What a long step is doing now, for who watches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Card sets are being taken.
+    AskingEntries {
+        /// From so many nodes.
+        entries: usize,
+    },
+    /// The market is known.
+    Market {
+        /// Cards that a quorum showed.
+        cards: usize,
+        /// Whether all entries showed the same set.
+        unanimous: bool,
+        /// Entries whose sets were compared.
+        entries: usize,
+    },
+    /// The mailbox at the entry is open.
+    Entry {
+        /// The entry.
+        node: NodeId,
+    },
+    /// A provider was chosen.
+    Provider {
+        /// The provider.
+        node: NodeId,
+        /// How many others would have done.
+        others: usize,
+    },
+    /// Proof of work is being done.
+    Working {
+        /// Leading zero bits that are asked for.
+        bits: u8,
+    },
+    /// Keys and envelope are on the disk.
+    Stored {
+        /// The name of the lease here.
+        name: String,
+    },
+    /// The request leaves.
+    Sending {
+        /// Bytes of the sealed request.
+        bytes: usize,
+    },
+    /// The provider has all of it.
+    Delivered,
+    /// The provider has not answered yet and is asked again.
+    Polling {
+        /// For the how-many-th time.
+        attempt: u32,
+    },
+    /// The provider said no, and another one is tried.
+    Refused {
+        /// Why.
+        reason: souk_market::refusal::Reason,
+    },
+    /// An answer came.
+    Answered {
+        /// Bytes of the sealed answer; always the same.
+        bytes: usize,
+    },
+}
+
+/// A watcher of [`Progress`].
+pub type Watch<'w> = &'w mut (dyn FnMut(Progress) + Send);
+
+/// A requester's folder.
+#[derive(Clone, Debug)]
+pub struct Client {
+    home: state::Home,
+    config: ClientConfig,
+}
+
+/// Why an instance could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ReachError {
+    /// The client's folder.
+    #[error("the lease could not be read")]
+    State(#[from] StateError),
+    /// The receipt names no relay that is neither entry nor provider.
+    #[error(
+        "no relay of the receipt is usable: each is the entry of this client; rent again, or --direct"
+    )]
+    NoRelay,
+    /// No relay let us through.
+    #[error("no relay leads to the instance")]
+    Relay(#[source] RelayConnectError),
+}
+
+impl Client {
+    /// Opens the folder of a client, making it where there is none.
+    ///
+    /// # Errors
+    /// [`StateError`] where the folder cannot be used, or others have access to it.
+    pub fn open(home: &Path, config: ClientConfig) -> Result<Self, StateError> {
+        let home = state::Home::open(home)?;
+        if !ssh::is_quotable(&config.souk) {
+            return Err(StateError::Path { path: config.souk });
+        }
+        Ok(Self { home, config })
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// All leases, the youngest last. A damaged one fails alone.
+    ///
+    /// # Errors
+    /// [`StateError`] where the folder cannot be listed.
+    pub fn leases(&self) -> Result<Vec<Result<Lease, StateError>>, StateError> {
+        let folders = self.home.leases()?;
+        let mut leases: Vec<_> = folders
+            .into_iter()
+            .map(|folder| Lease::load(folder, &self.config.network))
+            .collect();
+        let age = |lease: &Result<Lease, StateError>| {
+            lease
+                .as_ref()
+                .map_or(UnixTime(0), |lease| lease.envelope().grant.accept_by)
+        };
+        leases.sort_by_key(age);
+        Ok(leases)
+    }
+
+    /// The one lease whose id, name or `ssh` alias begins with `name`.
+    ///
+    /// # Errors
+    /// [`StateError::Name`] where there is none, or more than one.
+    pub fn find(&self, name: &str) -> Result<Lease, StateError> {
+        let wanted = name.strip_prefix("souk-").unwrap_or(name);
+        let matches = |lease: &Lease| {
+            let id = lease
+                .id()
+                .is_some_and(|id| id.to_string().starts_with(wanted));
+            id || lease.name().starts_with(wanted)
+        };
+        let mut found: Vec<_> = self
+            .leases()?
+            .into_iter()
+            .flatten()
+            .filter(matches)
+            .collect();
+        match found.pop() {
+            Some(lease) if found.is_empty() && !wanted.is_empty() => Ok(lease),
+            last => {
+                let found = found.len() + usize::from(last.is_some());
+                Err(StateError::Name {
+                    name: name.to_owned(),
+                    found,
+                })
+            }
+        }
+    }
+
+    /// Takes the market, chooses an entry and opens a mix session through it.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn connect(&self, watch: Watch<'_>) -> Result<Connected, ConnectError> {
+        Connected::new(self.clone(), watch).await
+    }
+
+    /// Opens a stream to the SSH server of a lease over a relay that is neither this client's entry nor the provider,
+    /// with a network identity that is made for this stream alone.
+    ///
+    /// # Errors
+    /// [`ReachError`].
+    pub async fn relay_stream(&self, lease: &Lease) -> Result<RelayStream, ReachError> {
+        let entry = connect::kept_entry(&self.home)?.map(|kept| kept.address.node());
+        let config = self.net_config();
+        let mut outcome = ReachError::NoRelay;
+        for way in lease.relay_ways(entry)? {
+            let token = net::RelayToken::from_bytes(way.token.0);
+            match net::connect_via(&config, &way.relay, way.provider, &token).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => outcome = ReachError::Relay(error),
+            }
+        }
+        Err(outcome)
+    }
+}
+
+/// A key for a voucher: its holder draws it, an issuer signs for its public half, and it is used for one lease.
+#[must_use]
+pub fn draw_holder() -> (HolderKey, HolderPublicKey) {
+    let key = HolderKey::generate(&mut rand::rng());
+    let public = key.public();
+    (key, public)
+}
+
+/// The wall clock.
+fn unix_now() -> UnixTime {
+    // A clock before 1970 is as wrong as any other: every card then begins in the future, which is what is said.
+    UnixTime(
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO)
+            .as_secs(),
+    )
+}

@@ -1,0 +1,464 @@
+//! Renting: choose, store, send, and wait for the receipt.
+
+use rand::{RngExt as _, seq::SliceRandom as _};
+use souk_crypto::{HolderKey, IssuerPublicKey, NodeId, ReplyKey, Verified, keyfile, sign};
+use souk_market::{
+    card::is_public,
+    envelope::{
+        Envelope, EnvelopeError, Grant, MAX_SURBS, Typed, VerifiedEnvelope, Voucher, accept_by,
+    },
+    matching::{Candidate, Mismatch, Wanted, candidates},
+    refusal::Reason,
+    reply::{Body, Endpoint, Receipt, Refusal},
+    request::Action,
+    sealed::{SealRequestError, seal_envelope},
+    units::{Money, RequestId},
+    work,
+};
+
+use super::{
+    Connected, Lease, Progress, Stage, StateError, Watch,
+    lease::{CARD, ENVELOPE, HOLDER_KEY, KNOWN_HOSTS, RELAYS, REPLY_KEY, SSH_CONFIG, SSH_KEY},
+    market, ssh,
+    state::LeaseFolder,
+    talk::TalkError,
+    unix_now,
+};
+use crate::{mix::Replies, net::NodeAddress};
+
+/// SURBs in an envelope: the receipt, a status before it, and one of each to be lost.
+const ENVELOPE_SURBS: usize = 4;
+/// Envelopes and polls that are sent before a receipt is given up for now.
+const RECEIPT_ATTEMPTS: u32 = 12;
+/// Providers that are asked one after the other when they have no room.
+const PROVIDER_ATTEMPTS: usize = 3;
+/// How long a request may take to arrive, at least.
+const PATIENCE_S: u64 = 600;
+
+/// File that tells the way that was chosen, and what stands in it.
+const WAY: &str = "way";
+const DIRECT: &str = "direct";
+const OVER_RELAY: &str = "relay";
+
+const _: () = assert!(ENVELOPE_SURBS <= MAX_SURBS);
+const _: () = assert!(souk_sphinx::surb::SURB_LEN == souk_market::envelope::SURB_LEN);
+
+/// What is to be rented.
+#[derive(Debug)]
+pub struct RentRequest {
+    /// The machine, the time and the price.
+    pub wanted: Wanted,
+    /// A voucher, where somebody vouches for the requester.
+    pub voucher: Option<VoucherFile>,
+    /// Reach the instance straight at the provider, who then sees the requester's address.
+    pub direct: bool,
+}
+
+/// A voucher with the key it was issued for.
+#[derive(Clone, Debug)]
+pub struct VoucherFile {
+    holder: HolderKey,
+    voucher: Verified<Voucher>,
+}
+
+/// Why nothing was rented.
+#[derive(Debug, thiserror::Error)]
+pub enum RentError {
+    /// No provider of the market fits.
+    #[error("no provider fits{}", why_not(.others))]
+    NoMatch {
+        /// Why each provider does not.
+        others: Vec<(NodeId, Mismatch)>,
+    },
+    /// The provider said no.
+    #[error("the provider refused: {}", .reason.advice())]
+    Refused {
+        /// Why.
+        reason: Reason,
+        /// The lease that was refused.
+        lease: Box<Lease>,
+    },
+    /// The voucher does not open, or was issued for another key.
+    #[error("the voucher is not good for this key")]
+    Voucher,
+    /// The voucher was used for a lease before; its key is good for one.
+    #[error("the voucher was used at this provider before: resume lease {name}")]
+    VoucherUsed {
+        /// The lease.
+        name: String,
+    },
+    /// The lease could not be stored, so nothing was sent.
+    #[error("the lease could not be stored")]
+    State(#[from] StateError),
+    /// The envelope could not be made.
+    #[error("the envelope could not be made")]
+    Envelope(#[source] EnvelopeError),
+    /// The envelope could not be sealed.
+    #[error("the request could not be sealed")]
+    Seal(#[source] SealRequestError),
+    /// The provider could not be talked to. The lease may run all the same: resume it.
+    #[error("the provider could not be asked")]
+    Talk(#[source] TalkError),
+    /// No receipt came. The lease may run all the same: resume it.
+    #[error("no receipt came for {name}; it may run all the same: resume it")]
+    NoReceipt {
+        /// The lease.
+        name: String,
+    },
+    /// The provider never saw the request, and it is too late for it.
+    #[error("the request {name} never arrived and is too old to be sent again: rent again")]
+    Lapsed {
+        /// The lease.
+        name: String,
+    },
+    /// The lease runs, but there is no way to it.
+    #[error(
+        "lease {name} runs, but its receipt has no {}: end it and rent again",
+        if *.direct { "address" } else { "relay besides the entry of this client" }
+    )]
+    Unreachable {
+        /// The lease.
+        name: String,
+        /// Whether the direct way was asked for.
+        direct: bool,
+    },
+}
+
+impl VoucherFile {
+    /// Takes a signed voucher and the key it was issued for.
+    ///
+    /// # Errors
+    /// [`RentError::Voucher`] where they do not belong together.
+    pub fn new(
+        holder: HolderKey,
+        signed: &[u8],
+        network: &souk_crypto::NetworkId,
+    ) -> Result<Self, RentError> {
+        let voucher: Verified<Voucher> =
+            sign::open(signed, network).map_err(|_| RentError::Voucher)?;
+        if voucher.holder == holder.public() && *voucher.signer() == voucher.issuer {
+            Ok(Self { holder, voucher })
+        } else {
+            Err(RentError::Voucher)
+        }
+    }
+
+    /// Who vouches.
+    #[must_use]
+    pub fn issuer(&self) -> IssuerPublicKey {
+        self.voucher.issuer
+    }
+}
+
+impl Connected {
+    /// Rents a machine. Where a provider has no room after all, the next one is asked.
+    ///
+    /// Everything that a lease needs is on the disk before its envelope leaves: whoever is killed here resumes with
+    /// [`Connected::resume`].
+    ///
+    /// # Errors
+    /// [`RentError`].
+    pub async fn rent(&self, request: &RentRequest, watch: Watch<'_>) -> Result<Lease, RentError> {
+        let mut wanted = request.wanted.clone();
+        if let Some(voucher) = &request.voucher {
+            wanted.issuer = Some(voucher.issuer());
+            wanted.provider = wanted.provider.or(voucher.voucher.provider);
+        }
+        let (mut found, others) = candidates(&self.market, &wanted);
+        // A route cannot end where it begins.
+        found.retain(|candidate| candidate.card.node != self.entry());
+        let mut refused = None;
+        for _ in 0..PROVIDER_ATTEMPTS {
+            let Some(candidate) = draw(&mut found) else {
+                break;
+            };
+            watch(Progress::Provider {
+                node: candidate.card.node,
+                others: found.len(),
+            });
+            let (lease, replies) = self.prepare(request, &wanted, &candidate, watch).await?;
+            let _lock = lease.folder.lock()?;
+            match self.wait_for_receipt(lease, Some(replies), watch).await {
+                Err(RentError::Refused { reason, lease }) if is_local(reason) => {
+                    watch(Progress::Refused { reason });
+                    refused = Some(RentError::Refused { reason, lease });
+                }
+                outcome => return outcome,
+            }
+            // The key of a voucher is bound to what was sent with it.
+            if request.voucher.is_some() {
+                break;
+            }
+        }
+        Err(refused.unwrap_or(RentError::NoMatch { others }))
+    }
+
+    /// Draws the keys, does the work, makes the envelope, and puts all of it on the disk.
+    async fn prepare(
+        &self,
+        request: &RentRequest,
+        wanted: &Wanted,
+        candidate: &Candidate,
+        watch: Watch<'_>,
+    ) -> Result<(Lease, Replies), RentError> {
+        let network = &self.client.config.network;
+        let provider = candidate.card.node;
+        let (holder, authorization) = match &request.voucher {
+            Some(file) => {
+                let typed = Typed::voucher(file.voucher.signed().as_bytes());
+                (file.holder.clone(), typed.ok_or(RentError::Voucher)?)
+            }
+            None => (HolderKey::generate(&mut rand::rng()), Typed::anonymous()),
+        };
+        let id = RequestId::of(network, &provider, &holder.public());
+        if let Ok(known) = self.client.find(&id.to_string()[..16]) {
+            return Err(RentError::VoucherUsed { name: known.name() });
+        }
+        let work = match candidate.work_bits {
+            0 => None,
+            bits => {
+                watch(Progress::Working { bits });
+                let network = network.clone();
+                let found = tokio::task::spawn_blocking(move || work::find(&network, id, bits));
+                Some(found.await.expect("hashing does not panic"))
+            }
+        };
+        let reply = ReplyKey::generate(&mut rand::rng());
+        let (ssh_key, ssh_private) = ssh::draw_key();
+        let (surbs, replies) = self
+            .surbs(ENVELOPE_SURBS, provider)
+            .await
+            .map_err(RentError::Talk)?;
+        let envelope = Envelope {
+            holder: holder.public(),
+            grant: Grant {
+                request: id,
+                provider,
+                image: wanted.image,
+                resources: wanted.resources,
+                required: wanted.required,
+                duration: wanted.duration,
+                accept_by: accept_by(unix_now(), PATIENCE_S),
+                max_total: most(wanted, candidate),
+                offer: candidate.card.digest(),
+                authorization,
+                refund: None,
+                work,
+            },
+            reply_key: reply.public(),
+            ssh_key,
+            image: wanted.image,
+            surbs,
+        };
+        let envelope =
+            VerifiedEnvelope::sign(envelope, &holder, network).map_err(RentError::Envelope)?;
+
+        let fill = |folder: &LeaseFolder| -> Result<(), StateError> {
+            keyfile::create(&folder.file(HOLDER_KEY), &holder)?;
+            keyfile::create(&folder.file(REPLY_KEY), &reply)?;
+            folder.write(SSH_KEY, ssh_private.as_bytes())?;
+            folder.write(CARD, candidate.card.as_bytes())?;
+            folder.write(ENVELOPE, envelope.as_bytes())?;
+            folder.write(
+                WAY,
+                if request.direct { DIRECT } else { OVER_RELAY }.as_bytes(),
+            )
+        };
+        let folder = self.client.home.create_lease(id, fill)?;
+        watch(Progress::Stored {
+            name: folder.name(),
+        });
+        Ok((Lease::load(folder, network)?, replies))
+    }
+
+    /// Sends the stored envelope, which may be a second time: the same envelope is the same lease.
+    pub(super) async fn send_envelope(
+        &self,
+        lease: &mut Lease,
+        replies: &mut Replies,
+        watch: Watch<'_>,
+    ) -> Result<Option<Body>, RentError> {
+        let provider = lease.provider();
+        let to = self.seal_key(lease).map_err(RentError::Talk)?;
+        let network = &self.client.config.network;
+        let frame = seal_envelope(&lease.envelope, &to, network, &mut rand::rng())
+            .map_err(RentError::Seal)?;
+        watch(Progress::Sending { bytes: frame.len() });
+        let body = self.exchange(lease, provider, frame, replies, watch).await;
+        body.map_err(RentError::Talk)
+    }
+
+    /// Takes up a lease where it was left: asks how it stands, sends the stored envelope where the provider never saw
+    /// it, and stores the receipt. Nothing can start twice.
+    ///
+    /// # Errors
+    /// [`RentError`]; a lease that was refused is [`RentError::Refused`].
+    pub async fn resume(&self, lease: Lease, watch: Watch<'_>) -> Result<Lease, RentError> {
+        let _lock = lease.folder.lock()?;
+        self.wait_for_receipt(lease, None, watch).await
+    }
+
+    async fn wait_for_receipt(
+        &self,
+        mut lease: Lease,
+        mut first: Option<Replies>,
+        watch: Watch<'_>,
+    ) -> Result<Lease, RentError> {
+        let mut never_seen = first.is_some();
+        for attempt in 0..RECEIPT_ATTEMPTS {
+            let body = match first.as_mut().filter(|_| never_seen) {
+                Some(replies) => self.send_envelope(&mut lease, replies, watch).await?,
+                None => {
+                    watch(Progress::Polling { attempt });
+                    self.ask(&mut lease, Action::Poll, watch)
+                        .await
+                        .map_err(RentError::Talk)?
+                }
+            };
+            never_seen = false;
+            match body {
+                Some(Body::Receipt(_)) => {
+                    self.write_ssh_files(&lease)?;
+                    return Ok(lease);
+                }
+                // It has ended meanwhile; the receipt was lost, and is of no use any more.
+                Some(Body::Statement(_)) => return Ok(lease),
+                Some(Body::Refusal(Refusal {
+                    reason: Reason::UnknownLease,
+                })) => {
+                    if lease.stage(unix_now()) != Stage::Requested {
+                        return Err(RentError::Lapsed { name: lease.name() });
+                    }
+                    // The envelope never arrived. Its own SURBs may be dead, so the answer is fetched by a poll.
+                    never_seen = true;
+                    if first.is_none() {
+                        let (_, replies) = self
+                            .surbs(1, lease.provider())
+                            .await
+                            .map_err(RentError::Talk)?;
+                        first = Some(replies);
+                    }
+                }
+                Some(Body::Refusal(Refusal { reason })) => {
+                    let lease = Box::new(lease);
+                    return Err(RentError::Refused { reason, lease });
+                }
+                Some(Body::Status(_)) | None => {}
+            }
+        }
+        Err(RentError::NoReceipt { name: lease.name() })
+    }
+
+    /// Writes what `ssh` needs.
+    fn write_ssh_files(&self, lease: &Lease) -> Result<(), RentError> {
+        let (Some(receipt), Some(alias)) = (lease.receipt(), lease.ssh_alias()) else {
+            return Ok(());
+        };
+        let folder = &lease.folder;
+        let relays = self.relays(receipt, lease.provider());
+        let lines: String = relays.iter().map(|relay| format!("{relay}\n")).collect();
+        folder.write(RELAYS, lines.as_bytes())?;
+        folder.write(
+            KNOWN_HOSTS,
+            ssh::known_hosts(&alias, &receipt.host_key).as_bytes(),
+        )?;
+        let config = &self.client.config;
+        let direct = receipt
+            .endpoints
+            .iter()
+            .find_map(|endpoint| match endpoint {
+                Endpoint::Direct(at) if config.params.is_test() || is_public(at.ip()) => Some(*at),
+                _ => None,
+            });
+        let is_direct = folder
+            .parse::<String>(WAY)?
+            .is_some_and(|way| way == DIRECT);
+        let way = match (is_direct, direct) {
+            (true, Some(address)) => ssh::Way::Direct(address),
+            (false, _) if !relays.is_empty() => ssh::Way::Relay { souk: &config.souk },
+            (direct, _) => {
+                return Err(RentError::Unreachable {
+                    name: lease.name(),
+                    direct,
+                });
+            }
+        };
+        let fragment = ssh::config(&ssh::Fragment {
+            alias: &alias,
+            home: self.client.home.path(),
+            folder: folder.path(),
+            lease: &lease.name(),
+            user: &receipt.user,
+            way,
+        });
+        folder.write(SSH_CONFIG, fragment.as_bytes())?;
+        let all = format!(
+            "Include {}/leases/*/ssh_config\n",
+            self.client.home.path().display()
+        );
+        self.client.home.write_text(SSH_CONFIG, &all)?;
+        Ok(())
+    }
+
+    /// The relays of a receipt that are neither the entry nor the provider, in random order.
+    fn relays(&self, receipt: &Receipt, provider: NodeId) -> Vec<NodeAddress> {
+        let address = |endpoint: &Endpoint| match endpoint {
+            Endpoint::Relay { relay, .. } if *relay != provider && *relay != self.entry() => {
+                let card = &self.market.card(relay)?.card;
+                let mut addresses = market::addresses(card).into_iter();
+                addresses.find_map(|address| NodeAddress::new(*relay, address).ok())
+            }
+            _ => None,
+        };
+        let mut relays: Vec<_> = receipt.endpoints.iter().filter_map(address).collect();
+        relays.shuffle(&mut rand::rng());
+        relays
+    }
+}
+
+/// The most that the provider may charge: what was allowed, and else what its card asks.
+fn most(wanted: &Wanted, candidate: &Candidate) -> Money {
+    wanted
+        .max_total
+        .as_ref()
+        .map_or(candidate.price, |(_, most)| *most)
+}
+
+/// One of the cheapest candidates at random, so that nobody can buy all who come by being the very first.
+fn draw(found: &mut Vec<Candidate>) -> Option<Candidate> {
+    let cheapest = found.first()?.price;
+    let count = found
+        .iter()
+        .take_while(|candidate| candidate.price == cheapest)
+        .count();
+    Some(found.remove(rand::rng().random_range(0..count)))
+}
+
+/// Whether another provider may well say yes.
+const fn is_local(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::NoCapacity
+            | Reason::Busy
+            | Reason::Draining
+            | Reason::StaleOffer
+            | Reason::AnonymousConcurrent
+            | Reason::AnonymousRate
+            | Reason::ProvisionFailed
+    )
+}
+
+fn why_not(others: &[(NodeId, Mismatch)]) -> String {
+    let mut counts = std::collections::BTreeMap::<Mismatch, usize>::new();
+    for (_, why) in others {
+        *counts.entry(*why).or_default() += 1;
+    }
+    if counts.is_empty() {
+        return ": no provider is in the market".to_owned();
+    }
+    let parts: Vec<_> = counts
+        .iter()
+        .map(|(why, n)| format!("{n} {}", why.as_str()))
+        .collect();
+    format!(": {}", parts.join(", "))
+}

@@ -1,0 +1,331 @@
+//! What a requester's client keeps: one folder, everything in it readable by its owner only.
+//!
+//! ```text
+//!  <home>/entry                        the chosen entry and since when
+//!  <home>/ssh_config                   includes the fragments of all leases
+//!  <home>/leases/<request>/            made whole under another name, then renamed: it is there whole or not at all
+//!      holder.key reply.key ssh_key    the secrets of this lease; nothing else of the requester is in them
+//!      card envelope                   what was accepted and what was sent, as signed
+//!      counter                         the last counter used; written before a request with it leaves
+//!      receipt refusal statement       what the provider answered, as signed
+//!      relays known_hosts ssh_config   how to reach the instance
+//! ```
+//!
+//! There is no second record beside the signed objects that could contradict them: where a lease stands is told by
+//! which of them are there, and each is verified again when it is read.
+//!
+//! Threats: a crash between two writes (each file is on the disk before the step that relies on it), two processes at
+//! one lease (a lock on its folder), another user of the machine (modes are checked and never loosened).
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use souk_market::units::RequestId;
+
+/// Largest file that is read back; the largest one written is a signed envelope.
+const MAX_FILE_BYTES: u64 = 16 * 1024;
+
+/// Leases that one folder holds; each is a few files of the user's own, so the bound only guards against a loop.
+pub const MAX_LEASES: usize = 10_000;
+
+/// Hex digits of a request id that name the folder of its lease.
+const NAME_DIGITS: usize = 16;
+
+/// The folder of a client.
+#[derive(Clone, Debug)]
+pub(super) struct Home {
+    path: PathBuf,
+}
+
+/// The folder of one lease.
+#[derive(Clone, Debug)]
+pub(super) struct LeaseFolder {
+    path: PathBuf,
+}
+
+/// Holds a lease for one process; released when dropped.
+#[derive(Debug)]
+pub(super) struct LeaseLock(#[expect(dead_code, reason = "held for its lock")] File);
+
+/// Why the folder of a client cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The file system refused.
+    #[error("cannot {doing} {path}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Others can read the folder.
+    #[error("others have access to {path} (mode {mode:o}): chmod 700 it")]
+    Mode {
+        /// The folder.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// The path has a character that an `ssh_config` cannot hold safely.
+    #[error("{path} has a character other than letters, digits and /._+@:,=- in its path")]
+    Path {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file is larger than any that the client writes.
+    #[error("{path} is larger than {MAX_FILE_BYTES} bytes")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file does not hold what it should.
+    #[error("{path} is damaged: {what}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// Another process works on the lease.
+    #[error("another process works on the lease in {path}")]
+    Busy {
+        /// The folder of the lease.
+        path: PathBuf,
+    },
+    /// A key file cannot be used.
+    #[error("a key of the lease cannot be used")]
+    Key(#[from] souk_crypto::keyfile::KeyFileError),
+    /// No lease has this name, or several do.
+    #[error("{found} leases match {name:?}")]
+    Name {
+        /// What was looked for.
+        name: String,
+        /// How many there are.
+        found: usize,
+    },
+    /// The folder is full.
+    #[error("there are {MAX_LEASES} leases in {path}: remove old ones")]
+    Full {
+        /// The folder of all leases.
+        path: PathBuf,
+    },
+}
+
+impl Home {
+    /// Opens the folder, making it where there is none.
+    pub(super) fn open(path: &Path) -> Result<Self, StateError> {
+        let path = std::path::absolute(path).map_err(io_error("find", path))?;
+        let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/._+@:,=-".contains(b);
+        let text = path.as_os_str().as_encoded_bytes();
+        if !text.iter().all(plain) {
+            return Err(StateError::Path { path });
+        }
+        for folder in [path.clone(), path.join("leases")] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&folder)
+                .map_err(io_error("make", &folder))?;
+        }
+        let meta = fs::metadata(&path).map_err(io_error("look at", &path))?;
+        let mode = meta.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(StateError::Mode { path, mode });
+        }
+        Ok(Self { path })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folders of all leases, in no order. What a crash left half made is not among them.
+    pub(super) fn leases(&self) -> Result<Vec<LeaseFolder>, StateError> {
+        let parent = self.path.join("leases");
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&parent).map_err(io_error("list", &parent))? {
+            let entry = entry.map_err(io_error("list", &parent))?;
+            let name = entry.file_name();
+            let is_name = |b: &u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+            let bytes = name.as_encoded_bytes();
+            if bytes.len() == NAME_DIGITS && bytes.iter().all(is_name) {
+                found.push(LeaseFolder { path: entry.path() });
+            }
+            if found.len() > MAX_LEASES {
+                return Err(StateError::Full { path: parent });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes the folder of a lease: `fill` writes into it under another name, and it appears whole. On return all of
+    /// it is on the disk.
+    pub(super) fn create_lease<E: From<StateError>>(
+        &self,
+        request: RequestId,
+        fill: impl FnOnce(&LeaseFolder) -> Result<(), E>,
+    ) -> Result<LeaseFolder, E> {
+        let parent = self.path.join("leases");
+        let name: String = request.to_string()[..NAME_DIGITS].to_owned();
+        let (half, whole) = (parent.join(format!(".{name}")), parent.join(&name));
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&half)
+            .map_err(io_error("make", &half))?;
+        let folder = LeaseFolder { path: half.clone() };
+        if let Err(error) = fill(&folder).and_then(|()| Ok(sync_folder(&half)?)) {
+            // Nothing has left yet, so nothing is lost with it.
+            fs::remove_dir_all(&half).map_err(io_error("remove", &half))?;
+            return Err(error);
+        }
+        fs::rename(&half, &whole).map_err(io_error("rename", &half))?;
+        sync_folder(&parent)?;
+        Ok(LeaseFolder { path: whole })
+    }
+
+    /// Reads a small text of the client.
+    pub(super) fn read_text(&self, name: &str) -> Result<Option<String>, StateError> {
+        read_text(&self.path.join(name))
+    }
+
+    /// Replaces a small text of the client.
+    pub(super) fn write_text(&self, name: &str, text: &str) -> Result<(), StateError> {
+        replace(&self.path, name, text.as_bytes())
+    }
+}
+
+impl LeaseFolder {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The name of the lease in this folder: the start of its request id.
+    pub(super) fn name(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Takes the lease for this process.
+    pub(super) fn lock(&self) -> Result<LeaseLock, StateError> {
+        let path = self.file("lock");
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io_error("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(LeaseLock(file)),
+            Err(TryLockError::WouldBlock) => Err(StateError::Busy {
+                path: self.path.clone(),
+            }),
+            Err(TryLockError::Error(source)) => Err(StateError::Io {
+                doing: "lock",
+                path,
+                source,
+            }),
+        }
+    }
+
+    pub(super) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
+        read(&self.file(name))
+    }
+
+    /// Writes a file whole, replacing what was there; it is on the disk on return.
+    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        replace(&self.path, name, bytes)
+    }
+
+    /// Reads a text and parses it; `None` where there is no such file.
+    pub(super) fn parse<T: FromStr<Err: std::fmt::Display>>(
+        &self,
+        name: &str,
+    ) -> Result<Option<T>, StateError> {
+        let Some(text) = read_text(&self.file(name))? else {
+            return Ok(None);
+        };
+        let value = text
+            .trim_end()
+            .parse()
+            .map_err(|e| self.damaged(name, &e))?;
+        Ok(Some(value))
+    }
+
+    pub(super) fn damaged(&self, name: &str, what: &impl ToString) -> StateError {
+        StateError::Damaged {
+            path: self.file(name),
+            what: what.to_string(),
+        }
+    }
+}
+
+fn read_text(path: &Path) -> Result<Option<String>, StateError> {
+    let Some(bytes) = read(path)? else {
+        return Ok(None);
+    };
+    String::from_utf8(bytes)
+        .map(Some)
+        .map_err(|e| StateError::Damaged {
+            path: path.into(),
+            what: e.to_string(),
+        })
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(io_error("read", path)(source)),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(io_error("read", path))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(StateError::TooLarge { path: path.into() });
+    }
+    Ok(Some(bytes))
+}
+
+fn replace(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+    let (half, whole) = (folder.join(format!(".{name}.new")), folder.join(name));
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&half)
+        .map_err(io_error("write", &half))?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(io_error("write", &half))?;
+    fs::rename(&half, &whole).map_err(io_error("rename", &half))?;
+    sync_folder(folder)
+}
+
+fn sync_folder(path: &Path) -> Result<(), StateError> {
+    File::open(path)
+        .and_then(|folder| folder.sync_all())
+        .map_err(io_error("write", path))
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    move |source| StateError::Io {
+        doing,
+        path: path.into(),
+        source,
+    }
+}

@@ -1,0 +1,292 @@
+//! Talking with a provider about a lease: requests over the mix, answers by SURB.
+//!
+//! A request is acknowledged by the mix layer when all of it has arrived; its answer comes apart and may be lost, so
+//! whoever waits asks again with fresh SURBs and a higher counter.
+//!
+//! Threat: answers that are not the provider's, or not to this. They are dropped without a word, and waiting goes on.
+
+use std::time::Duration;
+
+use souk_crypto::{CardPublicKey, NodeId, SealPublicKey, Verified};
+use souk_market::{
+    envelope::{MAX_SURBS, Surb},
+    refusal::Reason,
+    reply::{Body, LeaseState, Refusal, Reply},
+    request::{Action, HolderRequest},
+    sealed::{ReplyError, SealRequestError, open_reply, seal_holder_request},
+    units::Digest,
+    wire::{Blob, List},
+};
+use souk_sphinx::message::{Admission, Class, MessageId, Outgoing};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::{
+    Connected, Lease, Progress, ProvenStatement, RecordError, StateError, Watch, connect::hop,
+};
+use crate::mix::{Replies, SendError};
+
+/// SURBs of a poll: with two of them the request still fits one packet.
+const REQUEST_SURBS: usize = 2;
+/// An answer takes this long beyond the mixing delays: the provider starts an instance meanwhile.
+const ANSWER_ALLOWANCE: Duration = Duration::from_secs(3);
+/// Mean delays of an answer's way back that are waited for.
+const ANSWER_MEANS: u32 = 40;
+/// A request is repeated at most so often before the provider counts as away.
+const ASK_ATTEMPTS: u32 = 4;
+/// Between two polls for a statement, which comes with the next checkpoint of the provider.
+const STATEMENT_PERIOD: Duration = Duration::from_secs(1);
+/// The acknowledgement of a statement is a courtesy; it is not waited for longer than this.
+const COURTESY: Duration = Duration::from_secs(3);
+
+/// Why a provider could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum TalkError {
+    /// The folder of the lease.
+    #[error("the lease could not be stored")]
+    State(#[from] StateError),
+    /// The provider sent something that does not hold.
+    #[error("the provider's answer is not taken")]
+    Record(#[from] RecordError),
+    /// The request could not be made.
+    #[error("the request could not be made")]
+    Seal(#[source] SealRequestError),
+    /// The request is larger than the largest message; a bug.
+    #[error("the request has {0} bytes, more than a message holds")]
+    TooLarge(usize),
+    /// The mix could not carry it.
+    #[error("the request could not be sent")]
+    Send(#[source] SendError),
+    /// The provider has no seal key.
+    #[error("the card of the provider names no key to seal to")]
+    NoSealKey,
+    /// The session with the mix is over.
+    #[error("the session with the mix has ended")]
+    SessionOver,
+    /// No answer came.
+    #[error("the provider did not answer {0} requests")]
+    NoAnswer(u32),
+    /// The provider said no.
+    #[error("the provider refused: {}", .0.advice())]
+    Refused(Reason),
+}
+
+/// How an end came out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The lease is over, and its account is proven.
+    Proven(Box<ProvenStatement>),
+    /// The lease is over or about to be; its statement comes with the next checkpoint of the provider.
+    Pending(LeaseState),
+}
+
+impl Connected {
+    /// Asks how a lease stands, and takes up what comes: a receipt that was lost, a final statement.
+    ///
+    /// # Errors
+    /// [`TalkError`]; [`TalkError::NoAnswer`] where the provider is away.
+    pub async fn poll(&self, lease: &mut Lease, watch: Watch<'_>) -> Result<Body, TalkError> {
+        let _lock = lease.folder.lock()?;
+        self.ask_until_answered(lease, Action::Poll, watch).await
+    }
+
+    /// Ends a lease, and waits up to `wait` for its final statement.
+    ///
+    /// # Errors
+    /// [`TalkError`]; [`TalkError::Record`] where the statement is not proven.
+    pub async fn end(
+        &self,
+        lease: &mut Lease,
+        wait: Duration,
+        watch: Watch<'_>,
+    ) -> Result<Ended, TalkError> {
+        let _lock = lease.folder.lock()?;
+        let deadline = Instant::now() + wait;
+        let mut action = Action::End;
+        loop {
+            let state = match self.ask_until_answered(lease, action, watch).await? {
+                Body::Statement(_) => break,
+                Body::Status(status) => status.state,
+                // It crossed the end on its way; the lease is as active as it was.
+                Body::Receipt(_) => LeaseState::Active,
+                Body::Refusal(Refusal { reason }) => return Err(TalkError::Refused(reason)),
+            };
+            if matches!(state, LeaseState::Draining | LeaseState::Closed) {
+                action = Action::Poll;
+            }
+            if Instant::now() >= deadline {
+                return Ok(Ended::Pending(state));
+            }
+            sleep(STATEMENT_PERIOD).await;
+        }
+        let proven = lease
+            .statement
+            .clone()
+            .expect("a statement was just recorded");
+        let bytes = proven.statement.to_bytes();
+        let statement = Digest(*blake3::hash(&bytes).as_bytes());
+        let courtesy = self.ask(lease, Action::Acknowledge { statement }, watch);
+        if !matches!(timeout(COURTESY, courtesy).await, Ok(Ok(_))) {
+            tracing::debug!("the statement is not known to be acknowledged");
+        }
+        Ok(Ended::Proven(Box::new(proven)))
+    }
+
+    async fn ask_until_answered(
+        &self,
+        lease: &mut Lease,
+        action: Action,
+        watch: Watch<'_>,
+    ) -> Result<Body, TalkError> {
+        for attempt in 0..ASK_ATTEMPTS {
+            if attempt > 0 {
+                watch(Progress::Polling { attempt });
+            }
+            if let Some(body) = self.ask(lease, action, watch).await? {
+                return Ok(body);
+            }
+        }
+        Err(TalkError::NoAnswer(ASK_ATTEMPTS))
+    }
+
+    /// Sends one request and waits for one answer; `None` where none came.
+    pub(super) async fn ask(
+        &self,
+        lease: &mut Lease,
+        action: Action,
+        watch: Watch<'_>,
+    ) -> Result<Option<Body>, TalkError> {
+        let provider = lease.provider();
+        let (surbs, mut replies) = self.surbs(REQUEST_SURBS, provider).await?;
+        let request = HolderRequest {
+            holder: lease.envelope.holder,
+            provider,
+            request: lease.envelope.grant.request,
+            counter: lease.next_counter()?,
+            action,
+            surbs,
+        };
+        let to = self.seal_key(lease)?;
+        let network = &self.client.config.network;
+        let frame = seal_holder_request(
+            request,
+            &lease.holder_key()?,
+            &to,
+            network,
+            &mut rand::rng(),
+        )
+        .map_err(TalkError::Seal)?;
+        self.exchange(lease, provider, frame, &mut replies, watch)
+            .await
+    }
+
+    /// Fresh SURBs for `provider`, and where their replies come out.
+    pub(super) async fn surbs(
+        &self,
+        count: usize,
+        provider: NodeId,
+    ) -> Result<(List<Surb, MAX_SURBS>, Replies), TalkError> {
+        let made = self.messenger.reply_surbs(count, hop(&provider)).await;
+        let (surbs, replies) = made.map_err(TalkError::Send)?;
+        let surbs = surbs
+            .iter()
+            .map(|surb| Blob::new(surb.to_bytes().to_vec()).expect("both sides pin the size"))
+            .collect();
+        Ok((List::new(surbs).expect("no caller asks for more"), replies))
+    }
+
+    /// To which key requests about a lease are sealed now: the provider's current one, where its card is at hand.
+    pub(super) fn seal_key(&self, lease: &Lease) -> Result<SealPublicKey, TalkError> {
+        let current = self
+            .market
+            .card(&lease.provider())
+            .and_then(|l| l.card.seal_key());
+        current
+            .or(lease.card.seal_key())
+            .copied()
+            .ok_or(TalkError::NoSealKey)
+    }
+
+    /// Sends a sealed request and waits for an answer that counts, which is then recorded.
+    pub(super) async fn exchange(
+        &self,
+        lease: &mut Lease,
+        provider: NodeId,
+        frame: Vec<u8>,
+        replies: &mut Replies,
+        watch: Watch<'_>,
+    ) -> Result<Option<Body>, TalkError> {
+        let class = Class::fitting(frame.len()).ok_or(TalkError::TooLarge(frame.len()))?;
+        let sending = self.messenger.send(Outgoing {
+            id: MessageId::random(&mut rand::rng()),
+            destination: hop(&provider),
+            class,
+            admission: Admission::NONE,
+            bytes: frame,
+        });
+        tokio::pin!(sending);
+        let mean = Duration::from_millis(self.client.config.params.mean_delay_ms().into());
+        let patience = ANSWER_ALLOWANCE + ANSWER_MEANS * mean;
+        let mut give_up = None;
+        loop {
+            let late = async {
+                match give_up {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                sent = &mut sending, if give_up.is_none() => {
+                    match sent {
+                        Ok(()) => watch(Progress::Delivered),
+                        // It may have arrived all the same.
+                        Err(SendError::NotAcknowledged) => {}
+                        Err(error) => return Err(TalkError::Send(error)),
+                    }
+                    give_up = Some(Instant::now() + patience);
+                }
+                reply = replies.next() => {
+                    let Some(reply) = reply else { return Ok(None) };
+                    let bytes = reply.into_bytes();
+                    match self.open(lease, &bytes)? {
+                        Some(reply) if is_interim(&reply.body) => {
+                            lease.record(&reply)?;
+                        }
+                        Some(reply) => {
+                            watch(Progress::Answered { bytes: bytes.len() });
+                            lease.record(&reply)?;
+                            return Ok(Some(reply.body.clone()));
+                        }
+                        None => {}
+                    }
+                }
+                () = late => return Ok(None),
+            }
+        }
+    }
+
+    /// Opens an answer; `None` for one that does not count.
+    fn open(&self, lease: &Lease, sealed: &[u8]) -> Result<Option<Verified<Reply>>, StateError> {
+        let expected = lease.envelope.expected_reply();
+        let key = lease.reply_key()?;
+        let open = |signer: &CardPublicKey| {
+            open_reply(sealed, &key, signer, &expected, &self.client.config.network)
+        };
+        // The provider may have renewed its card key since.
+        let newer = self
+            .market
+            .card(&lease.provider())
+            .map(|l| l.card.sub_keys().card_key);
+        let opened = match (open(&lease.card.sub_keys().card_key), newer) {
+            (Err(ReplyError::OtherSigner), Some(newer)) => open(&newer),
+            (opened, _) => opened,
+        };
+        Ok(opened
+            .inspect_err(|error| tracing::debug!(%error, "an answer is dropped"))
+            .ok())
+    }
+}
+
+/// Whether a better answer comes by another SURB of the same request.
+fn is_interim(body: &Body) -> bool {
+    matches!(body, Body::Status(status) if status.state == LeaseState::Provisioning)
+}
