@@ -1,6 +1,11 @@
 //! An image built from this machine runs, is the same each time, and holds nothing of the host.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
 
 use crate::archives::{paths, store};
 use souk_image::{BuildOptions, Kind};
@@ -121,19 +126,9 @@ fn every_link_leads_to_a_file_and_every_program_finds_its_libraries() {
 fn needs_userns_every_program_finds_all_its_libraries_inside_of_the_image() {
     let (_data, store) = store();
     let image = store.build(&BuildOptions::default()).expect("builds");
-    let inside = |script: &str| {
-        let mut unshare = Command::new("unshare");
-        unshare
-            .args(["--user", "--map-root-user", "chroot"])
-            .arg(store.path(image).expect("there"));
-        unshare
-            .args(["/bin/sh", "-c", script])
-            .env_clear()
-            .env("PATH", "/usr/bin:/usr/sbin:/bin:/sbin");
-        unshare.output().expect("unshare is part of util-linux")
-    };
+    let inside = |script: &str| in_chroot(&store.path(image).expect("there"), script);
     let hello = inside("uname && id -un");
-    if !hello.status.success() && String::from_utf8_lossy(&hello.stderr).starts_with("unshare:") {
+    if no_userns(&hello) {
         eprintln!("skipped: needs user namespaces");
         return;
     }
@@ -153,6 +148,28 @@ fn needs_userns_every_program_finds_all_its_libraries_inside_of_the_image() {
 }
 
 #[test]
+fn needs_userns_python_runs_with_its_standard_library() {
+    let (_data, store) = store();
+    let options = BuildOptions {
+        python: true,
+        ..BuildOptions::default()
+    };
+    let image = store.build(&options).expect("builds");
+    let rootfs = store.path(image).expect("there");
+    let script = "import hashlib, json, socket, zlib; print(json.dumps(hashlib.sha256(b'').hexdigest()[:8]))";
+    let ran = in_chroot(&rootfs, &format!("python3 -c \"{script}\""));
+    if no_userns(&ran) || !rootfs.join("usr/bin/python3").is_symlink() {
+        eprintln!("skipped: needs user namespaces and python3");
+        return;
+    }
+    assert_eq!(
+        String::from_utf8_lossy(&ran.stdout),
+        "\"e3b0c442\"\n",
+        "{ran:?}"
+    );
+}
+
+#[test]
 fn programs_that_are_asked_for_and_missing_or_not_plain_names_are_left_out() {
     let (_data, store) = store();
     let plain = store.build(&BuildOptions::default()).expect("builds");
@@ -164,6 +181,22 @@ fn programs_that_are_asked_for_and_missing_or_not_plain_names_are_left_out() {
         python: false,
     };
     assert_eq!(store.build(&options).expect("builds"), plain);
+}
+
+fn in_chroot(rootfs: &Path, script: &str) -> Output {
+    let mut unshare = Command::new("unshare");
+    unshare
+        .args(["--user", "--map-root-user", "chroot"])
+        .arg(rootfs);
+    unshare
+        .args(["/bin/sh", "-c", script])
+        .env_clear()
+        .env("PATH", "/usr/bin:/usr/sbin:/bin:/sbin");
+    unshare.output().expect("unshare is part of util-linux")
+}
+
+fn no_userns(ran: &Output) -> bool {
+    !ran.status.success() && String::from_utf8_lossy(&ran.stderr).starts_with("unshare:")
 }
 
 /// Follows a link of the image inside of the image.
