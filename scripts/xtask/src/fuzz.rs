@@ -36,20 +36,23 @@ pub(crate) fn all(args: &[String]) -> Result<()> {
 
 fn one(folder: &str, target: &str, seconds: u32) -> Result<()> {
     let limit = format!("-max_total_time={seconds}");
-    run(cargo(&[
-        "fuzz",
-        "run",
-        "--fuzz-dir",
-        folder,
-        "--sanitizer",
-        "none",
-        target,
+    // What is found goes into the first folder, which git ignores; the second one is read only.
+    let corpus = root().join(folder).join("corpus").join(target);
+    std::fs::create_dir_all(&corpus)?;
+    let mut command = cargo(&["fuzz", "run", "--fuzz-dir", folder, "--sanitizer", "none"]);
+    command.arg(target).arg(corpus);
+    let seeds = root().join("fixtures/fuzz").join(target);
+    if seeds.is_dir() {
+        command.arg(seeds);
+    }
+    command.args([
         "--",
         &limit,
         "-rss_limit_mb=1024",
         "-print_final_stats=1",
         "-verbosity=0",
-    ]))
+    ]);
+    run(command)
 }
 
 fn seconds(args: &[String]) -> Result<u32> {
