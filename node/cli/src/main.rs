@@ -21,6 +21,13 @@ use args::Cli;
 use failure::{Failure, USAGE};
 
 fn main() -> ExitCode {
+    // The sandbox driver runs this program again as the keeper of a lease, which must come before any thread.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|first| first == souk_sandbox::KEEPER_ARG)
+    {
+        return ExitCode::from(u8::try_from(souk_sandbox::keeper_main()).unwrap_or(1));
+    }
     match Cli::try_parse() {
         Ok(cli) => cli.run().unwrap_or_else(|failure: Failure| failure.show()),
         Err(error) => {

@@ -11,7 +11,7 @@ mod reader;
 
 use std::{
     fs, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -127,9 +127,11 @@ pub struct Provider {
     pub prices: Prices,
     /// Whom it serves.
     pub policy: Policy,
-    /// Where direct leases are reachable; `None` refuses them.
-    pub direct_listen: Option<SocketAddr>,
-    /// Period of checkpoints, 10 to 86,400.
+    /// Where direct leases are reached; `None` refuses them.
+    pub direct_address: Option<IpAddr>,
+    /// The static agent; `None` where it lies beside this program.
+    pub agent: Option<PathBuf>,
+    /// Period of checkpoints, 1 to 3,600.
     pub checkpoint_s: u32,
 }
 
@@ -220,7 +222,7 @@ impl Config {
     pub fn parse(text: &str, folder: &Path) -> Result<Self, Mistakes> {
         let mut reader = Reader::new(text, DEFAULT);
         let node = node(&mut reader, folder);
-        let provider = provider(&mut reader, &node);
+        let provider = provider(&mut reader, &node, folder);
         let config = Self {
             network: network(&mut reader),
             provider,
@@ -317,7 +319,7 @@ fn node(reader: &mut Reader<'_>, folder: &Path) -> Node {
     }
 }
 
-fn provider(reader: &mut Reader<'_>, node: &Node) -> Provider {
+fn provider(reader: &mut Reader<'_>, node: &Node, folder: &Path) -> Provider {
     const SECTION: &str = "provider";
     let allow_shared_kernel = reader.bool(SECTION, "allow_shared_kernel");
     let issuers = issuers(reader);
@@ -348,12 +350,13 @@ fn provider(reader: &mut Reader<'_>, node: &Node) -> Provider {
         max_processes: reader.integer32(SECTION, "max_processes", 16..=4_000_000),
         prices: prices(reader),
         policy: Policy { anonymous, issuers },
-        direct_listen: reader.optional(
+        direct_address: reader.optional(
             SECTION,
-            "direct_listen",
-            from_str("write an address such as \"203.0.113.7:0\""),
+            "direct_address",
+            from_str("write an IP address such as \"203.0.113.7\""),
         ),
-        checkpoint_s: reader.integer32(SECTION, "checkpoint_s", 10..=86_400),
+        agent: reader.optional(SECTION, "agent", |path| Ok(folder.join(path))),
+        checkpoint_s: reader.integer32(SECTION, "checkpoint_s", 1..=3_600),
     }
 }
 

@@ -19,6 +19,7 @@ mod directory;
 mod keys;
 mod operations;
 mod publisher;
+mod selling;
 mod sync;
 
 use std::{
@@ -46,13 +47,17 @@ use self::{
     keys::Keys,
     operations::{Readings, Running},
     publisher::{Profile, Publisher},
+    selling::{Selling, Shop},
 };
-pub use self::{keys::KeysError, publisher::PublisherError};
+pub use self::{keys::KeysError, publisher::PublisherError, selling::ShopError};
 use crate::{
     config::Config,
     control::{self, Socket, SocketError},
     metrics,
-    mix::{FRAME_QUEUE, KeyRing, KeyRingError, MixCounters, Mixer, MixerParts, NoMailboxes},
+    mix::{
+        AdmitAll, FRAME_QUEUE, KeyRing, KeyRingError, Links, Mailroom, MixCounters, Mixer,
+        MixerParts, NoMailboxes, Replier,
+    },
     net::{self, NodeAddress, NodeConfig, Services},
 };
 
@@ -110,6 +115,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The provider.
+    #[error(transparent)]
+    Shop(#[from] ShopError),
     /// The network.
     #[error(transparent)]
     Net(#[from] net::StartError),
@@ -130,6 +138,10 @@ impl Node {
             clock,
             now,
         )?);
+        let shop = match config.has(Role::Provider) {
+            true => Some(Shop::open(&config, &keys, agent_of(&config)).await?),
+            false => None,
+        };
         let socket = Socket::bind(&config.control_socket)?;
         let scraped = match config.metrics_listen {
             Some(address) => {
@@ -145,30 +157,39 @@ impl Node {
         let test = config.network.params.is_test();
         let cards = Arc::new(Cards::new(&config.network.id, test, clock, unix_now));
         let (frames, arriving) = mpsc::channel(FRAME_QUEUE);
-        let (relayed, _streams) = mpsc::channel(RELAYED_QUEUE);
+        let (relayed, streams) = mpsc::channel(RELAYED_QUEUE);
         let services = Services {
             validator: cards.clone(),
             snapshot: cards.clone(),
-            log: None,
+            log: shop
+                .as_ref()
+                .map(|shop| Arc::new(shop.log.clone()) as Arc<dyn net::LogSource>),
             frames,
             relayed,
         };
         let net = net::Node::start(net_config(&config, &keys), services, &mut registry)?;
 
         let counters = Arc::new(MixCounters::default());
+        let links: Arc<dyn Links> = Arc::new(net.links().clone());
+        let replier = Replier::new(links.clone(), clock, counters.clone());
+        let delay = MixDelay::of(&config.network.params);
+        let mailroom = shop
+            .is_some()
+            .then(|| Mailroom::start(delay, AdmitAll, replier.clone(), stop.clone()));
+        let (bodies, messages) = mailroom.unzip();
         let mixer = Mixer::start(
             MixerParts {
                 keys: ring,
                 node: HopAddress(*keys.node.public().as_bytes()),
-                delay: MixDelay::of(&config.network.params),
-                links: Arc::new(net.links().clone()),
+                delay,
+                links,
                 mailboxes: if config.has(Role::Entry) {
                     Arc::new(net.mailboxes().clone())
                 } else {
                     Arc::new(NoMailboxes)
                 },
                 frames: arriving,
-                mailroom: None,
+                mailroom: bodies,
                 counters: counters.clone(),
                 peelers: std::thread::available_parallelism().map_or(1, usize::from),
             },
@@ -176,19 +197,20 @@ impl Node {
         );
 
         let (own, own_card) = watch::channel(None);
+        let (working, provider) = watch::channel(None);
         let publisher = Publisher {
             profile: Profile {
                 network: config.network.id.clone(),
                 roles: config.node.roles.clone(),
                 operator: config.node.operator,
                 test_network: test,
-                sales: None,
+                sales: shop.as_ref().map(|shop| shop.sales.clone()),
             },
             keys: keys.clone(),
             cards: cards.clone(),
             peers: net.peers().clone(),
             mix_keys: mixer.mix_keys(),
-            room: None,
+            provider: provider.clone(),
             own,
             file: config.node.data_dir.join("card"),
             now: unix_now,
@@ -200,11 +222,33 @@ impl Node {
             config.node.bootstrap.clone(),
             stop.clone(),
         ));
-        tasks.spawn(keep_links(net.clone(), cards.clone(), stop.clone()));
+        tasks.spawn(keep_links(
+            net.clone(),
+            cards.clone(),
+            config.has(Role::Provider),
+            stop.clone(),
+        ));
+
+        if let (Some(shop), Some(messages)) = (shop, messages) {
+            let selling = Selling {
+                network: config.network.id.clone(),
+                keys,
+                net: net.clone(),
+                replier,
+                clock,
+                own: own_card.clone(),
+                messages,
+                streams,
+                working,
+                stop: stop.clone(),
+            };
+            tasks.spawn(selling.run(shop));
+        }
 
         registry.register_collector(Box::new(Readings {
             mix: counters.clone(),
             cards: cards.clone(),
+            provider: provider.clone(),
         }));
         let registry = Arc::new(registry);
         let running = Arc::new(Running {
@@ -215,6 +259,7 @@ impl Node {
             cards,
             own: own_card,
             mix: counters,
+            provider,
             metrics: registry.clone(),
             stop: stop.clone(),
         });
@@ -352,15 +397,40 @@ fn net_config(config: &Config, keys: &Keys) -> NodeConfig {
 }
 
 /// Keeps links to all mixes, and a provider's registrations with relays, as the cards say.
-async fn keep_links(net: net::Node, cards: Arc<Cards>, stop: CancellationToken) {
+async fn keep_links(net: net::Node, cards: Arc<Cards>, provider: bool, stop: CancellationToken) {
     let mut changed = cards.changed();
     loop {
         net.links().set_links(cards.dialable(Role::Mix));
+        if provider {
+            net.registrations()
+                .set_relays(relays(net.peers().local(), &cards));
+        }
         tokio::select! {
             changed = changed.changed() => if changed.is_err() { return },
             () = stop.cancelled() => return,
         }
     }
+}
+
+/// Relays to register with, in an order that is this node's own: so that providers do not all crowd at the same few, and
+/// one of them does not change its relays when a card comes or goes.
+fn relays(local: NodeId, cards: &Cards) -> Vec<(NodeId, Vec<net::Multiaddr>)> {
+    let mut relays = cards.dialable(Role::Relay);
+    relays.sort_by_cached_key(|(node, _)| {
+        let mut hash = blake3::Hasher::new_derive_key("souk order of relays v1");
+        hash.update(local.as_bytes()).update(node.as_bytes());
+        *hash.finalize().as_bytes()
+    });
+    relays
+}
+
+/// The agent of the configuration, or the one beside this program.
+fn agent_of(config: &Config) -> PathBuf {
+    let beside = || {
+        let program = std::env::current_exe().unwrap_or_default();
+        program.with_file_name("souk-agent")
+    };
+    config.provider.agent.clone().unwrap_or_else(beside)
 }
 
 /// The wall clock. A clock before 1970 reads as 1970: every card is then from the future, which the status says.

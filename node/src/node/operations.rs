@@ -1,16 +1,19 @@
 //! What the control API shows of a running node, and its metrics: one reading for both.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use async_trait::async_trait;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _},
-    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 use souk_backend::LeaseId;
 use souk_crypto::{NetworkId, UnixTime};
-use souk_market::card::{Role, VerifiedCard};
+use souk_market::{
+    card::{Role, VerifiedCard},
+    units,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +22,7 @@ use crate::{
     control::{EndError, Operations, v1},
     mix::MixCounters,
     net::{NodeAddress, Peers, peer_id},
+    provider::{LeaseView, Provider},
 };
 
 /// The running node, as its operator sees it.
@@ -30,6 +34,8 @@ pub(super) struct Running {
     pub(super) cards: Arc<Cards>,
     pub(super) own: watch::Receiver<Option<Arc<VerifiedCard>>>,
     pub(super) mix: Arc<MixCounters>,
+    /// The provider, once it works.
+    pub(super) provider: watch::Receiver<Option<Provider>>,
     pub(super) metrics: Arc<prometheus_client::registry::Registry>,
     pub(super) stop: CancellationToken,
 }
@@ -68,6 +74,7 @@ impl Operations for Running {
     async fn status(&self) -> v1::StatusReply {
         let info = self.peers.info().await;
         let peers = u32::try_from(info.peers).unwrap_or(u32::MAX);
+        let provider = self.provider.borrow().clone();
         let mix = self.mix.all().map(|(name, _, value)| v1::Counter {
             name: name.to_owned(),
             value,
@@ -85,9 +92,14 @@ impl Operations for Running {
             peers,
             cards: u32::try_from(self.cards.all().len()).unwrap_or(u32::MAX),
             mix: mix.collect(),
-            leases: 0,
-            refusals: Vec::new(),
-            log: None,
+            leases: u32::try_from(
+                provider
+                    .as_ref()
+                    .map_or(0, |provider| provider.leases().len()),
+            )
+            .unwrap_or(u32::MAX),
+            refusals: provider.as_ref().map(refusals).unwrap_or_default(),
+            log: provider.as_ref().map(log_status),
             warnings: self.warnings(peers),
         }
     }
@@ -103,11 +115,20 @@ impl Operations for Running {
     }
 
     async fn leases(&self) -> Vec<v1::Lease> {
-        Vec::new()
+        let provider = self.provider.borrow().clone();
+        provider
+            .iter()
+            .flat_map(Provider::leases)
+            .map(lease)
+            .collect()
     }
 
-    async fn end(&self, _lease: LeaseId) -> Result<(), EndError> {
-        Err(EndError::NotNow)
+    async fn end(&self, lease: LeaseId) -> Result<(), EndError> {
+        let provider = self.provider.borrow().clone().ok_or(EndError::NotNow)?;
+        match provider.withdraw(units::LeaseId(lease.0)).await {
+            true => Ok(()),
+            false => Err(EndError::NoSuchLease(lease)),
+        }
     }
 
     fn metrics(&self) -> String {
@@ -116,6 +137,36 @@ impl Operations for Running {
 
     fn shutdown(&self) {
         self.stop.cancel();
+    }
+}
+
+fn lease(view: LeaseView) -> v1::Lease {
+    v1::Lease {
+        lease: view.lease.to_string(),
+        state: view.state.as_str().to_owned(),
+        cpu_millicores: view.resources.cpu_millicores,
+        memory_mib: view.resources.memory_mib,
+        valid_to_unix_s: view.valid_to.0,
+        anonymous: view.anonymous,
+    }
+}
+
+fn refusals(provider: &Provider) -> Vec<v1::Counter> {
+    let totals = provider.refusals();
+    totals
+        .iter()
+        .map(|(reason, value)| v1::Counter {
+            name: reason.as_str().to_owned(),
+            value,
+        })
+        .collect()
+}
+
+fn log_status(provider: &Provider) -> v1::LogStatus {
+    let head = *provider.head().borrow();
+    v1::LogStatus {
+        size: head.size,
+        root: head.root.to_string(),
     }
 }
 
@@ -156,10 +207,16 @@ fn offers<'a>(
 }
 
 /// Totals and levels that are read when they are asked for.
-#[derive(Debug)]
 pub(super) struct Readings {
     pub(super) mix: Arc<MixCounters>,
     pub(super) cards: Arc<Cards>,
+    pub(super) provider: watch::Receiver<Option<Provider>>,
+}
+
+impl std::fmt::Debug for Readings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Readings").finish_non_exhaustive()
+    }
 }
 
 impl Collector for Readings {
@@ -172,9 +229,76 @@ impl Collector for Readings {
             let metric = encoder.encode_descriptor(&name, help, None, counter.metric_type())?;
             counter.encode(metric)?;
         }
-        let cards = ConstGauge::new(i64::try_from(self.cards.all().len()).unwrap_or(i64::MAX));
-        let metric =
-            encoder.encode_descriptor("souk_cards", "Valid cards", None, cards.metric_type())?;
-        cards.encode(metric)
+        gauge(
+            &mut encoder,
+            "souk_cards",
+            "Valid cards",
+            self.cards.all().len(),
+        )?;
+        let Some(provider) = self.provider.borrow().clone() else {
+            return Ok(());
+        };
+        gauge(
+            &mut encoder,
+            "souk_leases",
+            "Leases that are not closed",
+            provider.leases().len(),
+        )?;
+        let refusals = provider.refusals();
+        let metric = "souk_refusals";
+        let mut family = encoder.encode_descriptor(
+            metric,
+            "Refused requests by reason",
+            None,
+            MetricType::Counter,
+        )?;
+        for (reason, total) in refusals.iter() {
+            ConstCounter::new(total)
+                .encode(family.encode_family(&[("reason", reason.as_str())])?)?;
+        }
+        let counters = provider.counters();
+        for (name, help, total) in [
+            (
+                "souk_provider_replies",
+                "Replies that went out",
+                &counters.replies,
+            ),
+            (
+                "souk_provider_unanswered",
+                "Replies without a SURB that could be used",
+                &counters.unanswered,
+            ),
+            (
+                "souk_provider_unreadable",
+                "Messages that are no requests",
+                &counters.unreadable,
+            ),
+            (
+                "souk_provider_strays",
+                "Requests about unknown leases",
+                &counters.strays,
+            ),
+            (
+                "souk_provider_dropped",
+                "Messages dropped because too much was waiting",
+                &counters.dropped,
+            ),
+        ] {
+            let counter = ConstCounter::new(total.load(Ordering::Relaxed));
+            let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            counter.encode(metric)?;
+        }
+        Ok(())
     }
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: usize,
+) -> Result<(), std::fmt::Error> {
+    let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+    let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+    gauge.encode(metric)
 }

@@ -20,13 +20,13 @@ use bytes::Bytes;
 use rand::RngExt as _;
 use souk_crypto::{MAX_SKEW_S, MixKey, NetworkId, SignError, UnixTime, sign};
 use souk_market::{
-    capacity::{CAPACITY_JITTER_S, CAPACITY_PERIOD_S, Capacity, Level, LogHead},
+    capacity::{CAPACITY_JITTER_S, CAPACITY_PERIOD_S, Capacity, LogHead},
     card::{
-        Address, Card, CardError, Image, MAX_ADDRESSES, MAX_CLASSES, MAX_OFFERS, Offer, Policy,
-        Role, VerifiedCard,
+        Address, Card, CardError, Image, MAX_ADDRESSES, MAX_OFFERS, Offer, Policy, Role,
+        VerifiedCard,
     },
     price::Prices,
-    units::{OperatorId, Sequence},
+    units::{Digest, OperatorId, Sequence},
     wire::List,
 };
 use tokio::sync::watch;
@@ -37,6 +37,7 @@ use super::{
     keys::Keys,
 };
 use crate::net::{NetInfo, Peers, PublishError, Topic, is_public};
+use crate::provider::Provider;
 
 /// A card lives this long, in seconds: twelve hours, half of what others accept.
 const CARD_LIFE_S: u64 = 12 * 3600;
@@ -71,14 +72,6 @@ pub(super) struct Sales {
     pub(super) policy: Policy,
 }
 
-/// What a provider says in its capacity messages.
-pub(super) trait Room: Send + Sync {
-    /// The level of each size class of each offer, in the order of the card.
-    fn levels(&self) -> List<List<Level, MAX_CLASSES>, MAX_OFFERS>;
-    /// The log at its last checkpoint.
-    fn log_head(&self) -> Option<LogHead>;
-}
-
 /// Why the last card could not be read or the new one not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum PublisherError {
@@ -108,7 +101,8 @@ pub(super) struct Publisher {
     pub(super) cards: Arc<Cards>,
     pub(super) peers: Peers,
     pub(super) mix_keys: watch::Receiver<Vec<MixKey>>,
-    pub(super) room: Option<Arc<dyn Room>>,
+    /// The provider, once it works; `None` for ever on other nodes.
+    pub(super) provider: watch::Receiver<Option<Provider>>,
     /// The card that holds now.
     pub(super) own: watch::Sender<Option<Arc<VerifiedCard>>>,
     /// Where the last card is kept.
@@ -148,13 +142,15 @@ impl Publisher {
             self.send(&mut unsent).await;
             let ready = self.own.borrow().is_some() && unsent.is_empty();
             let look = tokio::time::Instant::now() + if ready { LOOK_EVERY } else { LOOK_SOON };
-            let wake = if self.room.is_some() {
+            let selling = self.provider.borrow().is_some();
+            let wake = if selling {
                 look.min(capacity_due)
             } else {
                 look
             };
             tokio::select! {
                 () = tokio::time::sleep_until(wake.max(tokio::time::Instant::now() + LOOK_SOON)) => {}
+                _ = self.provider.changed(), if !selling => {}
                 changed = self.mix_keys.changed() => if changed.is_err() { return },
                 () = stop.cancelled() => return,
             }
@@ -249,14 +245,22 @@ impl Publisher {
     }
 
     fn capacity(&self) -> Option<Bytes> {
-        let room = self.room.as_ref()?;
+        let provider = self.provider.borrow().clone()?;
         let card = self.own.borrow().clone()?;
+        let levels = provider
+            .levels(&card)
+            .into_iter()
+            .map(|classes| List::new(classes).expect("as the card has"));
+        let head = *provider.head().borrow();
         let capacity = Capacity {
             node: card.node,
             card: card.sequence,
             at: (self.now)(),
-            levels: room.levels(),
-            log: room.log_head(),
+            levels: List::new(levels.collect()).expect("as the card has"),
+            log: (head.size > 0).then_some(LogHead {
+                size: head.size,
+                root: Digest(head.root.0),
+            }),
         };
         match sign::sign(capacity, &self.keys.card, &self.profile.network) {
             Ok(signed) => {

@@ -124,7 +124,7 @@ impl Node {
 struct Row {
     lease: String,
     state: String,
-    image: String,
+    anonymous: bool,
     cpu_millicores: u32,
     memory_mib: u32,
     valid_to_unix_s: u64,
@@ -134,7 +134,7 @@ fn show(leases: Vec<v1::Lease>, json: bool) {
     let rows = leases.into_iter().map(|lease| Row {
         lease: lease.lease,
         state: lease.state,
-        image: lease.image,
+        anonymous: lease.anonymous,
         cpu_millicores: lease.cpu_millicores,
         memory_mib: lease.memory_mib,
         valid_to_unix_s: lease.valid_to_unix_s,

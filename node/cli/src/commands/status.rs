@@ -55,7 +55,6 @@ pub(crate) struct Json {
 #[derive(Serialize)]
 struct LogJson {
     size: u64,
-    checkpoint_size: u64,
     root: String,
 }
 
@@ -79,7 +78,6 @@ impl From<v1::StatusReply> for Json {
             refusals: counters(status.refusals),
             log: status.log.map(|log| LogJson {
                 size: log.size,
-                checkpoint_size: log.checkpoint_size,
                 root: log.root,
             }),
             warnings: status.warnings,
@@ -119,10 +117,7 @@ fn text(status: &v1::StatusReply) -> String {
         rows.push(("refusals", counters(&status.refusals)));
         rows.push((
             "usage log",
-            format!(
-                "{} entries, {} of them under the checkpoint {}",
-                log.size, log.checkpoint_size, log.root
-            ),
+            format!("{} entries under the checkpoint {}", log.size, log.root),
         ));
     }
     rows.extend(
@@ -160,7 +155,6 @@ mod tests {
             refusals: vec![counter("expired", 2)],
             log: Some(v1::LogStatus {
                 size: 3,
-                checkpoint_size: 2,
                 root: "ab".repeat(4),
             }),
             warnings: vec!["the clock is behind".to_owned()],

@@ -10,10 +10,12 @@ use std::{
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
+use souk_backend::BackendError;
 use souk_node::{
     config,
     net::{self, NodeAddress, peer_id},
-    node::{self, Node, StartError},
+    node::{self, Node, ShopError, StartError},
+    store::StoreError,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -43,6 +45,9 @@ pub(crate) struct Run {
     /// Write a JSON object here once the node is ready, and remove it when the node stops
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
+    /// The static agent for instances [default: as configured, or souk-agent beside this program]
+    #[arg(long, value_name = "FILE", env = "SOUK_AGENT_BIN")]
+    agent: Option<PathBuf>,
 }
 
 /// What a node says of itself when it is ready.
@@ -105,7 +110,10 @@ impl Init {
 
 impl Run {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        let config = self.config.load()?;
+        let mut config = self.config.load()?;
+        if self.agent.is_some() {
+            config.provider.agent.clone_from(&self.agent);
+        }
         logging::start(&config.log.filter, config.log.json)?;
         wait(self.until_stopped(config))?;
         DONE
@@ -191,6 +199,14 @@ fn explain(error: &StartError) -> Failure {
             failure.hint("free some space; nothing that was recorded is lost")
         }
         StartError::Net(net::StartError::ListenAddress { .. }) => failure.code(CONFIG),
+        StartError::Shop(ShopError::Backend(BackendError::Host { what, hint, source })) => {
+            let failure = match source {
+                Some(source) => Failure::because(what, source),
+                None => Failure::new(what),
+            };
+            failure.hint(hint).code(UNAVAILABLE)
+        }
+        StartError::Shop(ShopError::Store(StoreError::Full { .. })) => failure.hint("free some space, then start again"),
         _ => failure.code(FAILED),
     }
 }
