@@ -93,6 +93,7 @@ fn run() -> Result<(), StartError> {
     let handover = Handover::take()?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
+        .max_blocking_threads(WORKER_THREADS)
         .enable_all()
         .build()
         .map_err(doing("start the runtime"))?

@@ -1,1 +1,37 @@
-//! Placeholder
+//! Fixtures of the end-to-end tests: real programs as separate processes, on loopback or on hosts of their own.
+//!
+//! Everything binds to free ports or lives in network namespaces, keeps its files in temporary folders, and is ended
+//! when its fixture is dropped, also by a panic. Nothing waits a fixed time: fixtures look until a condition holds and
+//! fail after [`PATIENCE`].
+//!
+//! The programs are those that `cargo xtask test` has just built and names in `SOUK_BIN` and `SOUK_AGENT_BIN`; without
+//! these they are looked for in `target/release/`.
+
+mod capture;
+mod hosts;
+mod network;
+mod process;
+mod programs;
+mod requester;
+mod search;
+
+pub use capture::{Capture, Frames};
+pub use hosts::{Host, Lan};
+pub use network::{Network, NodeUnderTest, Plan, Role};
+pub use process::{PATIENCE, Process, eventually, succeed};
+pub use programs::{agent, souk};
+pub use requester::Requester;
+pub use search::{Needle, find};
+
+/// Says that a test did not run, in the form that `cargo xtask test` looks for.
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+pub fn skipped(why: &str) {
+    eprintln!("skipped: {why}");
+}
+
+/// Whether this process may make network namespaces of its own.
+#[must_use]
+pub fn is_root() -> bool {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}

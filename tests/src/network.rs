@@ -1,0 +1,335 @@
+//! A network of real nodes: a provider and mixes, each a process with a folder of its own.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    hosts::{Host, Lan},
+    process::{Process, succeed},
+    programs,
+    requester::Requester,
+};
+
+/// What a network is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Nodes that forward, let requesters in and relay; the provider comes on top.
+    pub mixes: usize,
+    /// Mean delay at each mix, in milliseconds.
+    pub mean_delay_ms: u32,
+    /// The provider has an image and sells leases.
+    pub sells: bool,
+    /// The provider may be reached directly, for requesters who choose so.
+    pub direct: bool,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            mixes: 4,
+            mean_delay_ms: 5,
+            sells: true,
+            direct: false,
+        }
+    }
+}
+
+/// What a node does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Forwards, lets requesters in, relays.
+    Mix,
+    /// Sells leases, and nothing else.
+    Provider,
+}
+
+/// Nodes that know each other. They end before their folder goes.
+pub struct Network {
+    nodes: Vec<NodeUnderTest>,
+    plan: Plan,
+    folder: TempDir,
+}
+
+/// One node, running.
+pub struct NodeUnderTest {
+    process: Process,
+    role: Role,
+    folder: PathBuf,
+    ready: Value,
+    host: Option<Host>,
+}
+
+impl Network {
+    /// Starts a network on loopback and waits until every node knows all others.
+    ///
+    /// # Panics
+    /// If a node does not start or the nodes do not find each other.
+    #[must_use]
+    pub fn start(plan: &Plan) -> Self {
+        Self::start_on(plan, None)
+    }
+
+    /// The same with one host for each node: the provider on the first, then the mixes.
+    ///
+    /// # Panics
+    /// As [`Network::start`], and where there are too few hosts.
+    #[must_use]
+    pub fn start_on(plan: &Plan, lan: Option<&Lan>) -> Self {
+        let mut network = Self {
+            nodes: Vec::new(),
+            plan: *plan,
+            folder: TempDir::new().expect("a temporary folder"),
+        };
+        for number in 0..=plan.mixes {
+            let role = if number == 0 {
+                Role::Provider
+            } else {
+                Role::Mix
+            };
+            let host = lan.map(|lan| lan.hosts()[number].clone());
+            let node = network.start_node(role, number, host);
+            network.nodes.push(node);
+        }
+        let all = network.nodes.len();
+        for node in &mut network.nodes {
+            node.knows_cards(all);
+        }
+        network
+    }
+
+    /// The provider.
+    #[must_use]
+    pub fn provider(&self) -> &NodeUnderTest {
+        &self.nodes[0]
+    }
+
+    /// The provider, to be stopped or looked into.
+    pub fn provider_mut(&mut self) -> &mut NodeUnderTest {
+        &mut self.nodes[0]
+    }
+
+    /// The mixes.
+    #[must_use]
+    pub fn mixes(&self) -> &[NodeUnderTest] {
+        &self.nodes[1..]
+    }
+
+    /// A requester with a folder of its own, on the host if one is given.
+    #[must_use]
+    pub fn requester(&self, name: &str, host: Option<&Host>) -> Requester {
+        let folder = self.folder.path().join(name);
+        fs::create_dir(&folder).expect("a new folder");
+        let bootstrap = self
+            .mixes()
+            .iter()
+            .flat_map(NodeUnderTest::addresses)
+            .collect();
+        let config = folder.join("souk.toml");
+        fs::write(&config, self.config(None, &folder, bootstrap, host)).expect("written");
+        Requester::new(folder, config, host.cloned())
+    }
+
+    /// The folder of everything.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn start_node(&self, role: Role, number: usize, host: Option<Host>) -> NodeUnderTest {
+        let name = match role {
+            Role::Provider => "provider".to_owned(),
+            Role::Mix => format!("mix{number}"),
+        };
+        let folder = self.folder.path().join(&name);
+        fs::create_dir(&folder).expect("a new folder");
+        let bootstrap = self
+            .nodes
+            .iter()
+            .flat_map(NodeUnderTest::addresses)
+            .collect();
+        let config = folder.join("souk.toml");
+        let text = self.config(Some(role), &folder, bootstrap, host.as_ref());
+        fs::write(&config, text).expect("written");
+        if role == Role::Provider && self.plan.sells {
+            succeed(
+                Command::new(programs::souk())
+                    .args(["image", "build", "--config"])
+                    .arg(&config),
+            );
+        }
+        NodeUnderTest::start(&name, role, folder, host)
+    }
+
+    fn config(
+        &self,
+        role: Option<Role>,
+        folder: &Path,
+        bootstrap: Vec<String>,
+        host: Option<&Host>,
+    ) -> String {
+        let ip = host.map_or_else(|| "127.0.0.1".to_owned(), |host| host.address().to_string());
+        let roles = match role {
+            Some(Role::Provider) => r#""provider""#,
+            Some(Role::Mix) => r#""mix", "entry", "relay""#,
+            None => "",
+        };
+        let sells = role == Some(Role::Provider) && self.plan.sells;
+        let direct = if self.plan.direct {
+            format!("{ip}:0")
+        } else {
+            String::new()
+        };
+        format!(
+            r#"[network]
+name = "e2e"
+mean_delay_ms = {delay}
+test = true
+
+[node]
+data_dir = {data:?}
+roles = [{roles}]
+listen = ["/ip4/{ip}/tcp/0"]
+bootstrap = {bootstrap:?}
+
+[provider]
+allow_shared_kernel = {sells}
+cpu_millicores = 2000
+memory_mib = 1024
+disk_mib = 512
+checkpoint_s = 10
+direct_listen = {direct:?}
+
+[log]
+filter = "debug"
+"#,
+            delay = self.plan.mean_delay_ms,
+            data = folder.join("data"),
+        )
+    }
+}
+
+impl NodeUnderTest {
+    fn start(name: &str, role: Role, folder: PathBuf, host: Option<Host>) -> Self {
+        let ready_file = folder.join("ready.json");
+        let mut command = node_command(&folder.join("souk.toml"), &ready_file);
+        if let Some(host) = &host {
+            host.enter(&mut command);
+        }
+        let mut process = Process::start(name, command, &folder);
+        let ready = process.until("it is ready", || {
+            serde_json::from_slice(&fs::read(&ready_file).ok()?).ok()
+        });
+        Self {
+            process,
+            role,
+            folder,
+            ready,
+            host,
+        }
+    }
+
+    /// Its node id in base58.
+    ///
+    /// # Panics
+    /// If the node did not say.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.ready["node_id"].as_str().expect("a node id")
+    }
+
+    /// What it does.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Where it is reached, as multiaddresses.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        let list = self.ready["addresses"].as_array().into_iter().flatten();
+        list.filter_map(|a| a.as_str().map(str::to_owned)).collect()
+    }
+
+    /// The id of its network.
+    ///
+    /// # Panics
+    /// If the node did not say.
+    #[must_use]
+    pub fn network_id(&self) -> &str {
+        self.ready["network_id"].as_str().expect("a network id")
+    }
+
+    /// Its folder: configuration, data, and what it printed.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The host it runs on, where it has one of its own.
+    #[must_use]
+    pub fn host(&self) -> Option<&Host> {
+        self.host.as_ref()
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Memory that it has in use, in KiB.
+    #[must_use]
+    pub fn resident_kib(&self) -> u64 {
+        self.process.resident_kib()
+    }
+
+    /// What `souk status` says; `None` while the node does not answer.
+    #[must_use]
+    pub fn status(&self) -> Option<Value> {
+        let output = Command::new(programs::souk())
+            .args(["status", "--json", "--config"])
+            .arg(self.folder.join("souk.toml"))
+            .output()
+            .ok()?;
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
+    /// One of the counters of its mix.
+    #[must_use]
+    pub fn mix_counter(&self, name: &str) -> u64 {
+        self.status()
+            .and_then(|status| status["mix"][name].as_u64())
+            .unwrap_or(0)
+    }
+
+    fn knows_cards(&mut self, wanted: usize) {
+        let folder = self.folder.clone();
+        self.process.until("it knows every card", || {
+            let output = Command::new(programs::souk())
+                .args(["status", "--json", "--config"])
+                .arg(folder.join("souk.toml"))
+                .output()
+                .ok()?;
+            let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+            (status["cards"].as_u64()? >= wanted as u64).then_some(())
+        });
+    }
+}
+
+/// `souk node run` with a configuration.
+pub(crate) fn node_command(config: &Path, ready_file: &Path) -> Command {
+    let mut command = Command::new(programs::souk());
+    command
+        .args(["node", "run", "--config"])
+        .arg(config)
+        .arg("--ready-file")
+        .arg(ready_file)
+        .env("SOUK_AGENT_BIN", programs::agent())
+        .env_remove("SOUK_LOG");
+    command
+}
