@@ -224,7 +224,11 @@ impl Driver {
         }
     }
 
-    fn info(&self) -> NetInfo {
+    fn info(&mut self) -> NetInfo {
+        let kademlia = self.swarm.behaviour_mut().kademlia.as_mut();
+        let routable = kademlia.map_or(0, |kademlia| {
+            kademlia.kbuckets().map(|bucket| bucket.num_entries()).sum()
+        });
         let behaviour = self.swarm.behaviour();
         NetInfo {
             peers: self.swarm.connected_peers().count(),
@@ -232,6 +236,7 @@ impl Driver {
                 .gossip
                 .as_ref()
                 .map_or(0, |gossip| gossip.all_mesh_peers().count()),
+            routable,
             connections: self
                 .swarm
                 .network_info()

@@ -1,6 +1,12 @@
 //! The two personalities: [`Node`] and [`Client`].
 
-use std::{collections::HashMap, io, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    io,
+    net::TcpListener,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use libp2p::{
     Multiaddr, PeerId, Swarm, Transport as _,
@@ -12,6 +18,7 @@ use libp2p::{
     futures::future::Either,
     identity::Keypair,
     metrics::Metrics,
+    multiaddr::Protocol,
     noise, quic, tcp, yamux,
 };
 use prometheus_client::registry::Registry;
@@ -290,6 +297,7 @@ fn of_bootstrap(address: &NodeAddress) -> (PeerId, Multiaddr) {
 }
 
 fn listen(swarm: &mut Swarm<Behaviour>, address: &Multiaddr) -> Result<(), StartError> {
+    check_free(address)?;
     match swarm.listen_on(address.clone()) {
         Ok(_) => Ok(()),
         Err(TransportError::MultiaddrNotSupported(address)) => {
@@ -300,6 +308,17 @@ fn listen(swarm: &mut Swarm<Behaviour>, address: &Multiaddr) -> Result<(), Start
             source,
         }),
     }
+}
+
+/// Finds out whether somebody else listens on a TCP port: libp2p would share it with them without a word (SO_REUSEPORT).
+fn check_free(address: &Multiaddr) -> Result<(), StartError> {
+    if let (Some(ip), Some(Protocol::Tcp(port))) = (address::ip(address), address.iter().nth(1)) {
+        TcpListener::bind((ip, port)).map_err(|source| StartError::Listen {
+            address: address.clone(),
+            source,
+        })?;
+    }
+    Ok(())
 }
 
 fn swarm(key: &Keypair, behaviour: Behaviour, private: bool) -> Swarm<Behaviour> {
@@ -344,7 +363,7 @@ fn transport(key: &Keypair) -> Boxed<(PeerId, StreamMuxerBox)> {
         .upgrade(upgrade::Version::V1Lazy)
         .authenticate(noise)
         .multiplex(muxer)
-        .timeout(std::time::Duration::from_secs(15));
+        .timeout(Duration::from_secs(15));
 
     OrTransport::new(quic, tcp)
         .map(|either, _| match either {

@@ -117,6 +117,8 @@ pub struct NetInfo {
     pub peers: usize,
     /// Peers in a gossip mesh of ours.
     pub mesh: usize,
+    /// Nodes in the routing table.
+    pub routable: usize,
     /// Connections.
     pub connections: u32,
     /// Addresses listened on, with the ports that were taken.

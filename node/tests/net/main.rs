@@ -1,0 +1,5 @@
+//! Several nodes in one process, on loopback, over TCP and QUIC.
+
+mod hostile;
+mod protocols;
+mod support;
