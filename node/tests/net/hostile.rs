@@ -208,5 +208,5 @@ async fn a_flood_of_streams_and_frames_leaves_memory_bounded_and_the_node_at_wor
 fn resident_mib() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: usize = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
-    pages * 4096 >> 20
+    (pages * 4096) >> 20
 }

@@ -154,8 +154,8 @@ impl TestNode {
 
     /// The address of one transport: `tcp` or `quic`.
     pub(crate) async fn address(&self, transport: &str) -> NodeAddress {
-        let found = self.addresses().await.into_iter();
-        let found = found.filter(|a| a.to_string().contains(transport)).next();
+        let mut listening = self.addresses().await.into_iter();
+        let found = listening.find(|address| address.to_string().contains(transport));
         NodeAddress::new(self.node.peers().local(), found.expect("it listens there"))
             .expect("an address of the two forms")
     }
