@@ -322,8 +322,11 @@ async fn a_client_is_in_no_mesh_and_in_no_routing_table() {
     other.node.peers().connect_to(&address).await.unwrap();
     let client = client();
     client.peers().connect_to(&address).await.unwrap();
-    until("the nodes have meshed", async || {
-        node.node.peers().info().await.mesh == 1
+    // An answer shows that the client is known to the node before we look.
+    client.peers().snapshot_head(address.node()).await.unwrap();
+    until("the nodes know each other", async || {
+        let info = node.node.peers().info().await;
+        info.mesh >= 1 && info.routable >= 1
     })
     .await;
     let info = node.node.peers().info().await;
