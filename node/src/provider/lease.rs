@@ -215,7 +215,7 @@ impl LeaseTask {
                 match wish {
                     Wish::TopUp => self.instead = Some(Reason::NoTopUp),
                     Wish::Acknowledge(statement, signed) => {
-                        self.acknowledge(statement, signed).await
+                        self.acknowledge(statement, signed).await;
                     }
                     Wish::End | Wish::Poll => {}
                 }
@@ -249,7 +249,7 @@ impl LeaseTask {
                 self.handle(Event::ProvisionFailed);
             }
             Ok(Done::Terminated(Ok(sample))) => {
-                self.handle(Event::Terminated(usage(&sample.usage)))
+                self.handle(Event::Terminated(usage(&sample.usage)));
             }
             Ok(Done::Terminated(Err(error))) => {
                 tracing::error!(lease = %self.lease(), error = &error as &dyn std::error::Error, "the instance could not be removed; it is tried again");

@@ -46,8 +46,6 @@ const MAX_REMEMBERED: usize = 65_536;
 const MAX_REFUSING: usize = 64;
 /// Messages of one lease that wait. A holder that sends more loses them, and polls again.
 const LEASE_QUEUE: usize = 16;
-/// How often old things are forgotten.
-const FORGET_PERIOD: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// What the operator asks for.
 pub(super) enum Order {
@@ -141,7 +139,7 @@ impl Router {
     ) {
         let mut totals = interval(self.shared.settings.totals_period);
         let mut reaping = interval(self.shared.settings.reap_period);
-        let mut forgetting = interval(FORGET_PERIOD);
+        let mut forgetting = interval(self.shared.settings.forget_period);
         for beats in [&mut totals, &mut reaping, &mut forgetting] {
             beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }

@@ -25,6 +25,9 @@ mod record;
 mod tests;
 mod writer;
 
+#[cfg(test)]
+pub(crate) use tests::damage_lease;
+
 use std::{
     collections::HashMap,
     io,

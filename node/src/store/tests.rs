@@ -177,6 +177,11 @@ fn tamper(directory: &Path, from: [u8; 16], change: impl Fn(&mut Vec<u8>), to: [
     write.commit().expect("durable");
 }
 
+/// Flips a bit in the row of a lease.
+pub(crate) fn damage_lease(directory: &Path, lease: LeaseId) {
+    tamper(directory, lease.0, |row| row[40] ^= 1, lease.0);
+}
+
 #[tokio::test]
 async fn a_damaged_row_is_named_and_put_aside_while_the_others_go_on() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -482,7 +487,7 @@ async fn nothing_is_signed_over_a_log_that_was_rolled_back_or_rewritten() {
     let row = frame::frame("log", &3u64.to_be_bytes(), &writer::encode(&entry(99)));
     change(3, Some(row));
     let (store, _) = open(log.directory.path()).await;
-    let error = log.publisher(&store).await.err().expect("refused");
+    let error = log.publisher(&store).await.expect_err("refused");
     assert!(
         matches!(error, PublishError::Fork { size: 10, .. }),
         "{error:?}"
@@ -491,7 +496,7 @@ async fn nothing_is_signed_over_a_log_that_was_rolled_back_or_rewritten() {
 
     change(9, None);
     let (store, _) = open(log.directory.path()).await;
-    let error = log.publisher(&store).await.err().expect("refused");
+    let error = log.publisher(&store).await.expect_err("refused");
     assert!(
         matches!(
             error,

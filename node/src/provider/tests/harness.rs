@@ -1,0 +1,542 @@
+//! A provider with a real store and real crypto, a clock of the test, and machines in memory that behave as a backend must.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use rand::RngExt as _;
+use souk_backend::{
+    Backend, BackendError, Capabilities, HostKey, Instance, InstanceState, LeaseSpec, Meter, Usage,
+    UsageSample,
+};
+use souk_crypto::{NetworkParams, NodeId, UnixTime};
+use souk_market::{
+    envelope::{Envelope, Surb as SurbBytes, VerifiedEnvelope},
+    log::origin,
+    reply::{Body, Reply},
+    request::{Action, HolderRequest},
+    sealed::{open_reply, seal_envelope, seal_holder_request},
+    units::{CardDigest, Counter, DurationS, LeaseId, RelayToken},
+    wire::Blob,
+};
+use souk_sphinx::{
+    EpochClock, Hop, HopAddress, MixSecret, Route, Surb,
+    message::{self, Admission, Class, Message, MessageId},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    sync::{Semaphore, mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    super::{Clock, Offering, Provider, ProviderParts, Relays, ReplySink, Settings, Stand},
+    support::{NOW, Node, Requester, large, network},
+};
+use crate::store::{Publisher, Store};
+
+/// Longer than anything here takes, even on a busy machine.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) struct TestClock(pub(super) watch::Sender<UnixTime>);
+
+#[async_trait]
+impl Clock for TestClock {
+    fn now(&self) -> UnixTime {
+        *self.0.borrow()
+    }
+
+    async fn sleep_until(&self, at: UnixTime) {
+        let mut now = self.0.subscribe();
+        if now.wait_for(|now| *now >= at).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// What the machines do that they should not.
+#[derive(Clone, Default)]
+pub(super) struct Faults {
+    /// Instances come up and do not greet.
+    pub(super) mute: bool,
+    /// There is no room.
+    pub(super) full: bool,
+    /// Calls to provision wait for a permit.
+    pub(super) hold: Option<Arc<Semaphore>>,
+    /// Calls to terminate fail so often.
+    pub(super) terminate_fails: u32,
+    /// The meters are lost.
+    pub(super) meterless: bool,
+}
+
+struct Machine {
+    instance: Instance,
+    server: JoinHandle<()>,
+    exited: watch::Sender<bool>,
+}
+
+/// Machines in memory. They outlive the provider, as real ones do.
+#[derive(Default)]
+pub(super) struct Machines {
+    machines: Mutex<HashMap<souk_backend::LeaseId, Machine>>,
+    pub(super) faults: Mutex<Faults>,
+    /// Machines that were made, ever.
+    pub(super) made: Mutex<u32>,
+    pub(super) provision_calls: watch::Sender<u32>,
+    pub(super) samples: watch::Sender<u32>,
+}
+
+impl Machines {
+    pub(super) fn running(&self) -> Vec<LeaseId> {
+        self.machines
+            .lock()
+            .expect("not poisoned")
+            .keys()
+            .map(|id| LeaseId(id.0))
+            .collect()
+    }
+
+    pub(super) fn exit(&self, lease: LeaseId) {
+        let machines = self.machines.lock().expect("not poisoned");
+        machines[&souk_backend::LeaseId(lease.0)]
+            .exited
+            .send_replace(true);
+    }
+
+    fn faults(&self) -> Faults {
+        self.faults.lock().expect("not poisoned").clone()
+    }
+
+    fn usage(&self) -> Usage {
+        if self.faults().meterless {
+            Usage::UNKNOWN
+        } else {
+            Usage {
+                cpu_core_ms: Meter::Known(1_500),
+                memory_mib_s: Meter::Known(64),
+                net_rx_bytes: Meter::Known(10),
+                net_tx_bytes: Meter::Known(20),
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for Machines {
+    fn name(&self) -> &str {
+        "sandbox"
+    }
+
+    async fn capabilities(&self) -> Result<Capabilities, BackendError> {
+        unreachable!("the provider is told the totals")
+    }
+
+    async fn provision(&self, spec: &LeaseSpec) -> Result<Instance, BackendError> {
+        self.provision_calls.send_modify(|n| *n += 1);
+        let faults = self.faults();
+        if let Some(hold) = &faults.hold {
+            hold.acquire().await.expect("never closed").forget();
+        }
+        if faults.full {
+            return Err(BackendError::Full {
+                lease: spec.lease,
+                what: "everything".to_owned(),
+            });
+        }
+        if let Some(machine) = self.machines.lock().expect("not poisoned").get(&spec.lease) {
+            return Ok(machine.instance.clone());
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let instance = Instance {
+            lease: spec.lease,
+            state: InstanceState::Running,
+            ssh: listener.local_addr().expect("bound"),
+            user: "souk".to_owned(),
+            host_key: HostKey([3; 32]),
+            valid_to_unix_s: spec.valid_to_unix_s,
+        };
+        let machine = Machine {
+            instance: instance.clone(),
+            server: tokio::spawn(serve(listener, faults.mute)),
+            exited: watch::Sender::new(false),
+        };
+        *self.made.lock().expect("not poisoned") += 1;
+        self.machines
+            .lock()
+            .expect("not poisoned")
+            .insert(spec.lease, machine);
+        Ok(instance)
+    }
+
+    async fn inspect(
+        &self,
+        lease: souk_backend::LeaseId,
+    ) -> Result<Option<Instance>, BackendError> {
+        let machines = self.machines.lock().expect("not poisoned");
+        Ok(machines.get(&lease).map(|machine| machine.instance.clone()))
+    }
+
+    async fn list(&self) -> Result<Vec<Instance>, BackendError> {
+        let machines = self.machines.lock().expect("not poisoned");
+        Ok(machines
+            .values()
+            .map(|machine| machine.instance.clone())
+            .collect())
+    }
+
+    async fn sample(&self, _: souk_backend::LeaseId) -> Result<UsageSample, BackendError> {
+        self.samples.send_modify(|n| *n += 1);
+        Ok(UsageSample {
+            taken_at_unix_ms: 0,
+            usage: self.usage(),
+        })
+    }
+
+    async fn watch(
+        &self,
+        lease: souk_backend::LeaseId,
+        patience: Duration,
+    ) -> Result<InstanceState, BackendError> {
+        let exited = {
+            let machines = self.machines.lock().expect("not poisoned");
+            machines
+                .get(&lease)
+                .map(|machine| machine.exited.subscribe())
+        };
+        let Some(mut exited) = exited else {
+            return Ok(InstanceState::Gone);
+        };
+        match timeout(patience, exited.wait_for(|exited| *exited)).await {
+            Ok(Ok(_)) => Ok(InstanceState::Exited),
+            Ok(Err(_)) => Ok(InstanceState::Gone),
+            Err(_) => Ok(InstanceState::Running),
+        }
+    }
+
+    async fn terminate(&self, lease: souk_backend::LeaseId) -> Result<UsageSample, BackendError> {
+        {
+            let mut faults = self.faults.lock().expect("not poisoned");
+            if faults.terminate_fails > 0 {
+                faults.terminate_fails -= 1;
+                return Err(BackendError::Unknown {
+                    lease,
+                    what: "terminate".to_owned(),
+                });
+            }
+        }
+        let machine = self.machines.lock().expect("not poisoned").remove(&lease);
+        let usage = if machine.is_some() {
+            self.usage()
+        } else {
+            Usage::UNKNOWN
+        };
+        if let Some(machine) = machine {
+            machine.server.abort();
+        }
+        Ok(UsageSample {
+            taken_at_unix_ms: 0,
+            usage,
+        })
+    }
+}
+
+/// Greets like an SSH server, then gives back what it gets.
+async fn serve(listener: TcpListener, mute: bool) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            if mute {
+                return;
+            }
+            stream.write_all(b"SSH-2.0-test\r\n").await.ok();
+            let mut buffer = [0; 64];
+            while let Ok(n @ 1..) = stream.read(&mut buffer).await {
+                if stream.write_all(&buffer[..n]).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// One relay that knows every token at once.
+struct OneRelay(NodeId);
+
+#[async_trait]
+impl Relays for OneRelay {
+    async fn admit(&self, _: RelayToken, _: Duration) -> Vec<NodeId> {
+        vec![self.0]
+    }
+    fn dismiss(&self, _: RelayToken) {}
+}
+
+struct Captured(mpsc::UnboundedSender<([u8; 32], Vec<u8>)>);
+
+impl ReplySink for Captured {
+    fn reply(&self, surb: Surb, reply: &message::Reply) -> Result<(), String> {
+        let sent = (surb.fingerprint(), reply.clone().into_bytes());
+        self.0.send(sent).map_err(|_| "the test is over".to_owned())
+    }
+}
+
+/// A provider, and everything around it that outlives it.
+pub(super) struct World {
+    pub(super) directory: tempfile::TempDir,
+    pub(super) node: Node,
+    pub(super) machines: Arc<Machines>,
+    pub(super) clock: Arc<TestClock>,
+    pub(super) settings: Settings,
+    offer: CardDigest,
+    replies: Arc<Captured>,
+    received: mpsc::UnboundedReceiver<([u8; 32], Vec<u8>)>,
+    /// SURBs that replies came by.
+    pub(super) used: Vec<[u8; 32]>,
+    life: Option<Life>,
+}
+
+struct Life {
+    provider: Provider,
+    work: JoinHandle<()>,
+    messages: mpsc::Sender<Message>,
+    shutdown: CancellationToken,
+}
+
+fn epochs() -> EpochClock {
+    EpochClock::of(&NetworkParams::new(50, 10_000, 3_600, true).expect("in bounds"))
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        let node = Node::new(1);
+        let offer = node.card(1).digest();
+        let (captured, received) = mpsc::unbounded_channel();
+        Self {
+            directory: tempfile::tempdir().expect("a directory"),
+            node,
+            machines: Arc::default(),
+            clock: Arc::new(TestClock(watch::Sender::new(NOW))),
+            settings: Settings {
+                checkpoint_period: Duration::from_millis(20),
+                sample_period: Duration::from_millis(20),
+                reap_period: Duration::from_millis(50),
+                forget_period: Duration::from_millis(50),
+                ..Settings::default()
+            },
+            offer,
+            replies: Arc::new(Captured(captured)),
+            received,
+            used: Vec::new(),
+            life: None,
+        }
+    }
+
+    pub(super) async fn started() -> Self {
+        let mut world = Self::new();
+        world.start().await;
+        world
+    }
+
+    pub(super) fn log_directory(&self) -> std::path::PathBuf {
+        self.directory.path().join("log")
+    }
+
+    pub(super) async fn start(&mut self) {
+        let (store, found) = Store::open(self.directory.path())
+            .await
+            .expect("the store opens");
+        let origin = origin(network(), self.node.node.public()).expect("a name");
+        let publisher =
+            Publisher::open(&store, &self.log_directory(), origin, self.node.log.clone())
+                .await
+                .expect("the log opens");
+        let (messages, to_read) = mpsc::channel(64);
+        let offering = Offering {
+            card: self.node.plain_card(1),
+            honoured: vec![self.offer],
+        };
+        let (_, offering) = watch::channel(Arc::new(offering));
+        let shutdown = CancellationToken::new();
+        let (provider, work) = Provider::start(ProviderParts {
+            network: network(),
+            node: self.node.node.public(),
+            card_key: self.node.card.clone(),
+            seal_keys: vec![self.node.seal.clone()],
+            store,
+            found,
+            publisher,
+            stands: vec![Stand {
+                name: "sandbox".parse().expect("a name"),
+                backend: Arc::clone(&self.machines) as Arc<dyn Backend>,
+                total: large(),
+            }],
+            messages: to_read,
+            replies: Arc::clone(&self.replies) as Arc<dyn ReplySink>,
+            relays: Arc::new(OneRelay(self.node.node.public())),
+            offering,
+            epochs: epochs(),
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+            settings: self.settings.clone(),
+            shutdown: shutdown.clone(),
+        });
+        self.life = Some(Life {
+            provider,
+            work,
+            messages,
+            shutdown,
+        });
+    }
+
+    /// Ends the process in the middle of whatever it does: every task is dropped where it waits.
+    pub(super) async fn stop(&mut self) {
+        let life = self.life.take().expect("started");
+        life.shutdown.cancel();
+        timeout(PATIENCE, life.work)
+            .await
+            .expect("comes to rest")
+            .expect("no panic");
+    }
+
+    pub(super) async fn restart(&mut self) {
+        self.stop().await;
+        self.start().await;
+    }
+
+    pub(super) fn provider(&self) -> &Provider {
+        &self.life.as_ref().expect("started").provider
+    }
+
+    pub(super) async fn send(&self, bytes: Vec<u8>) {
+        let message = Message {
+            id: MessageId::random(&mut rand::rng()),
+            class: Class::Small,
+            admission: Admission::NONE,
+            bytes,
+        };
+        self.life
+            .as_ref()
+            .expect("started")
+            .messages
+            .send(message)
+            .await
+            .expect("it is read");
+    }
+
+    pub(super) fn advance(&self, seconds: u64) {
+        self.clock.0.send_modify(|now| *now = now.plus_s(seconds));
+    }
+
+    /// The next reply, opened by its requester.
+    pub(super) async fn reply(&mut self, tenant: &Tenant) -> Reply {
+        let next = timeout(PATIENCE, self.received.recv())
+            .await
+            .expect("a reply comes");
+        let (surb, sealed) = next.expect("the sink is open");
+        self.used.push(surb);
+        let expected = tenant.envelope.expected_reply();
+        let signer = self.node.card.public();
+        let reply = open_reply(&sealed, &tenant.keys.reply, &signer, &expected, &network());
+        (*reply.expect("a reply to this requester")).clone()
+    }
+
+    /// Nothing more has been sent.
+    pub(super) fn assert_silent(&mut self) {
+        assert!(self.received.try_recv().is_err(), "a reply too many");
+    }
+
+    /// Rents, and waits for the receipt.
+    pub(super) async fn rent(&mut self, seed: u64) -> (Tenant, souk_market::reply::Receipt) {
+        let tenant = Tenant::new(self, seed, |_| ());
+        tenant.ask(self).await;
+        match self.reply(&tenant).await.body {
+            Body::Receipt(receipt) => (tenant, receipt),
+            other => panic!("no receipt: {other:?}"),
+        }
+    }
+
+    /// Waits until no machine runs.
+    pub(super) async fn until_nothing_runs(&self) {
+        let nothing = async {
+            while !self.machines.running().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, nothing).await.expect("everything ends");
+    }
+}
+
+/// Somebody with one lease.
+pub(super) struct Tenant {
+    pub(super) keys: Requester,
+    pub(super) envelope: VerifiedEnvelope,
+}
+
+impl Tenant {
+    pub(super) fn new(world: &World, seed: u64, change: impl FnOnce(&mut Envelope)) -> Self {
+        let keys = Requester::new(seed);
+        let mut envelope = keys.plain_envelope(&world.node, world.offer);
+        envelope.grant.duration = DurationS(600);
+        envelope.surbs = surbs(world, 4);
+        change(&mut envelope);
+        let envelope = keys.sign(envelope);
+        Self { keys, envelope }
+    }
+
+    /// Sends the envelope.
+    pub(super) async fn ask(&self, world: &World) {
+        let to = world.node.seal.public();
+        let sealed = seal_envelope(&self.envelope, &to, &network(), &mut rand::rng());
+        world.send(sealed.expect("a good key")).await;
+    }
+
+    pub(super) async fn tell(&self, world: &World, counter: u64, action: Action) {
+        let request = HolderRequest {
+            holder: self.keys.holder.public(),
+            provider: world.node.node.public(),
+            request: self.envelope.grant.request,
+            counter: Counter(counter),
+            action,
+            surbs: surbs(world, 2),
+        };
+        let to = world.node.seal.public();
+        let sealed = seal_holder_request(
+            request,
+            &self.keys.holder,
+            &to,
+            &network(),
+            &mut rand::rng(),
+        );
+        world.send(sealed.expect("a good key")).await;
+    }
+}
+
+/// SURBs over a route that leads nowhere: what is sent by them is caught before.
+fn surbs<const MAX: usize>(world: &World, count: usize) -> souk_market::wire::List<SurbBytes, MAX> {
+    let mut rng = rand::rng();
+    let epoch = epochs().at(world.clock.now());
+    let made = (0..count).map(|_| {
+        let hops = (0..4)
+            .map(|_| Hop {
+                address: HopAddress(rng.random()),
+                key: MixSecret::generate(&mut rng).public(),
+            })
+            .collect();
+        let route = Route::new(hops).expect("four hops");
+        let (surb, _) =
+            Surb::make(&route, &[Duration::ZERO; 4], epoch, &mut rng).expect("four delays");
+        Blob::new(surb.to_bytes().to_vec()).expect("the size of a SURB")
+    });
+    super::support::list(made.collect())
+}
+
+pub(super) fn address_of(world: &World, lease: LeaseId) -> Option<SocketAddr> {
+    let machines = world.machines.machines.lock().expect("not poisoned");
+    machines
+        .get(&souk_backend::LeaseId(lease.0))
+        .map(|machine| machine.instance.ssh)
+}
