@@ -17,6 +17,7 @@
 //!
 //! The crate knows nothing of the marketplace, holds no clock and draws no randomness by itself.
 
+mod bytes;
 pub mod cbor;
 pub mod domain;
 pub mod keyfile;

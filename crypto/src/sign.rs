@@ -32,6 +32,7 @@ use minicbor::{
 
 use crate::{
     NetworkId,
+    bytes::public_32_bytes,
     cbor::{self, CanonicalError, DecodeError},
     domain::{self, SignDomain},
     keys::{KeyError, KeyUse, PublicKey, SecretKey},
@@ -374,45 +375,9 @@ impl ObjectDigest {
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
-
-    /// Its bytes.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
 }
 
-impl fmt::Display for ObjectDigest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
-    }
-}
-
-impl fmt::Debug for ObjectDigest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl<C> Encode<C> for ObjectDigest {
-    fn encode<W: Write>(
-        &self,
-        e: &mut Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), encode::Error<W::Error>> {
-        e.bytes(&self.0)?.ok()
-    }
-}
-
-impl<'b, C> Decode<'b, C> for ObjectDigest {
-    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
-        let at = d.position();
-        let bytes = d.bytes()?.try_into();
-        bytes
-            .map(Self)
-            .map_err(|_| decode::Error::message("a digest has 32 bytes").at(at))
-    }
-}
+public_32_bytes!(ObjectDigest);
 
 /// CBOR tag 18 in its only form.
 const COSE_SIGN1_TAG: u8 = 0xd2;

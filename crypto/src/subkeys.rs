@@ -2,15 +2,13 @@
 //!
 //! One signed object lists them all, so that a card that carries it costs two signature checks and not six.
 
-use std::{fmt, str::FromStr};
+use std::str::FromStr;
 
-use minicbor::{
-    Decode, Decoder, Encode, Encoder, decode,
-    encode::{self, Write},
-};
+use minicbor::{Decode, Encode};
 
 use crate::{
     UnixTime, Window,
+    bytes::{parse_hex_32, public_32_bytes},
     domain::{self, SignDomain},
     keys::{CardPublicKey, KeyError, LogPublicKey, Node, SealPublicKey},
     sign::{Invalid, Object},
@@ -119,54 +117,81 @@ impl MixPublicKey {
         })?;
         Ok(Self(bytes))
     }
-
-    /// The 32 bytes of RFC 7748.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
 }
 
-impl fmt::Display for MixPublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
-    }
-}
-
-impl fmt::Debug for MixPublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
+public_32_bytes!(MixPublicKey);
 
 impl FromStr for MixPublicKey {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        let mut key = [0; 32];
-        match hex::decode_to_slice(text, &mut key) {
-            Ok(()) if !text.bytes().any(|b| b.is_ascii_uppercase()) => Ok(Self(key)),
-            _ => Err(KeyError::Text {
-                key: "mix",
-                form: "64 lowercase hex digits",
-            }),
+        parse_hex_32(text).map(Self).ok_or(KeyError::Text {
+            key: "mix",
+            form: "64 lowercase hex digits",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CardKey, keys::Secret as _};
+
+    fn window(from: u64, to: u64) -> Window {
+        Window::new(UnixTime(from), UnixTime(to)).expect("not empty")
+    }
+
+    fn list(window: Window, epochs: &[u32], key_window: Window) -> SubKeys {
+        let mix_key = |epoch: &u32| MixKey {
+            epoch: *epoch,
+            suite: 1,
+            key: MixPublicKey([9; 32]),
+            window: key_window,
+        };
+        SubKeys {
+            serial: 1,
+            window,
+            card_key: CardKey::from_secret_bytes(&[1; 32]).public(),
+            log_key: None,
+            seal_key: None,
+            mix_keys: epochs.iter().map(mix_key).collect(),
         }
     }
-}
 
-impl<C> Encode<C> for MixPublicKey {
-    fn encode<W: Write>(
-        &self,
-        e: &mut Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), encode::Error<W::Error>> {
-        e.bytes(&self.0)?.ok()
+    fn broken(list: &SubKeys) -> &'static str {
+        list.validate().expect_err("breaks a rule").field
     }
-}
 
-impl<'b, C> Decode<'b, C> for MixPublicKey {
-    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, decode::Error> {
-        let at = d.position();
-        Self::from_bytes(d.bytes()?).map_err(|e| decode::Error::custom(e).at(at))
+    #[test]
+    fn lists_that_break_a_rule_are_refused_by_field() {
+        let life = window(0, MAX_SUB_KEYS_LIFE_S);
+        assert_eq!(list(life, &[1, 2, 9], life).validate(), Ok(()));
+        assert_eq!(
+            broken(&list(window(0, MAX_SUB_KEYS_LIFE_S + 1), &[], life)),
+            "window"
+        );
+        assert_eq!(broken(&list(life, &[1, 1], life)), "mix_keys");
+        assert_eq!(broken(&list(life, &[2, 1], life)), "mix_keys");
+        assert_eq!(
+            broken(&list(life, &[1, 2, 3, 4, 5, 6, 7, 8, 9], life)),
+            "mix_keys"
+        );
+        assert_eq!(
+            broken(&list(window(10, 20), &[1], window(10, 21))),
+            "mix_keys"
+        );
+        assert_eq!(
+            broken(&list(window(10, 20), &[1], window(9, 20))),
+            "mix_keys"
+        );
+    }
+
+    #[test]
+    fn a_mix_key_is_found_by_its_epoch_only() {
+        let life = window(0, 100);
+        let keys = list(life, &[3, 4], life);
+        assert_eq!(keys.mix_key(4).map(|k| k.epoch), Some(4));
+        assert!(keys.mix_key(5).is_none());
+        assert!(keys.is_current(UnixTime(219)) && !keys.is_current(UnixTime(220)));
     }
 }

@@ -287,6 +287,16 @@ fn a_valid_signature_over_anything_but_the_one_form_is_refused() {
 
 proptest! {
     #[test]
+    fn no_other_network_or_kind_opens_an_object(name in "[a-z0-9]{1,12}", delay in 1u32..10_000) {
+        let params = NetworkParams::new(delay, 10_000, 3_600, false).expect("in bounds");
+        let other = NetworkId::new(&name, &params).expect("valid name");
+        prop_assume!(other != network("souk"));
+        prop_assert!(signed().signed().open(&other).is_err());
+        let bytes = signed().signed().as_bytes().to_vec();
+        prop_assert!(sign::open::<Retirement>(&bytes, &network("souk")).is_err());
+    }
+
+    #[test]
     fn no_flipped_bit_survives(at in any::<prop::sample::Index>(), bit in 0u8..8) {
         let mut bytes = signed().signed().as_bytes().to_vec();
         bytes[at.index(477)] ^= 1 << bit;

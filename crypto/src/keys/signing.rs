@@ -10,6 +10,7 @@ use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use super::{KeyError, Secret};
+use crate::bytes::parse_hex_32;
 
 /// What an Ed25519 key is for.
 pub trait KeyUse: 'static {
@@ -27,9 +28,7 @@ pub trait KeyUse: 'static {
 
     /// The bytes of a public key from its only valid text.
     fn parse(text: &str) -> Option<[u8; 32]> {
-        let lower = !text.bytes().any(|b| b.is_ascii_uppercase());
-        let mut key = [0; 32];
-        (lower && hex::decode_to_slice(text, &mut key).is_ok()).then_some(key)
+        parse_hex_32(text)
     }
 }
 
