@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use souk_crypto::{NetworkParams, UnixTime};
@@ -17,7 +17,7 @@ use souk_node::mix::{
     FRAME_QUEUE, KeyRing, LinkRefused, Links, MixCounters, Mixer, MixerParts, NoMailboxes,
 };
 use souk_sphinx::{
-    EpochClock, Frame, Hop, HopAddress, MixSecret, Route,
+    Epoch, EpochClock, Frame, Hop, HopAddress, MixSecret, Route,
     delay::MixDelay,
     packet::{USABLE_LEN, build},
 };
@@ -53,28 +53,36 @@ fn main() {
     let mut ratios = Vec::new();
     for round in 0..ROUNDS {
         let folder = tempfile::tempdir().expect("a folder");
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
             .expect("after 1970");
-        let keys =
-            KeyRing::open(folder.path(), clock, UnixTime(now.as_secs())).expect("a fresh folder");
-        let epoch = clock.sending(UnixTime(now.as_secs()));
+        let now = UnixTime(now.as_secs());
+        let keys = KeyRing::open(folder.path(), clock, now).expect("a fresh folder");
+        let epoch = clock.sending(now);
         let key = keys.epoch(epoch).expect("open").public();
-        let packets = frames(Hop { address: NODE, key }, threads, epoch);
-        let raw = raw_rate(&packets, threads);
-        let mixed = mixed_rate(keys, packets, threads, &params);
+        let hop = Hop { address: NODE, key };
+        let packets = frames(hop, threads, epoch, PACKETS / threads);
+        let raw = raw(packets.len(), threads);
+        let mixed = mixed(keys, packets, threads, &params);
+        let ratio = mixed.per_second / raw.per_second;
         println!(
-            "round {round}: sphinx-packet alone {raw:.0}/s, through a mix {mixed:.0}/s on {threads} threads: {:.0} %",
-            100.0 * mixed / raw
+            "round {round}, {threads} threads: sphinx-packet alone {:.0}/s ({:?} of processor), through a mix {:.0}/s \
+             ({:?}): {:.0} % of the rate, {:.0} % by processor time",
+            raw.per_second,
+            raw.cpu,
+            mixed.per_second,
+            mixed.cpu,
+            100.0 * ratio,
+            100.0 * raw.cpu.as_secs_f64() / mixed.cpu.as_secs_f64(),
         );
-        ratios.push(mixed / raw);
+        ratios.push(ratio);
     }
     ratios.sort_by(f64::total_cmp);
     println!("median {:.0} %", 100.0 * ratios[ROUNDS / 2]);
 }
 
-/// Packets whose first hop is `hop`.
-fn frames(hop: Hop, threads: usize, epoch: souk_sphinx::Epoch) -> Vec<Frame> {
+/// Packets whose first hop is `hop`, so many built on each thread.
+fn frames(hop: Hop, threads: usize, epoch: Epoch, each: usize) -> Vec<Frame> {
     thread::scope(|scope| {
         let build_some = || {
             let rng = &mut rand::rng();
@@ -83,7 +91,7 @@ fn frames(hop: Hop, threads: usize, epoch: souk_sphinx::Epoch) -> Vec<Frame> {
                 key: MixSecret::generate(rng).public(),
             };
             let route = Route::new(vec![hop, other(), other(), other()]).expect("four hops");
-            (0..PACKETS / threads)
+            (0..each)
                 .map(|_| {
                     let packet = build(
                         &route,
@@ -106,62 +114,38 @@ fn frames(hop: Hop, threads: usize, epoch: souk_sphinx::Epoch) -> Vec<Frame> {
     })
 }
 
-/// Peels with the wrong key would stop at the MAC, so the secret is replaced by one that makes the same work: a packet
-/// built for it.
-fn raw_rate(frames: &[Frame], threads: usize) -> f64 {
+/// What peeling the same number of packets takes `sphinx-packet` alone.
+fn raw(count: usize, threads: usize) -> Cost {
     let secret = [9; 32];
     let hop = Hop {
         address: NODE,
         key: MixSecret::from_bytes(&secret).public(),
     };
-    let own = frames_for_raw(hop, frames[0].epoch);
-    let start = Instant::now();
+    let packets = frames(hop, 1, Epoch(0), 64);
+    let start = Clock::start();
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 let secret = StaticSecret::from(secret);
-                for n in 0..frames.len() / threads {
-                    let packet = SphinxPacket::from_bytes(own[n % own.len()].packet.as_bytes())
-                        .expect("one size");
+                for n in 0..count / threads {
+                    let bytes = packets[n % packets.len()].packet.as_bytes();
+                    let packet = SphinxPacket::from_bytes(bytes).expect("one size");
                     std::hint::black_box(packet.process(&secret).expect("sound"));
                 }
             });
         }
     });
-    rate(frames.len(), start)
+    start.cost(count)
 }
 
-fn frames_for_raw(hop: Hop, epoch: souk_sphinx::Epoch) -> Vec<Frame> {
-    let rng = &mut rand::rng();
-    let mut other = || Hop {
-        address: HopAddress::random(rng),
-        key: MixSecret::generate(rng).public(),
-    };
-    let route = Route::new(vec![hop, other(), other(), other()]).expect("four hops");
-    (0..64)
-        .map(|_| {
-            let packet = build(
-                &route,
-                &[7; USABLE_LEN],
-                &[Duration::ZERO; 4],
-                &mut rand::rng(),
-            );
-            Frame {
-                epoch,
-                packet: packet.expect("built"),
-            }
-        })
-        .collect()
-}
-
-fn mixed_rate(keys: KeyRing, frames: Vec<Frame>, threads: usize, params: &NetworkParams) -> f64 {
+fn mixed(keys: KeyRing, frames: Vec<Frame>, threads: usize, params: &NetworkParams) -> Cost {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .expect("a runtime");
     let counters = Arc::new(MixCounters::default());
     let count = frames.len();
-    let rate = runtime.block_on(async {
+    let cost = runtime.block_on(async {
         let stop = CancellationToken::new();
         let (queue, from_links) = mpsc::channel(FRAME_QUEUE);
         let sink = Arc::new(Sink {
@@ -180,24 +164,53 @@ fn mixed_rate(keys: KeyRing, frames: Vec<Frame>, threads: usize, params: &Networ
             peelers: threads,
         };
         let mixer = Mixer::start(parts, &stop);
-        let start = Instant::now();
+        let start = Clock::start();
         for frame in frames {
             queue.send(frame).await.expect("running");
         }
         sink.empty.notified().await;
-        let rate = rate(count, start);
+        let cost = start.cost(count);
         stop.cancel();
         mixer.stopped().await;
-        rate
+        cost
     });
     assert_eq!(
         counters.forwarded.total(),
         count as u64,
         "some packets were dropped"
     );
-    rate
+    cost
 }
 
-fn rate(count: usize, start: Instant) -> f64 {
-    count as f64 / start.elapsed().as_secs_f64()
+/// Packets per second, and the processor time of one packet over all threads, which a busy machine changes little.
+struct Cost {
+    per_second: f64,
+    cpu: Duration,
+}
+
+struct Clock {
+    wall: Instant,
+    cpu: Duration,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self {
+            wall: Instant::now(),
+            cpu: cpu_time(),
+        }
+    }
+
+    fn cost(&self, count: usize) -> Cost {
+        let count32 = u32::try_from(count).expect("a small number");
+        Cost {
+            per_second: count as f64 / self.wall.elapsed().as_secs_f64(),
+            cpu: (cpu_time() - self.cpu) / count32,
+        }
+    }
+}
+
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(time).expect("processor time is not negative")
 }

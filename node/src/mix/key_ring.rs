@@ -51,7 +51,15 @@ impl KeyRing {
             clock,
             epochs: RwLock::default(),
         };
+        let oldest = clock.oldest(now);
+        // The grace of an epoch in which this node was not there needs no key.
+        if oldest < clock.at(now)
+            && let Some(keys) = EpochKeys::open(folder, oldest, false)?
+        {
+            ring.write().insert(oldest, Arc::new(keys));
+        }
         ring.rotate(now)?;
+        ring.remove_before(oldest)?;
         Ok(ring)
     }
 
@@ -63,26 +71,20 @@ impl KeyRing {
     pub fn rotate(&self, now: UnixTime) -> Result<bool, KeyRingError> {
         let oldest = self.clock.oldest(now);
         let current = self.clock.at(now);
-        let mut changed = false;
-        for epoch in [oldest, current, current.next()] {
-            if self.epoch(epoch).is_some() {
-                continue;
-            }
-            // The grace of an epoch in which this node was not there needs no key.
-            let is_over = epoch < current;
-            if let Some(keys) = EpochKeys::open(&self.folder, epoch, !is_over)? {
+        let mut drawn = false;
+        for epoch in [current, current.next()] {
+            if self.epoch(epoch).is_none()
+                && let Some(keys) = EpochKeys::open(&self.folder, epoch, true)?
+            {
                 self.write().insert(epoch, Arc::new(keys));
-                changed = true;
+                drawn = true;
             }
         }
-        let dead: Vec<Epoch> = self
-            .write()
-            .extract_if(..oldest, |_, _| true)
-            .map(|(epoch, _)| epoch)
-            .collect();
-        changed |= !dead.is_empty();
-        self.remove_before(oldest)?;
-        Ok(changed)
+        let dead = self.write().extract_if(..oldest, |_, _| true).count();
+        if dead > 0 {
+            self.remove_before(oldest)?;
+        }
+        Ok(drawn || dead > 0)
     }
 
     /// The keys of `epoch`, if it is open.
@@ -261,5 +263,89 @@ impl KeyRingError {
             path: path.into(),
             source,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use souk_crypto::NetworkParams;
+
+    use super::*;
+
+    fn clock() -> EpochClock {
+        let params = NetworkParams::new(50, 1_000, 100, true).expect("within bounds");
+        EpochClock::of(&params)
+    }
+
+    fn open(folder: &Path, now: u64) -> KeyRing {
+        KeyRing::open(folder, clock(), UnixTime(now)).expect("a folder of ours")
+    }
+
+    fn files(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).expect("a folder");
+        let name = |entry: io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
+        let mut names: Vec<String> = entries
+            .map(|entry| name(entry).into_string().expect("text"))
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn keys_are_drawn_ahead_and_removed_after_the_grace() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let ring = open(folder.path(), 1000);
+        let epochs =
+            |ring: &KeyRing| -> Vec<u32> { ring.mix_keys().iter().map(|k| k.epoch).collect() };
+        assert_eq!(epochs(&ring), [10, 11]);
+        assert!(!ring.rotate(UnixTime(1099)).expect("nothing to do"));
+        assert!(ring.rotate(UnixTime(1100)).expect("room on the disk"));
+        assert_eq!(epochs(&ring), [10, 11, 12]);
+        // The grace is a quarter of the epoch.
+        assert!(ring.rotate(UnixTime(1125)).expect("removed"));
+        assert_eq!(epochs(&ring), [11, 12]);
+        assert_eq!(
+            files(folder.path()),
+            ["11.key", "11.tags", "12.key", "12.tags"]
+        );
+    }
+
+    #[test]
+    fn a_restart_finds_its_keys_also_within_the_grace_and_removes_the_dead() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let before = open(folder.path(), 1000).mix_keys();
+        assert_eq!(open(folder.path(), 1099).mix_keys(), before);
+        let within_grace = open(folder.path(), 1110).mix_keys();
+        assert_eq!(within_grace[..2], before);
+        assert_eq!(open(folder.path(), 5000).mix_keys().len(), 2);
+        assert_eq!(
+            files(folder.path()),
+            ["50.key", "50.tags", "51.key", "51.tags"]
+        );
+    }
+
+    #[test]
+    fn a_key_without_what_it_saw_is_not_used_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let before = open(folder.path(), 1000).mix_keys();
+        fs::remove_file(folder.path().join("10.tags")).expect("there");
+        let after = open(folder.path(), 1000).mix_keys();
+        assert_ne!(after[0], before[0]);
+        assert_eq!(after[1], before[1]);
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_stops_the_start() {
+        let folder = tempfile::tempdir().expect("a folder");
+        open(folder.path(), 1000);
+        let path = folder.path().join("10.key");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("ours");
+        let refused = KeyRing::open(folder.path(), clock(), UnixTime(1000));
+        assert!(matches!(
+            refused,
+            Err(KeyRingError::Key(KeyFileError::Mode { .. }))
+        ));
     }
 }
