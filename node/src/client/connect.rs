@@ -47,6 +47,7 @@ pub struct Connected {
     pub(super) market: Arc<Market>,
     pub(super) messenger: Messenger,
     entry: NodeId,
+    local: NodeId,
     _stop: DropGuard,
 }
 
@@ -106,6 +107,7 @@ impl Connected {
             clock,
         });
         let stop = CancellationToken::new();
+        let local = net.peers().local();
         let collector = Collector {
             net,
             entry,
@@ -124,6 +126,7 @@ impl Connected {
             market,
             messenger,
             entry,
+            local,
             _stop: stop.drop_guard(),
         })
     }
@@ -138,6 +141,12 @@ impl Connected {
     #[must_use]
     pub fn entry(&self) -> NodeId {
         self.entry
+    }
+
+    /// The identity under which this client is on the network; it ends with this session.
+    #[must_use]
+    pub fn local(&self) -> NodeId {
+        self.local
     }
 
     /// Packets that were changed on their way to the mailbox; many of them speak against the entry.
@@ -333,8 +342,8 @@ impl Collector {
     }
 }
 
-/// Private addresses pass where the network is for tests.
 impl Client {
+    /// Private addresses pass where the network is for tests.
     pub(super) fn net_config(&self) -> net::ClientConfig {
         net::ClientConfig {
             network: self.config.network.clone(),

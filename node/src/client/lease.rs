@@ -32,6 +32,10 @@ pub(super) const REPLY_KEY: &str = "reply.key";
 pub(super) const SSH_KEY: &str = "ssh_key";
 pub(super) const KNOWN_HOSTS: &str = "known_hosts";
 pub(super) const SSH_CONFIG: &str = "ssh_config";
+/// Tells the way that was chosen.
+pub(super) const WAY: &str = "way";
+/// What stands in it where that is the direct one.
+pub(super) const DIRECT: &str = "direct";
 
 /// Where a lease stands, as far as its holder knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +76,7 @@ pub struct Lease {
     pub(super) network: NetworkId,
     pub(super) card: VerifiedCard,
     pub(super) envelope: VerifiedEnvelope,
+    pub(super) is_direct: bool,
     pub(super) receipt: Option<Receipt>,
     pub(super) refusal: Option<Reason>,
     pub(super) statement: Option<ProvenStatement>,
@@ -111,7 +116,11 @@ impl Lease {
         if envelope.grant.offer != card.digest() || envelope.grant.provider != card.node {
             return Err(folder.damaged(CARD, &"not the card that the envelope accepts"));
         }
+        let is_direct = folder
+            .parse::<String>(WAY)?
+            .is_some_and(|way| way == DIRECT);
         let mut lease = Self {
+            is_direct,
             folder,
             network: network.clone(),
             card,
@@ -154,6 +163,18 @@ impl Lease {
     #[must_use]
     pub fn ssh_config(&self) -> PathBuf {
         self.folder.file(SSH_CONFIG)
+    }
+
+    /// The private key for `ssh -i`, in OpenSSH's format.
+    #[must_use]
+    pub fn ssh_key(&self) -> PathBuf {
+        self.folder.file(SSH_KEY)
+    }
+
+    /// Whether the instance is reached straight at the provider, who then sees the requester's address.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.is_direct
     }
 
     /// Who carries it.
@@ -211,8 +232,11 @@ impl Lease {
         }
     }
 
-    /// The ways over relays, in the order of preference; none that goes over `entry`.
-    pub(super) fn relay_ways(&self, entry: Option<NodeId>) -> Result<Vec<RelayWay>, StateError> {
+    /// The ways over relays, in the order in which they are tried; none that goes over `entry`.
+    ///
+    /// # Errors
+    /// [`StateError`] where the relays on record cannot be read.
+    pub fn relay_ways(&self, entry: Option<NodeId>) -> Result<Vec<RelayWay>, StateError> {
         let text = self.folder.read(RELAYS)?.unwrap_or_default();
         let text = String::from_utf8(text).map_err(|e| self.folder.damaged(RELAYS, &e))?;
         let mut ways = Vec::new();

@@ -17,6 +17,7 @@
 //! learns who rents (the mix, and a relay that is neither entry nor provider), replies that were made for somebody
 //! else (bound to the envelope), a crash that starts a lease twice (the same envelope is the same lease).
 
+mod audit;
 mod connect;
 mod lease;
 mod market;
@@ -35,6 +36,7 @@ use souk_crypto::{HolderKey, HolderPublicKey, NetworkId, NetworkParams, NodeId, 
 
 use crate::net::{self, NodeAddress, RelayConnectError, RelayStream};
 
+pub use audit::{BundleError, LogError, VerifiedLog};
 pub use connect::{ConnectError, Connected};
 pub use lease::{Lease, RecordError, RelayWay, Stage};
 pub use market::{EntryFailure, MarketError};
@@ -188,6 +190,20 @@ impl Client {
         self.home.path()
     }
 
+    /// The network.
+    #[must_use]
+    pub fn network(&self) -> &NetworkId {
+        &self.config.network
+    }
+
+    /// The node that is kept as entry, if one was chosen.
+    ///
+    /// # Errors
+    /// [`StateError`] where the record cannot be read.
+    pub fn entry(&self) -> Result<Option<NodeId>, StateError> {
+        Ok(connect::kept_entry(&self.home)?.map(|kept| kept.address.node()))
+    }
+
     /// All leases, the youngest last. A damaged one fails alone.
     ///
     /// # Errors
@@ -251,7 +267,7 @@ impl Client {
     /// # Errors
     /// [`ReachError`].
     pub async fn relay_stream(&self, lease: &Lease) -> Result<RelayStream, ReachError> {
-        let entry = connect::kept_entry(&self.home)?.map(|kept| kept.address.node());
+        let entry = self.entry()?;
         let config = self.net_config();
         let mut outcome = ReachError::NoRelay;
         for way in lease.relay_ways(entry)? {

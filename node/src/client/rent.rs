@@ -18,10 +18,13 @@ use souk_market::{
 
 use super::{
     Connected, Lease, Progress, Stage, StateError, Watch,
-    lease::{CARD, ENVELOPE, HOLDER_KEY, KNOWN_HOSTS, RELAYS, REPLY_KEY, SSH_CONFIG, SSH_KEY},
+    lease::{
+        CARD, DIRECT, ENVELOPE, HOLDER_KEY, KNOWN_HOSTS, RELAYS, REPLY_KEY, SSH_CONFIG, SSH_KEY,
+        WAY,
+    },
     market, ssh,
     state::LeaseFolder,
-    talk::TalkError,
+    talk::{TalkError, is_starting},
     unix_now,
 };
 use crate::{mix::Replies, net::NodeAddress};
@@ -34,11 +37,6 @@ const RECEIPT_ATTEMPTS: u32 = 12;
 const PROVIDER_ATTEMPTS: usize = 3;
 /// How long a request may take to arrive, at least.
 const PATIENCE_S: u64 = 600;
-
-/// File that tells the way that was chosen, and what stands in it.
-const WAY: &str = "way";
-const DIRECT: &str = "direct";
-const OVER_RELAY: &str = "relay";
 
 const _: () = assert!(ENVELOPE_SURBS <= MAX_SURBS);
 const _: () = assert!(souk_sphinx::surb::SURB_LEN == souk_market::envelope::SURB_LEN);
@@ -261,7 +259,7 @@ impl Connected {
             folder.write(ENVELOPE, envelope.as_bytes())?;
             folder.write(
                 WAY,
-                if request.direct { DIRECT } else { OVER_RELAY }.as_bytes(),
+                if request.direct { DIRECT } else { "relay" }.as_bytes(),
             )
         };
         let folder = self.client.home.create_lease(id, fill)?;
@@ -278,13 +276,14 @@ impl Connected {
         replies: &mut Replies,
         watch: Watch<'_>,
     ) -> Result<Option<Body>, RentError> {
-        let provider = lease.provider();
         let to = self.seal_key(lease).map_err(RentError::Talk)?;
         let network = &self.client.config.network;
         let frame = seal_envelope(&lease.envelope, &to, network, &mut rand::rng())
             .map_err(RentError::Seal)?;
         watch(Progress::Sending { bytes: frame.len() });
-        let body = self.exchange(lease, provider, frame, replies, watch).await;
+        let body = self
+            .exchange(lease, frame, replies, is_starting, watch)
+            .await;
         body.map_err(RentError::Talk)
     }
 
@@ -310,7 +309,7 @@ impl Connected {
                 Some(replies) => self.send_envelope(&mut lease, replies, watch).await?,
                 None => {
                     watch(Progress::Polling { attempt });
-                    self.ask(&mut lease, Action::Poll, watch)
+                    self.ask(&mut lease, Action::Poll, is_starting, watch)
                         .await
                         .map_err(RentError::Talk)?
                 }
@@ -370,10 +369,7 @@ impl Connected {
                 Endpoint::Direct(at) if config.params.is_test() || is_public(at.ip()) => Some(*at),
                 _ => None,
             });
-        let is_direct = folder
-            .parse::<String>(WAY)?
-            .is_some_and(|way| way == DIRECT);
-        let way = match (is_direct, direct) {
+        let way = match (lease.is_direct, direct) {
             (true, Some(address)) => ssh::Way::Direct(address),
             (false, _) if !relays.is_empty() => ssh::Way::Relay { souk: &config.souk },
             (direct, _) => {

@@ -18,7 +18,7 @@ use souk_market::{
     wire::{Blob, List},
 };
 use souk_sphinx::message::{Admission, Class, MessageId, Outgoing};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
     Connected, Lease, Progress, ProvenStatement, RecordError, StateError, Watch, connect::hop,
@@ -33,8 +33,6 @@ const ANSWER_ALLOWANCE: Duration = Duration::from_secs(3);
 const ANSWER_MEANS: u32 = 40;
 /// A request is repeated at most so often before the provider counts as away.
 const ASK_ATTEMPTS: u32 = 4;
-/// Between two polls for a statement, which comes with the next checkpoint of the provider.
-const STATEMENT_PERIOD: Duration = Duration::from_secs(1);
 /// The acknowledgement of a statement is a courtesy; it is not waited for longer than this.
 const COURTESY: Duration = Duration::from_secs(3);
 
@@ -86,10 +84,19 @@ impl Connected {
     /// [`TalkError`]; [`TalkError::NoAnswer`] where the provider is away.
     pub async fn poll(&self, lease: &mut Lease, watch: Watch<'_>) -> Result<Body, TalkError> {
         let _lock = lease.folder.lock()?;
-        self.ask_until_answered(lease, Action::Poll, watch).await
+        for attempt in 0..ASK_ATTEMPTS {
+            if attempt > 0 {
+                watch(Progress::Polling { attempt });
+            }
+            if let Some(body) = self.ask(lease, Action::Poll, |_| false, watch).await? {
+                return Ok(body);
+            }
+        }
+        Err(TalkError::NoAnswer(ASK_ATTEMPTS))
     }
 
-    /// Ends a lease, and waits up to `wait` for its final statement.
+    /// Ends a lease, and waits up to `wait` for its final statement, which comes once a checkpoint of the provider
+    /// covers it.
     ///
     /// # Errors
     /// [`TalkError`]; [`TalkError::Record`] where the statement is not proven.
@@ -102,81 +109,86 @@ impl Connected {
         let _lock = lease.folder.lock()?;
         let deadline = Instant::now() + wait;
         let mut action = Action::End;
-        loop {
-            let state = match self.ask_until_answered(lease, action, watch).await? {
-                Body::Statement(_) => break,
-                Body::Status(status) => status.state,
-                // It crossed the end on its way; the lease is as active as it was.
-                Body::Receipt(_) => LeaseState::Active,
-                Body::Refusal(Refusal { reason }) => return Err(TalkError::Refused(reason)),
-            };
-            if matches!(state, LeaseState::Draining | LeaseState::Closed) {
+        let mut state = None;
+        for attempt in 0.. {
+            if attempt > 0 {
+                watch(Progress::Polling { attempt });
+            }
+            match self.ask(lease, action, is_ending, watch).await? {
+                Some(Body::Statement(_)) => break,
+                Some(Body::Status(status)) => state = Some(status.state),
+                Some(Body::Refusal(Refusal { reason })) => return Err(TalkError::Refused(reason)),
+                // A receipt crossed the end on its way; the lease is as active as it was.
+                Some(Body::Receipt(_)) => {}
+                None if state.is_none() && attempt + 1 >= ASK_ATTEMPTS => {
+                    return Err(TalkError::NoAnswer(ASK_ATTEMPTS));
+                }
+                None => {}
+            }
+            if matches!(state, Some(LeaseState::Draining | LeaseState::Closed)) {
                 action = Action::Poll;
             }
             if Instant::now() >= deadline {
-                return Ok(Ended::Pending(state));
+                return state
+                    .map(Ended::Pending)
+                    .ok_or(TalkError::NoAnswer(attempt + 1));
             }
-            sleep(STATEMENT_PERIOD).await;
         }
         let proven = lease
             .statement
             .clone()
             .expect("a statement was just recorded");
-        let bytes = proven.statement.to_bytes();
-        let statement = Digest(*blake3::hash(&bytes).as_bytes());
-        let courtesy = self.ask(lease, Action::Acknowledge { statement }, watch);
-        if !matches!(timeout(COURTESY, courtesy).await, Ok(Ok(_))) {
-            tracing::debug!("the statement is not known to be acknowledged");
-        }
+        self.acknowledge(lease, &proven).await?;
         Ok(Ended::Proven(Box::new(proven)))
     }
 
-    async fn ask_until_answered(
-        &self,
-        lease: &mut Lease,
-        action: Action,
-        watch: Watch<'_>,
-    ) -> Result<Body, TalkError> {
-        for attempt in 0..ASK_ATTEMPTS {
-            if attempt > 0 {
-                watch(Progress::Polling { attempt });
-            }
-            if let Some(body) = self.ask(lease, action, watch).await? {
-                return Ok(body);
-            }
+    /// Signs that the statement was received. The provider keeps it beside its log; nothing depends on its arrival.
+    async fn acknowledge(&self, lease: &Lease, proven: &ProvenStatement) -> Result<(), TalkError> {
+        let bytes = proven.statement.to_bytes();
+        let statement = Digest(*blake3::hash(&bytes).as_bytes());
+        let frame = self.request(lease, Action::Acknowledge { statement }, List::empty())?;
+        let message = outgoing(lease.provider(), frame)?;
+        if !matches!(
+            timeout(COURTESY, self.messenger.send(message)).await,
+            Ok(Ok(()))
+        ) {
+            tracing::debug!("the acknowledgement of a statement is not known to have arrived");
         }
-        Err(TalkError::NoAnswer(ASK_ATTEMPTS))
+        Ok(())
     }
 
-    /// Sends one request and waits for one answer; `None` where none came.
+    /// Sends one request and waits for one answer, as [`Self::exchange`].
     pub(super) async fn ask(
         &self,
         lease: &mut Lease,
         action: Action,
+        is_interim: fn(&Body) -> bool,
         watch: Watch<'_>,
     ) -> Result<Option<Body>, TalkError> {
-        let provider = lease.provider();
-        let (surbs, mut replies) = self.surbs(REQUEST_SURBS, provider).await?;
+        let (surbs, mut replies) = self.surbs(REQUEST_SURBS, lease.provider()).await?;
+        let frame = self.request(lease, action, surbs)?;
+        self.exchange(lease, frame, &mut replies, is_interim, watch)
+            .await
+    }
+
+    /// A sealed request about a lease, under a counter that was never used.
+    fn request(
+        &self,
+        lease: &Lease,
+        action: Action,
+        surbs: List<Surb, MAX_SURBS>,
+    ) -> Result<Vec<u8>, TalkError> {
         let request = HolderRequest {
             holder: lease.envelope.holder,
-            provider,
+            provider: lease.provider(),
             request: lease.envelope.grant.request,
             counter: lease.next_counter()?,
             action,
             surbs,
         };
-        let to = self.seal_key(lease)?;
+        let (key, to) = (lease.holder_key()?, self.seal_key(lease)?);
         let network = &self.client.config.network;
-        let frame = seal_holder_request(
-            request,
-            &lease.holder_key()?,
-            &to,
-            network,
-            &mut rand::rng(),
-        )
-        .map_err(TalkError::Seal)?;
-        self.exchange(lease, provider, frame, &mut replies, watch)
-            .await
+        seal_holder_request(request, &key, &to, network, &mut rand::rng()).map_err(TalkError::Seal)
     }
 
     /// Fresh SURBs for `provider`, and where their replies come out.
@@ -206,27 +218,23 @@ impl Connected {
             .ok_or(TalkError::NoSealKey)
     }
 
-    /// Sends a sealed request and waits for an answer that counts, which is then recorded.
+    /// Sends a sealed request and waits for an answer that counts, which is then recorded. After an answer that
+    /// `is_interim` waiting goes on, since a better one comes by another SURB of the same request; where none does, the
+    /// interim one is what came. `None` where nothing came.
     pub(super) async fn exchange(
         &self,
         lease: &mut Lease,
-        provider: NodeId,
         frame: Vec<u8>,
         replies: &mut Replies,
+        is_interim: fn(&Body) -> bool,
         watch: Watch<'_>,
     ) -> Result<Option<Body>, TalkError> {
-        let class = Class::fitting(frame.len()).ok_or(TalkError::TooLarge(frame.len()))?;
-        let sending = self.messenger.send(Outgoing {
-            id: MessageId::random(&mut rand::rng()),
-            destination: hop(&provider),
-            class,
-            admission: Admission::NONE,
-            bytes: frame,
-        });
+        let sending = self.messenger.send(outgoing(lease.provider(), frame)?);
         tokio::pin!(sending);
         let mean = Duration::from_millis(self.client.config.params.mean_delay_ms().into());
         let patience = ANSWER_ALLOWANCE + ANSWER_MEANS * mean;
         let mut give_up = None;
+        let mut interim = None;
         loop {
             let late = async {
                 match give_up {
@@ -245,21 +253,17 @@ impl Connected {
                     give_up = Some(Instant::now() + patience);
                 }
                 reply = replies.next() => {
-                    let Some(reply) = reply else { return Ok(None) };
+                    let Some(reply) = reply else { return Ok(interim) };
                     let bytes = reply.into_bytes();
-                    match self.open(lease, &bytes)? {
-                        Some(reply) if is_interim(&reply.body) => {
-                            lease.record(&reply)?;
-                        }
-                        Some(reply) => {
-                            watch(Progress::Answered { bytes: bytes.len() });
-                            lease.record(&reply)?;
-                            return Ok(Some(reply.body.clone()));
-                        }
-                        None => {}
+                    let Some(reply) = self.open(lease, &bytes)? else { continue };
+                    lease.record(&reply)?;
+                    if !is_interim(&reply.body) {
+                        watch(Progress::Answered { bytes: bytes.len() });
+                        return Ok(Some(reply.body.clone()));
                     }
+                    interim = Some(reply.body.clone());
                 }
-                () = late => return Ok(None),
+                () = late => return Ok(interim),
             }
         }
     }
@@ -286,7 +290,23 @@ impl Connected {
     }
 }
 
-/// Whether a better answer comes by another SURB of the same request.
-fn is_interim(body: &Body) -> bool {
+/// A receipt or a refusal follows.
+pub(super) fn is_starting(body: &Body) -> bool {
     matches!(body, Body::Status(status) if status.state == LeaseState::Provisioning)
+}
+
+/// A statement follows.
+fn is_ending(body: &Body) -> bool {
+    let ending = [LeaseState::Draining, LeaseState::Closed];
+    matches!(body, Body::Status(status) if ending.contains(&status.state))
+}
+
+fn outgoing(provider: NodeId, bytes: Vec<u8>) -> Result<Outgoing, TalkError> {
+    Ok(Outgoing {
+        id: MessageId::random(&mut rand::rng()),
+        destination: hop(&provider),
+        class: Class::fitting(bytes.len()).ok_or(TalkError::TooLarge(bytes.len()))?,
+        admission: Admission::NONE,
+        bytes,
+    })
 }
