@@ -90,6 +90,7 @@ fn run() -> Result<(), StartError> {
     // Before anything else: from here on nobody of the same uid can trace this process or read its memory.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(doing("hide from tracers"))?;
     forget_inheritable().map_err(doing("give up inheritable capabilities"))?;
+    forget_fault_handlers().map_err(doing("reset signal handlers"))?;
     let handover = Handover::take()?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
@@ -105,6 +106,19 @@ fn forget_inheritable() -> rustix::io::Result<()> {
     let mut sets = capabilities(None)?;
     sets.inheritable = CapabilitySet::empty();
     set_capabilities(None, sets)
+}
+
+/// Takes back the handlers that Rust installs for overflowing stacks. A tenant of the same uid may send these signals,
+/// and the alternate stack has room for one frame: two at once overflow it, which ends even the first process of a
+/// namespace. Without handlers the kernel drops them, as it does all others.
+fn forget_fault_handlers() -> std::io::Result<()> {
+    for signal in [libc::SIGSEGV, libc::SIGBUS] {
+        // SAFETY: the default action needs no handler; the process has one thread.
+        if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 async fn serve(handover: Handover) -> Result<(), StartError> {

@@ -70,9 +70,14 @@ pub(crate) fn limit(resources: &Resources, memory_is_enforced: bool) -> Result<(
         };
         setrlimit(resource, both).at(stage)?;
     }
-    // Best effort: a host that runs the node at a higher score already does not allow lowering it.
-    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     Ok(())
+}
+
+/// Makes the instance one of the first that the kernel ends when the host runs out of memory. The caller has still the
+/// ids that it was started with, since it owns no file of `/proc` after changing them.
+pub(crate) fn offer_to_oom_killer() {
+    // Best effort: a node that runs at a higher score already may not lower it.
+    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
 }
 
 /// Empties every capability set but for `kept`, which the next program receives through the ambient set.

@@ -159,6 +159,7 @@ pub(crate) fn join(
     folders: &Folders,
 ) -> Result<OpenFolders, StageError> {
     let folders = OpenFolders::open(folders)?;
+    confine::offer_to_oom_killer();
     let mut byte = [0];
     let read = rustix::io::retry_on_intr(|| rustix::io::read(go, &mut byte));
     if read.at("waiting for the keeper")? == 0 {

@@ -185,7 +185,7 @@ fn writable_disk(plan: &Plan) -> Result<OwnedFd, StageError> {
         ("work", 0o755, false),
         ("root", 0o755, false),
         ("home", 0o755, false),
-        ("home/souk", 0o700, true),
+        ("home/souk", 0o755, true),
         ("tmp", shared, false),
         ("run", 0o755, true),
         ("vartmp", shared, false),

@@ -9,7 +9,7 @@ use std::{
     process::Command,
     sync::{
         OnceLock,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -50,6 +50,11 @@ pub(crate) fn as_ordinary_user(name: &str, test: fn(&Fixture)) {
     fs::copy(std::env::current_exe().expect("a path"), &program).expect("a copy");
     let keeper = folder.path().join("keeper");
     fs::copy(env!("CARGO_BIN_EXE_souk-sandbox-keeper"), &keeper).expect("a copy");
+    let agent = std::env::var_os("SOUK_AGENT_BIN").map(|agent| {
+        let copy = folder.path().join("agent");
+        fs::copy(agent, &copy).expect("a copy");
+        copy
+    });
     let run = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
         .arg(&program)
@@ -58,6 +63,7 @@ pub(crate) fn as_ordinary_user(name: &str, test: fn(&Fixture)) {
         .env("HOME", &own)
         .env("SOUK_TEST_KEEPER", &keeper)
         .env("SOUK_TEST_PROGRAMS", programs())
+        .envs(agent.map(|agent| ("SOUK_AGENT_BIN", agent)))
         .current_dir("/")
         .output()
         .expect("setpriv of util-linux");
@@ -85,11 +91,15 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
-    fn new() -> Self {
-        Self::with_overlay(true)
+    pub(crate) fn new() -> Self {
+        Self::with(programs().join("line_agent"), true)
     }
 
-    pub(crate) fn with_overlay(overlay: bool) -> Self {
+    pub(crate) fn without_overlay() -> Self {
+        Self::with(programs().join("line_agent"), false)
+    }
+
+    pub(crate) fn with(agent: PathBuf, overlay: bool) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let programs = programs();
         let (images, image) = image(&programs);
@@ -98,7 +108,7 @@ impl Fixture {
         let config = SandboxConfig {
             state: folder.path().join("sandbox"),
             images,
-            agent: programs.join("line_agent"),
+            agent,
             keeper: KeeperProgram {
                 program: keeper.into(),
                 arguments: vec![],
@@ -127,10 +137,10 @@ impl Fixture {
     }
 
     pub(crate) fn spec(&self) -> LeaseSpec {
-        static DRAWN: AtomicU8 = AtomicU8::new(1);
+        static DRAWN: AtomicU64 = AtomicU64::new(1);
         let mut lease = [0; 16];
         lease[..4].copy_from_slice(&std::process::id().to_be_bytes());
-        lease[4] = DRAWN.fetch_add(1, Ordering::Relaxed);
+        lease[8..].copy_from_slice(&DRAWN.fetch_add(1, Ordering::Relaxed).to_be_bytes());
         LeaseSpec {
             lease: LeaseId(lease),
             image: self.image,

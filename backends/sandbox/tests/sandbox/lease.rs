@@ -183,7 +183,7 @@ fn demands_beyond_what_is_enforced_are_refused(fixture: &Fixture) {
 }
 
 fn without_an_overlay_only_writable_folders_are_writable(_: &Fixture) {
-    let fixture = Fixture::with_overlay(false);
+    let fixture = Fixture::without_overlay();
     let guest = fixture.instance();
     guest.output("for d in /home/souk /tmp /run /var/tmp /dev/shm; do touch $d/f || exit 1; done");
     for folder in ["/usr/bin", "/etc", "/dev", "/proc/sys", "/var/lib"] {

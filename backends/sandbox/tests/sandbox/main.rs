@@ -8,3 +8,4 @@
 mod common;
 mod hostile_tenant;
 mod lease;
+mod ssh;
