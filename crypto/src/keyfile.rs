@@ -38,10 +38,12 @@ pub fn load<K: Secret>(path: &Path) -> Result<K, KeyFileError> {
         doing: "read",
         source,
     };
-    let nofollow = i32::try_from(OFlags::NOFOLLOW.bits()).expect("flags of open fit its int");
+    // Not blocking, or a pipe in the place of the file would hold the caller for ever.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let flags = i32::try_from(flags.bits()).expect("flags of open fit its int");
     let file = File::options()
         .read(true)
-        .custom_flags(nofollow)
+        .custom_flags(flags)
         .open(path)
         .map_err(io_error)?;
     let meta = file.metadata().map_err(io_error)?;
@@ -214,6 +216,8 @@ fn parse<K: Secret>(text: &[u8], path: &Path) -> Result<K, KeyFileError> {
 mod tests {
     use std::{error::Error as _, os::unix::fs::symlink};
 
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
     use crate::keys::{CardKey, NodeKey, SealKey};
 
@@ -279,13 +283,19 @@ mod tests {
     }
 
     #[test]
-    fn links_and_folders_are_not_key_files() {
+    fn links_folders_and_pipes_are_not_key_files() {
         let dir = folder();
         let path = dir.path().join("node.key");
         create(&path, &node(1)).expect("a new file");
         let link = dir.path().join("link");
         symlink(&path, &link).expect("writable");
         assert!(load::<NodeKey>(&link).is_err());
+        let pipe = dir.path().join("pipe");
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("writable");
+        assert!(matches!(
+            load::<NodeKey>(&pipe),
+            Err(KeyFileError::NotAFile { .. })
+        ));
         assert!(matches!(
             load::<NodeKey>(dir.path()),
             Err(KeyFileError::NotAFile { .. })

@@ -47,6 +47,10 @@ impl Default for Limits {
     }
 }
 
+/// How often a path is resolved while renames elsewhere on the machine make the kernel unsure of a `..` in a link
+/// (openat2(2), EAGAIN).
+const MAX_TRIES: usize = 128;
+
 /// Files on their way to become an image; removed when dropped.
 pub(crate) struct Staging {
     folder: TempDir,
@@ -247,13 +251,15 @@ impl Staging {
             dir.as_path()
         };
         let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        match openat2(
-            &self.root,
-            path,
-            DIRECTORY & !OFlags::NOFOLLOW,
-            Mode::empty(),
-            how,
-        ) {
+        let flags = DIRECTORY & !OFlags::NOFOLLOW;
+        let mut opened = Err(Errno::AGAIN);
+        for _ in 0..MAX_TRIES {
+            opened = openat2(&self.root, path, flags, Mode::empty(), how);
+            if !matches!(opened, Err(Errno::AGAIN)) {
+                break;
+            }
+        }
+        match opened {
             Ok(fd) => Ok(Some(fd)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(Errno::XDEV | Errno::LOOP) => Err(StageError::Escape { path: dir.clone() }),
