@@ -19,7 +19,9 @@ fuzz_target!(|bytes: &[u8]| {
     let archive = data.join("archive");
     fs::write(&archive, bytes).expect("writable");
     if let Ok(image) = store.import_tar(&archive) {
-        store.verify(image).expect("the disk holds what the manifest says");
+        store
+            .verify(image)
+            .expect("the disk holds what the manifest says");
         store.remove(image).expect("it is there");
     }
     assert_eq!(names(data), ["archive", "images"]);
@@ -29,7 +31,12 @@ fuzz_target!(|bytes: &[u8]| {
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).expect("readable");
     let mut names: Vec<_> = entries
-        .map(|e| e.expect("readable").file_name().to_string_lossy().into_owned())
+        .map(|e| {
+            e.expect("readable")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
         .collect();
     names.sort_unstable();
     names

@@ -15,7 +15,14 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(open_request(bytes, &[provider], &network).is_err());
 
     let mut rng = StdRng::from_seed([3; 32]);
-    let sealed = seal::seal(&domain::TO_HOLDER, &network, &holder.public(), b"aad", bytes, &mut rng);
+    let sealed = seal::seal(
+        &domain::TO_HOLDER,
+        &network,
+        &holder.public(),
+        b"aad",
+        bytes,
+        &mut rng,
+    );
     let Ok(mut sealed) = sealed else { return };
     let opened = seal::open(&domain::TO_HOLDER, &network, &holder, b"aad", &sealed);
     assert_eq!(&**opened.expect("it was sealed to this key"), bytes);

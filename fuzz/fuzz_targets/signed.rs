@@ -3,7 +3,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use souk_crypto::{NetworkId, Object, SubKeys, sign};
-use souk_market::{capacity::Capacity, card::Card, envelope::Envelope, reply::Reply, request::HolderRequest};
+use souk_market::{
+    capacity::Capacity, card::Card, envelope::Envelope, reply::Reply, request::HolderRequest,
+};
 
 /// The networks of the seeds.
 const NETWORKS: [&str; 2] = ["souk.cdeb7dc2", "test.96e9495a"];
