@@ -27,6 +27,9 @@ mod ssh;
 mod state;
 mod talk;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},

@@ -176,6 +176,13 @@ impl Home {
         let parent = self.path.join("leases");
         let name: String = request.to_string()[..NAME_DIGITS].to_owned();
         let (half, whole) = (parent.join(format!(".{name}")), parent.join(&name));
+        // What a crash left half made never left this machine.
+        match fs::remove_dir_all(&half) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("remove", &half)(error).into());
+            }
+            _ => {}
+        }
         fs::DirBuilder::new()
             .mode(0o700)
             .create(&half)
