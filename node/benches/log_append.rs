@@ -38,7 +38,11 @@ fn main() {
     let row = minicbor::to_vec(record(&network)).expect("a Vec takes every write");
     // Version and checksum, as the store puts before each row.
     let row = [vec![0; 17], row].concat();
-    println!("rows of {} bytes on {}", row.len(), directory.path().display());
+    println!(
+        "rows of {} bytes on {}",
+        row.len(),
+        directory.path().display()
+    );
     println!("batch      redb/s       log/s   ratio");
     for batch in [1, 64, 256] {
         let bare = bare(&directory.path().join(format!("bare-{batch}")));
@@ -59,7 +63,9 @@ fn main() {
             });
             log.measure(batch, || {
                 let records = (0..batch).map(|_| record(&network)).collect();
-                runtime.block_on(store.append(records, None)).expect("durable");
+                runtime
+                    .block_on(store.append(records, None))
+                    .expect("durable");
             });
         }
         let ratio = log.per_second() / redb.per_second();

@@ -111,6 +111,9 @@ impl Router {
             self.requests.insert(request, accepted.lease);
             self.admission
                 .restore(now, &accepted_and_lost(request, &accepted));
+            // Of a lease whose own row is there, the row says when; it comes below.
+            self.closed
+                .insert(accepted.lease, (accepted.forget_at, request));
         }
         for record in found.leases {
             let contract = &record.contract;
@@ -123,6 +126,7 @@ impl Router {
                         .insert(record.row.lease(), (until, contract.request));
                 }
                 _ => {
+                    self.closed.remove(&record.row.lease());
                     self.shared.board.show(&record);
                     let core = Lease::recover(record.row, now);
                     self.spawn(core, record, Surbs::default());

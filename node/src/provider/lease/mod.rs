@@ -8,18 +8,17 @@
 //!
 //! A backend that hangs holds up its own lease and no other. At most one call to provision or terminate runs at a time.
 
+mod closing;
+mod replies;
+
 use std::{sync::Arc, time::Duration};
 
 use souk_backend::{Backend, BackendError, Instance, InstanceState, UsageSample};
-use souk_crypto::UnixTime;
 use souk_market::{
-    lifecycle::{Action, Command, Event, Lease, Phase, Reply, Row},
-    log::{Entry, HourBucket, LeaseEntry, MAX_PROOF_HASHES, Opening, OutcomeClass},
+    lifecycle::{Action, Command, Event, Lease, Phase, Row},
     refusal::Reason,
-    reply::{self, Body, Endpoint, FinalStatement, LeaseState, Receipt, Refusal, Status},
-    statement::{Outcome, Statement},
-    units::{Counter, Digest, DurationS, LeaseId, Money},
-    wire::{Blob, List},
+    reply::LeaseState,
+    units::{Counter, Digest, LeaseId},
 };
 use tokio::{
     sync::{Mutex, mpsc, watch},
@@ -29,12 +28,12 @@ use tokio::{
 
 use super::{
     Shared,
-    answer::{Addressee, Surbs},
+    answer::Surbs,
     backend::{lease_id, proven, reason, spec, usage},
     books::Head,
     carry::DirectPort,
 };
-use crate::store::{LeaseRecord, LogRecord, StoredOpening};
+use crate::store::LeaseRecord;
 
 /// How long a call to provision may still take once its lease drains; it is given up then.
 const PROVISION_GRACE: Duration = Duration::from_secs(30);
@@ -324,87 +323,6 @@ impl LeaseTask {
         Ok(())
     }
 
-    async fn close(&mut self, row: Row) {
-        self.record.row = row;
-        let Phase::Closed { outcome, at } = row.phase() else {
-            unreachable!("a lease is closed with a closed row");
-        };
-        let statement = self.statement(outcome, at);
-        let opening = Opening::draw(statement.to_bytes(), &mut rand::rng());
-        let entry = Entry::Lease(LeaseEntry {
-            commitment: opening.commitment(&self.shared.network),
-            outcome: OutcomeClass::of(outcome),
-            hour: HourBucket::of(at),
-        });
-        let record = LogRecord {
-            entry: entry.encode(),
-            opening: Some(StoredOpening {
-                lease: row.lease(),
-                salt: opening.salt,
-                statement: opening.statement,
-            }),
-        };
-        let mut pause = STORE_PAUSE;
-        loop {
-            match self
-                .shared
-                .store
-                .close(self.record.clone(), record.clone())
-                .await
-            {
-                Ok(index) => {
-                    self.record.log_index = Some(index);
-                    break;
-                }
-                Err(error) => {
-                    tracing::error!(lease = %row.lease(), error = &error as &dyn std::error::Error, "a lease was not closed");
-                }
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(MAX_STORE_PAUSE);
-        }
-        self.shared.relays.dismiss(self.record.contract.relay_token);
-        self.direct = None;
-        self.shared.board.show(&self.record);
-        self.core.persisted(row.version());
-    }
-
-    fn statement(&self, outcome: Outcome, at: UnixTime) -> Statement {
-        let (contract, usage) = (&self.record.contract, self.record.row.usage());
-        Statement {
-            lease: self.lease(),
-            image: contract.image,
-            resources: contract.resources,
-            from: self.record.row.terms().accepted_at(),
-            // A clock that was set back does not make a lease end before it began.
-            to: at.max(self.record.row.terms().accepted_at()),
-            cpu_core_ms: usage.cpu_core_ms,
-            memory_mib_s: usage.memory_mib_s,
-            net_rx_bytes: usage.net_rx_bytes,
-            net_tx_bytes: usage.net_tx_bytes,
-            outcome,
-            charge: self.charge(at),
-            evidence: None,
-        }
-    }
-
-    /// What is owed: for the time in which the instance could be used, and never more than was agreed.
-    fn charge(&self, until: UnixTime) -> Money {
-        let contract = &self.record.contract;
-        match (&self.record.instance, &contract.prices) {
-            (Some(instance), Some(prices)) => {
-                let used = until
-                    .since_s(instance.since)
-                    .min(u64::from(contract.duration.0));
-                let used = DurationS(u32::try_from(used).unwrap_or(u32::MAX));
-                prices
-                    .charge(&contract.resources, used)
-                    .map_or(contract.price, |charge| charge.min(contract.price))
-            }
-            _ => Money(0),
-        }
-    }
-
     fn provision(&mut self) {
         let Some(backend) = self.backend.clone() else {
             tracing::error!(lease = %self.lease(), "its backend is no more configured");
@@ -481,151 +399,6 @@ impl LeaseTask {
             let sample = timeout(SAMPLE_PATIENCE, backend.sample(lease)).await;
             Done::Sampled(sample.ok().and_then(Result::ok))
         });
-    }
-
-    async fn reply(&mut self, reply: Reply) {
-        if let Some(reason) = self.instead.take() {
-            return self.refuse(reason).await;
-        }
-        match reply {
-            Reply::Receipt => match self.receipt().await {
-                Some(receipt) => self.send(Body::Receipt(receipt)).await,
-                None => self.send(self.status()).await,
-            },
-            Reply::Refusal => {
-                let reason = self.record.refusal.unwrap_or(Reason::ProvisionFailed);
-                self.refuse(reason).await;
-            }
-            Reply::Status => self.send(self.status()).await,
-            Reply::Statement => {
-                self.owed = true;
-                self.send_statement().await;
-            }
-        }
-    }
-
-    async fn refuse(&mut self, reason: Reason) {
-        self.send(Body::Refusal(Refusal { reason })).await;
-    }
-
-    async fn send(&mut self, body: Body) {
-        let contract = &self.record.contract;
-        let to = Addressee::of(&self.shared, contract, self.answering);
-        self.surbs.send(&self.shared, to, body).await;
-    }
-
-    /// The receipt of the running instance; none while nothing leads to it.
-    async fn receipt(&self) -> Option<Receipt> {
-        let instance = self.record.instance.as_ref()?;
-        let terms = self.record.row.terms();
-        let token = self.record.contract.relay_token;
-        let lifetime = terms.valid_to().since_s(self.shared.clock.now());
-        let relays = self
-            .shared
-            .relays
-            .admit(token, Duration::from_secs(lifetime))
-            .await;
-        let mut endpoints: Vec<_> = relays
-            .into_iter()
-            .take(reply::MAX_ENDPOINTS - 1)
-            .map(|relay| Endpoint::Relay { relay, token })
-            .collect();
-        endpoints.extend(
-            self.direct
-                .as_ref()
-                .map(|port| Endpoint::Direct(port.address())),
-        );
-        if endpoints.is_empty() {
-            tracing::warn!(lease = %self.lease(), "no relay leads to the instance yet");
-            return None;
-        }
-        Some(Receipt {
-            lease: self.lease(),
-            valid_to: terms.valid_to(),
-            endpoints: List::new(endpoints)?,
-            host_key: instance.host_key,
-            user: instance.user.clone(),
-            price: self.record.contract.price,
-            evidence: List::empty(),
-        })
-    }
-
-    fn status(&self) -> Body {
-        Body::Status(Status {
-            lease: self.lease(),
-            state: state_of(&self.record.row),
-            valid_to: self.record.row.terms().valid_to(),
-        })
-    }
-
-    /// Sends the statement that is owed, once a checkpoint covers its entry.
-    async fn send_statement(&mut self) {
-        match self.final_statement().await {
-            Ok(None) => {}
-            Ok(Some(statement)) => {
-                self.owed = false;
-                self.send(Body::Statement(statement)).await;
-            }
-            Err(error) => {
-                self.owed = false;
-                tracing::error!(lease = %self.lease(), %error, "the statement cannot be sent");
-                self.send(self.status()).await;
-            }
-        }
-        // Without a SURB there is nobody to wait for: the holder polls.
-        self.owed &= !self.surbs.is_empty();
-    }
-
-    async fn final_statement(&mut self) -> Result<Option<FinalStatement>, String> {
-        let index = self.record.log_index.ok_or("it has no log entry")?;
-        if self.head.borrow_and_update().size <= index {
-            return Ok(None);
-        }
-        let record = self
-            .shared
-            .store
-            .log_record(index)
-            .map_err(|e| e.to_string())?;
-        let record = record.ok_or("its log entry is missing")?;
-        let opening = record.opening.ok_or("its log entry has no opening")?;
-        let proven = self
-            .shared
-            .publisher
-            .lock()
-            .await
-            .prove(index, &record.entry);
-        let Some(proven) = proven.map_err(|e| e.to_string())? else {
-            return Ok(None);
-        };
-        debug_assert!(proven.proof.path.len() <= MAX_PROOF_HASHES);
-        let path = proven.proof.path.iter().flat_map(|hash| hash.0).collect();
-        let too_large = "it does not fit a reply";
-        Ok(Some(FinalStatement {
-            lease: self.lease(),
-            statement: Blob::new(opening.statement).ok_or(too_large)?,
-            salt: opening.salt,
-            entry: Blob::new(record.entry).ok_or(too_large)?,
-            index,
-            path: Blob::new(path).ok_or(too_large)?,
-            checkpoint: Blob::new(proven.checkpoint.into_bytes()).ok_or(too_large)?,
-        }))
-    }
-
-    async fn acknowledge(&mut self, statement: Digest, signed: Vec<u8>) {
-        let record = self
-            .record
-            .log_index
-            .map(|index| self.shared.store.log_record(index));
-        let is_right = matches!(
-            record,
-            Some(Ok(Some(LogRecord { opening: Some(opening), .. })))
-                if *blake3::hash(&opening.statement).as_bytes() == statement.0
-        );
-        if !is_right {
-            self.instead = Some(Reason::WrongStatement);
-        } else if let Err(error) = self.shared.store.acknowledge(self.lease(), signed).await {
-            tracing::error!(lease = %self.lease(), %error, "an acknowledgement was not kept");
-        }
     }
 
     fn is_finished(&self) -> bool {

@@ -1,0 +1,96 @@
+//! The last row of a lease and its entry in the log.
+
+use souk_crypto::UnixTime;
+use souk_market::{
+    lifecycle::{Phase, Row},
+    log::{Entry, HourBucket, LeaseEntry, Opening, OutcomeClass},
+    statement::{Outcome, Statement},
+    units::{DurationS, Money},
+};
+use tokio::time::sleep;
+
+use super::{LeaseTask, MAX_STORE_PAUSE, STORE_PAUSE};
+use crate::store::{LogRecord, StoredOpening};
+
+impl LeaseTask {
+    pub(super) async fn close(&mut self, row: Row) {
+        self.record.row = row;
+        let Phase::Closed { outcome, at } = row.phase() else {
+            unreachable!("a lease is closed with a closed row");
+        };
+        let statement = self.statement(outcome, at);
+        let opening = Opening::draw(statement.to_bytes(), &mut rand::rng());
+        let entry = Entry::Lease(LeaseEntry {
+            commitment: opening.commitment(&self.shared.network),
+            outcome: OutcomeClass::of(outcome),
+            hour: HourBucket::of(at),
+        });
+        let record = LogRecord {
+            entry: entry.encode(),
+            opening: Some(StoredOpening {
+                lease: row.lease(),
+                salt: opening.salt,
+                statement: opening.statement,
+            }),
+        };
+        let mut pause = STORE_PAUSE;
+        loop {
+            match self
+                .shared
+                .store
+                .close(self.record.clone(), record.clone())
+                .await
+            {
+                Ok(index) => {
+                    self.record.log_index = Some(index);
+                    break;
+                }
+                Err(error) => {
+                    tracing::error!(lease = %row.lease(), error = &error as &dyn std::error::Error, "a lease was not closed");
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(MAX_STORE_PAUSE);
+        }
+        self.shared.relays.dismiss(self.record.contract.relay_token);
+        self.direct = None;
+        self.shared.board.show(&self.record);
+        self.core.persisted(row.version());
+    }
+
+    fn statement(&self, outcome: Outcome, at: UnixTime) -> Statement {
+        let (contract, usage) = (&self.record.contract, self.record.row.usage());
+        Statement {
+            lease: self.lease(),
+            image: contract.image,
+            resources: contract.resources,
+            from: self.record.row.terms().accepted_at(),
+            // A clock that was set back does not make a lease end before it began.
+            to: at.max(self.record.row.terms().accepted_at()),
+            cpu_core_ms: usage.cpu_core_ms,
+            memory_mib_s: usage.memory_mib_s,
+            net_rx_bytes: usage.net_rx_bytes,
+            net_tx_bytes: usage.net_tx_bytes,
+            outcome,
+            charge: self.charge(at),
+            evidence: None,
+        }
+    }
+
+    /// What is owed: for the time in which the instance could be used, and never more than was agreed.
+    fn charge(&self, until: UnixTime) -> Money {
+        let contract = &self.record.contract;
+        match (&self.record.instance, &contract.prices) {
+            (Some(instance), Some(prices)) => {
+                let used = until
+                    .since_s(instance.since)
+                    .min(u64::from(contract.duration.0));
+                let used = DurationS(u32::try_from(used).unwrap_or(u32::MAX));
+                prices
+                    .charge(&contract.resources, used)
+                    .map_or(contract.price, |charge| charge.min(contract.price))
+            }
+            _ => Money(0),
+        }
+    }
+}

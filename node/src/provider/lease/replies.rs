@@ -1,0 +1,160 @@
+//! What the holder of a lease is told.
+
+use std::time::Duration;
+
+use souk_market::{
+    lifecycle::Reply,
+    refusal::Reason,
+    reply::{self, Body, Endpoint, FinalStatement, Receipt, Refusal, Status},
+    units::Digest,
+    wire::{Blob, List},
+};
+
+use super::{LeaseTask, state_of};
+use crate::{provider::answer::Addressee, store::LogRecord};
+
+impl LeaseTask {
+    pub(super) async fn reply(&mut self, reply: Reply) {
+        if let Some(reason) = self.instead.take() {
+            return self.refuse(reason).await;
+        }
+        match reply {
+            Reply::Receipt => match self.receipt().await {
+                Some(receipt) => self.send(Body::Receipt(receipt)).await,
+                None => self.send(self.status()).await,
+            },
+            Reply::Refusal => {
+                let reason = self.record.refusal.unwrap_or(Reason::ProvisionFailed);
+                self.refuse(reason).await;
+            }
+            Reply::Status => self.send(self.status()).await,
+            Reply::Statement => {
+                self.owed = true;
+                self.send_statement().await;
+            }
+        }
+    }
+
+    pub(super) async fn refuse(&mut self, reason: Reason) {
+        self.send(Body::Refusal(Refusal { reason })).await;
+    }
+
+    async fn send(&mut self, body: Body) {
+        let contract = &self.record.contract;
+        let to = Addressee::of(&self.shared, contract, self.answering);
+        self.surbs.send(&self.shared, to, body).await;
+    }
+
+    /// The receipt of the running instance; none while nothing leads to it.
+    async fn receipt(&self) -> Option<Receipt> {
+        let instance = self.record.instance.as_ref()?;
+        let terms = self.record.row.terms();
+        let token = self.record.contract.relay_token;
+        let lifetime = terms.valid_to().since_s(self.shared.clock.now());
+        let relays = self
+            .shared
+            .relays
+            .admit(token, Duration::from_secs(lifetime))
+            .await;
+        let mut endpoints: Vec<_> = relays
+            .into_iter()
+            .take(reply::MAX_ENDPOINTS - 1)
+            .map(|relay| Endpoint::Relay { relay, token })
+            .collect();
+        endpoints.extend(
+            self.direct
+                .as_ref()
+                .map(|port| Endpoint::Direct(port.address())),
+        );
+        if endpoints.is_empty() {
+            tracing::warn!(lease = %self.lease(), "no relay leads to the instance yet");
+            return None;
+        }
+        Some(Receipt {
+            lease: self.lease(),
+            valid_to: terms.valid_to(),
+            endpoints: List::new(endpoints)?,
+            host_key: instance.host_key,
+            user: instance.user.clone(),
+            price: self.record.contract.price,
+            evidence: List::empty(),
+        })
+    }
+
+    fn status(&self) -> Body {
+        Body::Status(Status {
+            lease: self.lease(),
+            state: state_of(&self.record.row),
+            valid_to: self.record.row.terms().valid_to(),
+        })
+    }
+
+    /// Sends the statement that is owed, once a checkpoint covers its entry.
+    pub(super) async fn send_statement(&mut self) {
+        match self.final_statement().await {
+            Ok(None) => {}
+            Ok(Some(statement)) => {
+                self.owed = false;
+                self.send(Body::Statement(statement)).await;
+            }
+            Err(error) => {
+                self.owed = false;
+                tracing::error!(lease = %self.lease(), %error, "the statement cannot be sent");
+                self.send(self.status()).await;
+            }
+        }
+        // Without a SURB there is nobody to wait for: the holder polls.
+        self.owed &= !self.surbs.is_empty();
+    }
+
+    async fn final_statement(&mut self) -> Result<Option<FinalStatement>, String> {
+        let index = self.record.log_index.ok_or("it has no log entry")?;
+        if self.head.borrow_and_update().size <= index {
+            return Ok(None);
+        }
+        let record = self
+            .shared
+            .store
+            .log_record(index)
+            .map_err(|e| e.to_string())?;
+        let record = record.ok_or("its log entry is missing")?;
+        let opening = record.opening.ok_or("its log entry has no opening")?;
+        let proven = self
+            .shared
+            .publisher
+            .lock()
+            .await
+            .prove(index, &record.entry);
+        let Some(proven) = proven.map_err(|e| e.to_string())? else {
+            return Ok(None);
+        };
+        let path = proven.proof.path.iter().flat_map(|hash| hash.0).collect();
+        let too_large = "it does not fit a reply";
+        Ok(Some(FinalStatement {
+            lease: self.lease(),
+            statement: Blob::new(opening.statement).ok_or(too_large)?,
+            salt: opening.salt,
+            entry: Blob::new(record.entry).ok_or(too_large)?,
+            index,
+            path: Blob::new(path).ok_or(too_large)?,
+            checkpoint: Blob::new(proven.checkpoint.into_bytes()).ok_or(too_large)?,
+        }))
+    }
+
+    pub(super) async fn acknowledge(&mut self, statement: Digest, signed: Vec<u8>) {
+        let record = self
+            .record
+            .log_index
+            .map(|index| self.shared.store.log_record(index));
+        let is_right = matches!(
+            record,
+            Some(Ok(Some(LogRecord { opening: Some(opening), .. })))
+                if *blake3::hash(&opening.statement).as_bytes() == statement.0
+        );
+        if !is_right {
+            self.instead = Some(Reason::WrongStatement);
+        } else if let Err(error) = self.shared.store.acknowledge(self.lease(), signed).await {
+            tracing::error!(lease = %self.lease(), %error, "an acknowledgement was not kept");
+        }
+    }
+}
