@@ -32,6 +32,24 @@ enum Command {
     /// Check or print a configuration.
     #[command(subcommand)]
     Config(commands::config::Config),
+    /// Watch a whole lease on this machine.
+    Demo(commands::demo::Demo),
+    /// Show what can be rented.
+    Market(commands::market::Market),
+    /// Rent a machine.
+    Rent(Box<commands::rent::Rent>),
+    /// Show the leases of this requester.
+    Leases(commands::leases::Leases),
+    /// Log in to a lease.
+    Ssh(commands::ssh::Ssh),
+    /// Carry a stream to a lease, for ssh.
+    #[command(hide = true)]
+    RelayConnect(commands::ssh::RelayConnect),
+    /// End a lease and verify its account.
+    End(commands::end::End),
+    /// Verify usage logs.
+    #[command(subcommand)]
+    Log(commands::log::Log),
     /// Make and look after images, the root file systems of leases.
     #[command(subcommand)]
     Image(commands::image::Image),
@@ -51,6 +69,14 @@ impl Cli {
             Command::Node(node) => node.run(),
             Command::Status(status) => status.run(),
             Command::Config(config) => config.run(),
+            Command::Demo(demo) => demo.run(),
+            Command::Market(market) => market.run(),
+            Command::Rent(rent) => rent.run(),
+            Command::Leases(leases) => leases.run(),
+            Command::Ssh(ssh) => ssh.run(),
+            Command::RelayConnect(relay) => relay.run(),
+            Command::End(end) => end.run(),
+            Command::Log(log) => log.run(),
             Command::Image(image) => image.run(),
             Command::Grant(grant) => grant.run(),
             Command::Issuer(issuer) => issuer.run(),

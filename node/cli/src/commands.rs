@@ -1,10 +1,19 @@
 //! One module a command.
 
+mod builtin_ssh;
 pub(crate) mod config;
+pub(crate) mod demo;
+pub(crate) mod end;
 pub(crate) mod grant;
 pub(crate) mod image;
 pub(crate) mod issuer;
+pub(crate) mod leases;
+pub(crate) mod log;
+pub(crate) mod market;
 pub(crate) mod node;
+pub(crate) mod rent;
+mod requester;
+pub(crate) mod ssh;
 pub(crate) mod status;
 pub(crate) mod version;
 
@@ -51,6 +60,12 @@ impl ConfigFile {
             }
         };
         Config::load(&path).map_err(|error| config::explain(&error))
+    }
+
+    /// The configuration that was named on the command line, if one was.
+    pub(crate) fn given(&self) -> Result<Option<Config>, Failure> {
+        let load = |path: &PathBuf| Config::load(path).map_err(|error| config::explain(&error));
+        self.config.as_ref().map(load).transpose()
     }
 
     /// Connects to the node that runs with it.

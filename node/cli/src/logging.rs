@@ -3,6 +3,8 @@
 //! Threat: the logs of a node are read by its operator and by whoever takes them. The network libraries name peers in
 //! theirs, among them requesters; whatever the filter of the user says, nothing of theirs is written.
 
+use std::io::IsTerminal as _;
+
 use tracing::Metadata;
 use tracing_subscriber::{
     EnvFilter, Layer as _, filter::filter_fn, layer::SubscriberExt as _,
@@ -20,7 +22,9 @@ pub(crate) fn start(filter: &str, json: bool) -> Result<(), Failure> {
             .hint("write a level (error, warn, info, debug, trace) or target=level, separated by commas")
             .code(CONFIG)
     })?;
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let layer = tracing_subscriber::fmt::layer()
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     let layer = if json {
         layer.json().boxed()
     } else {

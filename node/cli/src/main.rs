@@ -12,6 +12,7 @@ mod failure;
 mod logging;
 mod out;
 mod progress;
+mod stdio;
 
 use std::process::ExitCode;
 

@@ -92,12 +92,14 @@ impl Cards {
             .collect()
     }
 
-    /// Nodes of a role with the addresses that they can be dialed at.
-    pub(super) fn dialable(&self, role: Role) -> Vec<(NodeId, Vec<Multiaddr>)> {
+    /// Nodes with one of these roles, and the addresses that they can be dialed at.
+    pub(super) fn dialable(&self, roles: &[Role]) -> Vec<(NodeId, Vec<Multiaddr>)> {
         let directory = self.directory();
         directory
             .cards((self.now)())
-            .filter(|(card, _)| card.has_role(role) && !card.addresses.is_empty())
+            .filter(|(card, _)| {
+                roles.iter().any(|role| card.has_role(*role)) && !card.addresses.is_empty()
+            })
             .map(|(card, _)| (card.node, card.addresses.iter().map(multiaddr).collect()))
             .collect()
     }

@@ -396,11 +396,12 @@ fn net_config(config: &Config, keys: &Keys) -> NodeConfig {
     }
 }
 
-/// Keeps links to all mixes, and a provider's registrations with relays, as the cards say.
+/// Keeps links to all nodes at which packets go on or end, and a provider's registrations with relays, as the cards say.
 async fn keep_links(net: net::Node, cards: Arc<Cards>, provider: bool, stop: CancellationToken) {
     let mut changed = cards.changed();
     loop {
-        net.links().set_links(cards.dialable(Role::Mix));
+        net.links()
+            .set_links(cards.dialable(&[Role::Mix, Role::Entry, Role::Provider]));
         if provider {
             net.registrations()
                 .set_relays(relays(net.peers().local(), &cards));
@@ -415,7 +416,7 @@ async fn keep_links(net: net::Node, cards: Arc<Cards>, provider: bool, stop: Can
 /// Relays to register with, in an order that is this node's own: so that providers do not all crowd at the same few, and
 /// one of them does not change its relays when a card comes or goes.
 fn relays(local: NodeId, cards: &Cards) -> Vec<(NodeId, Vec<net::Multiaddr>)> {
-    let mut relays = cards.dialable(Role::Relay);
+    let mut relays = cards.dialable(&[Role::Relay]);
     relays.sort_by_cached_key(|(node, _)| {
         let mut hash = blake3::Hasher::new_derive_key("souk order of relays v1");
         hash.update(local.as_bytes()).update(node.as_bytes());

@@ -116,7 +116,9 @@ impl Publisher {
         let mut unsent: Vec<(Topic, Bytes)> = Vec::new();
         let mut capacity_due = tokio::time::Instant::now();
         loop {
-            match self.renew().await {
+            let renewed = self.renew().await;
+            let failed = renewed.is_err();
+            match renewed {
                 Ok(true) => {
                     let card = self.own.borrow().clone();
                     unsent.retain(|(topic, _)| *topic != Topic::Cards);
@@ -140,7 +142,7 @@ impl Publisher {
                 capacity_due += Duration::from_secs(CAPACITY_PERIOD_S - CAPACITY_JITTER_S + jitter);
             }
             self.send(&mut unsent).await;
-            let ready = self.own.borrow().is_some() && unsent.is_empty();
+            let ready = failed || self.own.borrow().is_some() && unsent.is_empty();
             let look = tokio::time::Instant::now() + if ready { LOOK_EVERY } else { LOOK_SOON };
             let selling = self.provider.borrow().is_some();
             let wake = if selling {

@@ -71,7 +71,7 @@ fn somebody(
     cards: &Cards,
     bootstrap: &[NodeAddress],
 ) -> Option<(NodeId, Vec<Multiaddr>)> {
-    let mut known = cards.dialable(Role::Mix);
+    let mut known = cards.dialable(&[Role::Mix]);
     known.extend(
         bootstrap
             .iter()

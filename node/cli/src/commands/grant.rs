@@ -28,7 +28,7 @@ pub(crate) enum Grant {
     Holder(Holder),
     /// Vouch for the holder of a key, offline: sign a grant for one lease.
     #[command(
-        after_help = "Example:\n  souk grant issue --key issuer.key --holder 5f3c… --duration 3600 > lease.grant\n  souk rent --grant lease.grant --holder-key lease.key\n\nAn issuer and a provider together can identify whom the grant was given to."
+        after_help = "Example:\n  souk grant issue --key issuer.key --holder 5f3c… --duration-s 3600 > lease.grant\n  souk rent --grant lease.grant --holder-key lease.key\n\nAn issuer and a provider together can identify whom the grant was given to."
     )]
     Issue(Issue),
 }
@@ -53,8 +53,8 @@ pub(crate) struct Issue {
     #[arg(long, value_name = "NODE")]
     provider: Option<NodeId>,
     /// The longest lease, in seconds
-    #[arg(long, default_value_t = 3600)]
-    duration: u32,
+    #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
+    duration_s: u32,
     /// The most CPU, in thousandths of a core
     #[arg(long, default_value_t = 2000)]
     cpu_millicores: u32,
@@ -69,7 +69,7 @@ pub(crate) struct Issue {
     max_processes: u32,
     /// How long the grant can be used, in seconds from now
     #[arg(long, default_value_t = 86_400, value_name = "SECONDS")]
-    valid: u64,
+    valid_s: u64,
 }
 
 impl Grant {
@@ -105,8 +105,8 @@ impl Issue {
                 gpus: 0,
                 max_processes: self.max_processes,
             },
-            max_duration: DurationS(self.duration),
-            not_after: UnixTime(now).plus_s(self.valid),
+            max_duration: DurationS(self.duration_s),
+            not_after: UnixTime(now).plus_s(self.valid_s),
         };
         let signed = sign::sign(voucher, &key, &network).map_err(|error| Failure::of(&error))?;
         out::line(hex::encode(signed.signed().as_bytes()));

@@ -2,6 +2,8 @@
 
 mod run;
 
+pub(crate) use run::Ready;
+
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};

@@ -22,7 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     commands::{ConfigFile, DONE, wait},
     failure::{CONFIG, FAILED, Failure, UNAVAILABLE},
-    logging, out,
+    logging, out, stdio,
 };
 
 #[derive(Args, Debug)]
@@ -48,6 +48,9 @@ pub(crate) struct Run {
     /// The static agent for instances [default: as configured, or souk-agent beside this program]
     #[arg(long, value_name = "FILE", env = "SOUK_AGENT_BIN")]
     agent: Option<PathBuf>,
+    /// Stop when stdin ends: for a program that starts nodes and must not leave any behind
+    #[arg(long, hide = true)]
+    while_stdin: bool,
 }
 
 /// What a node says of itself when it is ready.
@@ -145,6 +148,7 @@ impl Run {
             outcome = ready => outcome,
             _ = terminate.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
+            () = stdin_ended(), if self.while_stdin => Ok(()),
         };
         tracing::info!("stopping");
         tokio::select! {
@@ -171,6 +175,13 @@ impl Run {
             }),
             None => Ok(()),
         }
+    }
+}
+
+/// Reads stdin until it ends or breaks.
+async fn stdin_ended() {
+    if let Ok(mut input) = stdio::input() {
+        let _ = tokio::io::copy(&mut input, &mut tokio::io::sink()).await;
     }
 }
 

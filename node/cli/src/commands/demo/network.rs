@@ -1,0 +1,273 @@
+//! The processes of the demo.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use souk_node::{config, control};
+use tokio::{
+    process::{Child, Command},
+    signal::unix::Signal,
+};
+
+use crate::{
+    commands::node::Ready,
+    failure::{Failure, UNAVAILABLE},
+    out,
+};
+
+/// A node of the demo that is not ready by then is stuck.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+
+/// Between two looks at a file or a status.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// A node that has not stopped so long after it was asked to is killed.
+const STOP_WITHIN: Duration = Duration::from_secs(7);
+
+/// Lines of a node's log that are shown when the demo fails.
+const LOG_LINES: usize = 12;
+
+/// Nodes that run.
+#[derive(Default)]
+pub(super) struct Network {
+    nodes: Vec<Running>,
+}
+
+struct Running {
+    name: &'static str,
+    child: Child,
+    folder: PathBuf,
+    ready: Ready,
+}
+
+impl Network {
+    /// Starts three nodes that are mix, entry and relay. The first is where the others begin.
+    pub(super) async fn start_mixes(&mut self, folder: &Path) -> Result<(), Failure> {
+        let first = Running::start(folder, "mix-1", &[]).await?;
+        let bootstrap = first.ready.addresses.clone();
+        self.nodes.push(first);
+        let (second, third) = tokio::join!(
+            Running::start(folder, "mix-2", &bootstrap),
+            Running::start(folder, "mix-3", &bootstrap)
+        );
+        self.nodes.extend([second?, third?]);
+        let addresses: Vec<_> = self
+            .nodes
+            .iter()
+            .flat_map(|node| node.ready.addresses.first())
+            .cloned()
+            .collect();
+        write_config(&folder.join("requester"), &addresses, false)
+    }
+
+    /// Starts the provider.
+    pub(super) async fn start_provider(&mut self, folder: &Path) -> Result<(), Failure> {
+        let bootstrap: Vec<_> = self
+            .nodes
+            .iter()
+            .flat_map(|node| node.ready.addresses.first())
+            .cloned()
+            .collect();
+        let provider = Running::start(folder, "provider", &bootstrap).await?;
+        self.nodes.push(provider);
+        Ok(())
+    }
+
+    /// Waits until every node has the cards of all.
+    pub(super) async fn agree(&self) -> Result<(), Failure> {
+        let deadline = Instant::now() + READY_WITHIN;
+        for node in &self.nodes {
+            let mut control = node.control().await?;
+            loop {
+                let status = control
+                    .status()
+                    .await
+                    .map_err(|error| crate::commands::unreached(&error))?;
+                if usize::try_from(status.cards).is_ok_and(|cards| cards >= self.nodes.len()) {
+                    break;
+                }
+                if Instant::now() > deadline {
+                    return Err(Failure::new(format_args!(
+                        "{} has not heard of all the others",
+                        node.name
+                    ))
+                    .code(UNAVAILABLE));
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// How each node stands.
+    pub(super) async fn statuses(
+        &self,
+    ) -> Result<Vec<(&'static str, control::v1::StatusReply)>, Failure> {
+        let mut all = Vec::new();
+        for node in &self.nodes {
+            let mut control = node.control().await?;
+            let status = control
+                .status()
+                .await
+                .map_err(|error| crate::commands::unreached(&error))?;
+            all.push((node.name, status));
+        }
+        Ok(all)
+    }
+
+    /// The network id.
+    pub(super) fn id(&self) -> &str {
+        self.nodes.first().map_or("", |node| &node.ready.network_id)
+    }
+
+    /// Names, ids and control sockets.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (&'static str, &Ready)> {
+        self.nodes.iter().map(|node| (node.name, &node.ready))
+    }
+
+    /// Waits for Ctrl-C or SIGTERM.
+    pub(super) async fn hold(&self, interrupt: &mut Signal, terminate: &mut Signal) {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    }
+
+    /// The last lines of every node's log, for who wants to know why.
+    pub(super) fn show_logs(&self) {
+        for node in &self.nodes {
+            let log = fs::read_to_string(node.folder.join("log")).unwrap_or_default();
+            let lines: Vec<_> = log.lines().collect();
+            let from = lines.len().saturating_sub(LOG_LINES);
+            for line in &lines[from..] {
+                out::note(format_args!("{}: {line}", node.name));
+            }
+        }
+    }
+
+    /// Ends every lease and every node.
+    pub(super) async fn stop(&mut self) {
+        for node in &self.nodes {
+            // What cannot be reached is stopped all the same.
+            if let Ok(mut control) = node.control().await {
+                for lease in control.leases().await.unwrap_or_default() {
+                    if let Ok(lease) = lease.lease.parse() {
+                        let _ = control.end(lease).await;
+                    }
+                }
+            }
+        }
+        for node in &mut self.nodes {
+            drop(node.child.stdin.take());
+        }
+        for node in &mut self.nodes {
+            if tokio::time::timeout(STOP_WITHIN, node.child.wait())
+                .await
+                .is_err()
+            {
+                // It may be gone by now.
+                let _ = node.child.start_kill();
+                let _ = node.child.wait().await;
+            }
+        }
+        self.nodes.clear();
+    }
+}
+
+impl Running {
+    async fn start(
+        folder: &Path,
+        name: &'static str,
+        bootstrap: &[String],
+    ) -> Result<Self, Failure> {
+        let folder = folder.join(name);
+        write_config(&folder, bootstrap, name == "provider")?;
+        let failed =
+            |error: std::io::Error| Failure::because(format_args!("cannot start {name}"), &error);
+        let program = std::env::current_exe().map_err(failed)?;
+        let log = fs::File::create(folder.join("log")).map_err(failed)?;
+        let ready_file = folder.join("ready");
+        let mut child = Command::new(program)
+            .args(["node", "run", "--while-stdin", "--config"])
+            .arg(folder.join("souk.toml"))
+            .arg("--ready-file")
+            .arg(&ready_file)
+            .env_remove("SOUK_LOG")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(log)
+            // Ctrl-C is for this process, which then stops the nodes in order.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(failed)?;
+        let deadline = Instant::now() + READY_WITHIN;
+        let ready = loop {
+            if let Ok(text) = fs::read(&ready_file) {
+                break serde_json::from_slice(&text).map_err(|error| {
+                    Failure::because(format_args!("{name} wrote a strange ready file"), &error)
+                })?;
+            }
+            let log = || fs::read_to_string(folder.join("log")).unwrap_or_default();
+            if let Some(status) = child.try_wait().map_err(failed)? {
+                return Err(Failure::new(format_args!(
+                    "{name} stopped at its start ({status})\n{}",
+                    log().trim_end()
+                )));
+            }
+            if Instant::now() > deadline {
+                return Err(Failure::new(format_args!(
+                    "{name} is not ready\n{}",
+                    log().trim_end()
+                )));
+            }
+            tokio::time::sleep(LOOK).await;
+        };
+        Ok(Self {
+            name,
+            child,
+            folder,
+            ready,
+        })
+    }
+
+    async fn control(&self) -> Result<control::Client, Failure> {
+        control::Client::connect(&self.ready.control_socket)
+            .await
+            .map_err(|error| crate::commands::unreached(&error))
+    }
+}
+
+fn write_config(folder: &Path, bootstrap: &[String], provider: bool) -> Result<(), Failure> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let list: Vec<_> = bootstrap
+        .iter()
+        .map(|address| format!("{address:?}"))
+        .collect();
+    let list = format!("[{}]", list.join(", "));
+    let delay = super::MEAN_DELAY_MS.to_string();
+    let mut set = vec![
+        ("network", "name", "\"demo\""),
+        ("network", "test", "true"),
+        ("network", "mean_delay_ms", &delay),
+        ("node", "listen", r#"["/ip4/127.0.0.1/udp/0/quic-v1"]"#),
+        ("node", "bootstrap", &list),
+        ("provider", "checkpoint_s", "1"),
+    ];
+    if provider {
+        set.push(("node", "roles", r#"["provider"]"#));
+        set.push(("provider", "allow_shared_kernel", "true"));
+    }
+    let failed =
+        |error| Failure::because(format_args!("cannot write in {}", folder.display()), &error);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(failed)?;
+    fs::write(folder.join("souk.toml"), config::template(&set)).map_err(failed)
+}

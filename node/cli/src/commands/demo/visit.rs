@@ -1,0 +1,182 @@
+//! What the requester of the demo does, each step a process of its own.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use serde::de::DeserializeOwned;
+use souk_node::net::{NodeAddress, node_id};
+use tokio::process::Command;
+
+use crate::{
+    commands::{end::Account, log::Verified, rent::Rented},
+    failure::Failure,
+};
+
+/// What runs in the lease: who and where, and a job whose right answer is known.
+const COMMAND: &str = "uname -a; id; nproc; head -c 67108864 /dev/zero | sha256sum";
+
+/// SHA-256 of 64 MiB of zeros.
+const RIGHT_ANSWER: &str = "3b6a07d0d404fab4e23b6d34bc6696a6a312dd92821332385e5af7c01c421351";
+
+/// A step that takes longer is stuck.
+const STEP_WITHIN: Duration = Duration::from_secs(60);
+
+/// A session in the lease.
+pub(super) struct Session {
+    /// `ssh`, or the client that is built in.
+    pub(super) client: &'static str,
+    pub(super) exit_code: i32,
+    pub(super) output: String,
+    /// The job gave the right answer.
+    pub(super) job_right: bool,
+}
+
+/// Rents for five minutes.
+pub(super) async fn rent(folder: &Path) -> Result<Rented, Failure> {
+    souk(
+        folder,
+        &[
+            "rent",
+            "--json",
+            "--duration-s",
+            "300",
+            "--cpu-millicores",
+            "1000",
+            "--memory-mib",
+            "256",
+            "--disk-mib",
+            "64",
+        ],
+    )
+    .await
+}
+
+/// Runs the command over the system's `ssh`, or over our own client where there is none.
+pub(super) async fn ssh(folder: &Path, rented: &Rented) -> Result<Session, Failure> {
+    let mut command = Command::new("ssh");
+    command
+        .arg("-F")
+        .arg(&rented.ssh_config)
+        .arg(&rented.ssh_alias)
+        .arg(COMMAND);
+    match run(&mut command, folder).await {
+        Ok(output) => Ok(Session::of("ssh", &output)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mut builtin = program()?;
+            builtin.args(["ssh", "--builtin", &rented.name, COMMAND]);
+            let output = run(&mut builtin, folder).await;
+            let output = output
+                .map_err(|error| Failure::because("the built-in SSH client failed", &error))?;
+            Ok(Session::of("the built-in SSH client", &output))
+        }
+        Err(error) => Err(Failure::because("ssh did not run", &error)),
+    }
+}
+
+/// Ends the lease and waits for its account.
+pub(super) async fn end(folder: &Path, rented: &Rented) -> Result<Account, Failure> {
+    souk(folder, &["end", "--json", &rented.name]).await
+}
+
+/// Verifies the whole log of the provider, as anybody can.
+pub(super) async fn verify_log(folder: &Path, rented: &Rented) -> Result<Verified, Failure> {
+    souk(folder, &["log", "verify", "--json", &rented.provider]).await
+}
+
+/// Files of the provider in which the requester's identity stands, as text or as bytes.
+pub(super) fn traces(provider: &Path, peer: &str) -> Result<Vec<PathBuf>, Failure> {
+    let address = format!("/ip4/127.0.0.1/tcp/1/p2p/{peer}");
+    let node = address
+        .parse::<NodeAddress>()
+        .map_err(|error| Failure::because("the requester's identity is not one", &error))?
+        .node();
+    debug_assert!(node_id(&souk_node::net::peer_id(&node)).is_some());
+    let needles = [
+        peer.as_bytes().to_vec(),
+        node.as_bytes().to_vec(),
+        hex::encode(node.as_bytes()).into_bytes(),
+    ];
+    let mut found = Vec::new();
+    // The image is the machine's own programs; everything else that the provider wrote is looked at.
+    let mut folders = vec![provider.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries = fs::read_dir(&folder);
+        let entries = entries.map_err(|error| {
+            Failure::because(
+                format_args!("cannot look into {}", folder.display()),
+                &error,
+            )
+        })?;
+        for entry in entries.flatten() {
+            let (path, kind) = (entry.path(), entry.file_type());
+            match kind {
+                Ok(kind) if kind.is_dir() && entry.file_name() != "images" => folders.push(path),
+                Ok(kind) if kind.is_file() => {
+                    let bytes = fs::read(&path).unwrap_or_default();
+                    let holds = |needle: &Vec<u8>| {
+                        bytes.windows(needle.len()).any(|window| window == needle)
+                    };
+                    if needles.iter().any(holds) {
+                        found.push(path);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(found)
+}
+
+impl Session {
+    fn of(client: &'static str, output: &Output) -> Self {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Self {
+            client,
+            exit_code: output.status.code().unwrap_or(-1),
+            job_right: text.contains(RIGHT_ANSWER),
+            output: text,
+        }
+    }
+}
+
+fn program() -> Result<Command, Failure> {
+    std::env::current_exe()
+        .map(Command::new)
+        .map_err(|error| Failure::because("cannot find this program", &error))
+}
+
+/// Runs one of our own commands as the requester, and reads the JSON that it prints.
+async fn souk<T: DeserializeOwned>(folder: &Path, args: &[&str]) -> Result<T, Failure> {
+    let name = args[0];
+    let output = run(program()?.args(args), folder)
+        .await
+        .map_err(|error| Failure::because(format_args!("`souk {name}` did not run"), &error))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(Failure::new(format_args!(
+            "`souk {name}` failed\n{}",
+            said.trim_end()
+        )));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| {
+        Failure::because(
+            format_args!("`souk {name}` printed something else than JSON"),
+            &error,
+        )
+    })
+}
+
+async fn run(command: &mut Command, folder: &Path) -> io::Result<Output> {
+    command
+        .env("SOUK_HOME", folder.join("requester"))
+        .env_remove("SOUK_CONFIG")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    tokio::time::timeout(STEP_WITHIN, command.output())
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}

@@ -1,0 +1,92 @@
+//! `souk leases`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+use souk_node::client::{Lease, Stage};
+use souk_node::net::peer_id;
+
+use super::{
+    DONE,
+    requester::{self, Requester},
+};
+use crate::{failure::Failure, out};
+
+/// Show the leases of this requester, without asking anybody.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  souk leases --json")]
+pub(crate) struct Leases {
+    #[command(flatten)]
+    requester: Requester,
+    /// Print one JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    lease: Option<String>,
+    stage: &'static str,
+    refusal: Option<&'static str>,
+    provider: String,
+    image: String,
+    valid_to_unix_s: Option<u64>,
+    ssh_alias: Option<String>,
+}
+
+impl Leases {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let client = self.requester.open()?;
+        let mut rows = Vec::new();
+        for lease in client.leases().map_err(|error| requester::state(&error))? {
+            match lease {
+                Ok(lease) => rows.push(row(&lease)),
+                Err(error) => out::note(format_args!("warning: {error}")),
+            }
+        }
+        if self.json {
+            out::json(&rows);
+            return DONE;
+        }
+        let head = ["NAME", "SSH", "STAGE", "PROVIDER", "VALID TO"]
+            .map(str::to_owned)
+            .to_vec();
+        let body = rows.into_iter().map(|row| {
+            vec![
+                row.name,
+                row.ssh_alias.unwrap_or_default(),
+                row.refusal.map_or_else(
+                    || row.stage.to_owned(),
+                    |reason| format!("refused: {reason}"),
+                ),
+                row.provider,
+                row.valid_to_unix_s
+                    .map(|time| time.to_string())
+                    .unwrap_or_default(),
+            ]
+        });
+        out::line(out::table(
+            &std::iter::once(head).chain(body).collect::<Vec<_>>(),
+        ));
+        DONE
+    }
+}
+
+fn row(lease: &Lease) -> Row {
+    let stage = lease.stage(requester::now());
+    Row {
+        name: lease.name(),
+        lease: lease.id().map(|id| id.to_string()),
+        stage: stage.as_str(),
+        refusal: match stage {
+            Stage::Refused(reason) => Some(reason.as_str()),
+            _ => None,
+        },
+        provider: peer_id(&lease.provider()).to_string(),
+        image: lease.envelope().image.to_string(),
+        valid_to_unix_s: lease.receipt().map(|receipt| receipt.valid_to.0),
+        ssh_alias: lease.ssh_alias(),
+    }
+}

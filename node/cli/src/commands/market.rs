@@ -1,0 +1,155 @@
+//! `souk market`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+use souk_market::{card::Role, quorum::MarketCard};
+use souk_node::net::peer_id;
+
+use super::{
+    DONE,
+    requester::{self, Requester},
+    wait,
+};
+use crate::{failure::Failure, out, progress::Progress};
+
+/// Show what can be rented.
+///
+/// The whole set of cards is taken from several nodes and compared, so that nobody learns what you look at, and no node
+/// can show you a market of your own.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  souk market --json")]
+pub(crate) struct Market {
+    #[command(flatten)]
+    requester: Requester,
+    /// Print one JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Row {
+    provider: String,
+    arch: String,
+    cpu_millicores: u32,
+    memory_mib: u32,
+    disk_mib: u32,
+    price_core_hour: Option<String>,
+    price_memory_gib_hour: Option<String>,
+    capacity: Option<String>,
+    shared_kernel: bool,
+    egress: bool,
+    anonymous: bool,
+    max_duration_s: Option<u32>,
+    work_bits: Option<u8>,
+    enforced: Vec<String>,
+    images: Vec<Image>,
+}
+
+#[derive(Serialize)]
+struct Image {
+    name: String,
+    hash: String,
+}
+
+impl Market {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let client = self.requester.open()?;
+        let (rows, unanimous) = wait(async {
+            let progress = Progress::start("asking for cards");
+            let connected = requester::connect(&client, &progress).await?;
+            let market = connected.market();
+            let rows: Vec<_> = market.cards.iter().flat_map(rows).collect();
+            Ok((rows, market.is_unanimous()))
+        })?;
+        if self.json {
+            out::json(&rows);
+            return DONE;
+        }
+        out::line(text(&rows));
+        if !unanimous {
+            out::note(
+                "the nodes did not show the same cards; what is shown is what a quorum of them agrees on",
+            );
+        }
+        DONE
+    }
+}
+
+fn rows(listed: &MarketCard) -> impl Iterator<Item = Row> + '_ {
+    let card = &listed.card;
+    let offers = card
+        .offers
+        .iter()
+        .enumerate()
+        .filter(|_| card.has_role(Role::Provider));
+    offers.map(move |(at, offer)| {
+        let largest = offer.classes.last();
+        let anonymous = card.policy.anonymous;
+        let price = |amount: fn(&souk_market::price::Prices) -> souk_market::units::Money| {
+            card.prices
+                .as_ref()
+                .map(|prices| prices.display(amount(prices)))
+        };
+        Row {
+            provider: peer_id(&card.node).to_string(),
+            arch: offer.arch.to_string(),
+            cpu_millicores: largest.map_or(0, |class| class.cpu_millicores),
+            memory_mib: largest.map_or(0, |class| class.memory_mib),
+            disk_mib: largest.map_or(0, |class| class.disk_mib),
+            price_core_hour: price(|prices| prices.core_hour),
+            price_memory_gib_hour: price(|prices| prices.memory_gib_hour),
+            capacity: listed.level(at, 0).map(|level| level.as_str().to_owned()),
+            shared_kernel: offer.shared_kernel,
+            egress: offer.egress,
+            anonymous: anonymous.is_some(),
+            max_duration_s: anonymous.map(|limits| limits.max_duration.0),
+            work_bits: anonymous.map(|limits| limits.work_bits),
+            enforced: offer
+                .enforced
+                .iter()
+                .map(|limit| limit.as_str().to_owned())
+                .collect(),
+            images: card
+                .images
+                .iter()
+                .map(|image| Image {
+                    name: image.name.to_string(),
+                    hash: image.hash.to_string(),
+                })
+                .collect(),
+        }
+    })
+}
+
+fn text(rows: &[Row]) -> String {
+    let head = [
+        "PROVIDER",
+        "ARCH",
+        "CORES",
+        "MIB",
+        "A CORE AND HOUR",
+        "ROOM",
+        "KERNEL",
+        "EGRESS",
+        "ENFORCED",
+    ];
+    let head = head.map(str::to_owned).to_vec();
+    let body = rows.iter().map(|row| {
+        vec![
+            row.provider.clone(),
+            row.arch.clone(),
+            format!("{:.1}", f64::from(row.cpu_millicores) / 1000.0),
+            row.memory_mib.to_string(),
+            row.price_core_hour
+                .clone()
+                .unwrap_or_else(|| "free".to_owned()),
+            row.capacity.clone().unwrap_or_else(|| "?".to_owned()),
+            if row.shared_kernel { "shared" } else { "own" }.to_owned(),
+            if row.egress { "open" } else { "none" }.to_owned(),
+            row.enforced.join(","),
+        ]
+    });
+    out::table(&std::iter::once(head).chain(body).collect::<Vec<_>>())
+}

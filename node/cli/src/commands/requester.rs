@@ -1,0 +1,176 @@
+//! What the commands of a requester share: the folder, the network, and how errors are told.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use clap::Args;
+use souk_crypto::UnixTime;
+use souk_node::{
+    client::{self, Client, ClientConfig, Connected, Lease, StateError},
+    config::{self, Config},
+};
+
+use super::{ConfigFile, home};
+use crate::{
+    failure::{CONFIG, Failure, UNAVAILABLE, USAGE},
+    progress::Progress,
+};
+
+/// Whose leases, and on which network.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Requester {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// The requester's folder: leases, keys, the chosen entry [default: $SOUK_HOME or ~/.local/share/souk]
+    #[arg(long, value_name = "FOLDER")]
+    home: Option<PathBuf>,
+}
+
+impl Requester {
+    /// Opens the folder. The network is that of the folder's own `souk.toml`; where it has none yet, the network of
+    /// the given configuration is written there, so that `ssh` needs nothing but the folder.
+    pub(crate) fn open(&self) -> Result<Client, Failure> {
+        let folder = self.home.clone().unwrap_or_else(home);
+        let own = folder.join("souk.toml");
+        let config = if own.exists() {
+            let config = Config::load(&own).map_err(|error| super::config::explain(&error))?;
+            if let Some(other) = self.config.given()?
+                && other.network.id != config.network.id
+            {
+                return Err(Failure::new(format_args!(
+                    "the folder {} is on network {}, and the configuration on {}",
+                    folder.display(),
+                    config.network.id,
+                    other.network.id
+                ))
+                .hint("use another folder for another network: --home or SOUK_HOME")
+                .code(CONFIG));
+            }
+            config
+        } else {
+            self.config.load()?
+        };
+        let program = std::env::current_exe().map_err(|error| {
+            Failure::because("cannot find this program for ssh's ProxyCommand", &error)
+        })?;
+        let entries = config.node.bootstrap.clone();
+        let network = config.network.id.clone();
+        let settings = ClientConfig::new(network, config.network.params.clone(), entries, program);
+        let client = Client::open(&folder, settings).map_err(|error| state(&error))?;
+        if !own.exists() {
+            remember(&own, &config).map_err(|error| {
+                Failure::because(format_args!("cannot write {}", own.display()), &error)
+            })?;
+        }
+        Ok(client)
+    }
+}
+
+/// Writes the network and the nodes to ask first.
+fn remember(path: &Path, config: &Config) -> std::io::Result<()> {
+    let params = &config.network.params;
+    let name = config
+        .network
+        .id
+        .as_str()
+        .rsplit_once('.')
+        .map_or("", |(name, _)| name);
+    let list: Vec<_> = config
+        .node
+        .bootstrap
+        .iter()
+        .map(|address| format!("{:?}", address.to_string()))
+        .collect();
+    let text = config::template(&[
+        ("network", "name", &format!("{name:?}")),
+        (
+            "network",
+            "mean_delay_ms",
+            &params.mean_delay_ms().to_string(),
+        ),
+        (
+            "network",
+            "max_delay_ms",
+            &params.max_delay_ms().to_string(),
+        ),
+        ("network", "epoch_s", &params.epoch_s().to_string()),
+        ("network", "test", &params.is_test().to_string()),
+        ("node", "bootstrap", &format!("[{}]", list.join(", "))),
+    ]);
+    std::fs::write(path, text)
+}
+
+/// Gets onto the network.
+pub(crate) async fn connect(client: &Client, progress: &Progress) -> Result<Connected, Failure> {
+    client
+        .connect(&mut |step| progress.step(&step_text(&step)))
+        .await
+        .map_err(|error| unconnected(&error))
+}
+
+/// The lease of that name.
+pub(crate) fn find(client: &Client, name: &str) -> Result<Lease, Failure> {
+    client.find(name).map_err(|error| state(&error))
+}
+
+/// The wall clock.
+pub(crate) fn now() -> UnixTime {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    UnixTime(since.as_secs())
+}
+
+/// What a step is, for who watches.
+pub(crate) fn step_text(step: &client::Progress) -> String {
+    use client::Progress as P;
+    match step {
+        P::AskingEntries { entries } => format!("asking {entries} nodes for their cards"),
+        P::Market {
+            cards,
+            entries,
+            unanimous,
+        } => {
+            let agree = if *unanimous {
+                "all agree"
+            } else {
+                "a quorum agrees"
+            };
+            format!("{cards} cards from {entries} nodes, {agree}")
+        }
+        P::Entry { .. } => "the entry keeps a mailbox for the replies".to_owned(),
+        P::Provider { others, .. } => {
+            format!("a provider was chosen, {others} others would have done")
+        }
+        P::Working { bits } => format!("proof of work, {bits} bits"),
+        P::Stored { name } => format!("keys and request are on the disk as {name}"),
+        P::Sending { bytes } => format!("the sealed request leaves, {bytes} bytes"),
+        P::Delivered => "the provider has the request".to_owned(),
+        P::Polling { attempt } => format!("asking the provider again ({attempt})"),
+        P::Refused { reason } => format!("refused ({reason}), trying another provider"),
+        P::Answered { bytes } => format!("an answer came, {bytes} bytes sealed"),
+    }
+}
+
+/// What is wrong with the requester's folder.
+pub(crate) fn state(error: &StateError) -> Failure {
+    let failure = Failure::of(error);
+    match error {
+        StateError::Name { .. } => failure.hint("`souk leases` shows them").code(USAGE),
+        StateError::Busy { .. } => failure.hint("wait for it to finish").code(UNAVAILABLE),
+        _ => failure,
+    }
+}
+
+fn unconnected(error: &client::ConnectError) -> Failure {
+    let failure = Failure::of(error);
+    match error {
+        client::ConnectError::State(source) => state(source),
+        client::ConnectError::Market(client::MarketError::NobodyToAsk) => failure
+            .hint("name a few nodes under node.bootstrap in souk.toml; their operators know the addresses")
+            .code(CONFIG),
+        _ => failure.hint("check the network connection, the clock and node.bootstrap").code(UNAVAILABLE),
+    }
+}

@@ -1,0 +1,137 @@
+//! `souk ssh` and the `ProxyCommand` behind it.
+
+use std::{
+    io,
+    os::unix::process::CommandExt as _,
+    process::{Command, ExitCode},
+};
+
+use clap::Args;
+use souk_node::client::{Client, Lease, ReachError};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+
+use super::{
+    DONE, builtin_ssh,
+    requester::{self, Requester},
+    wait,
+};
+use crate::{
+    failure::{Failure, UNAVAILABLE},
+    stdio,
+};
+
+/// Bytes carried at once.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// Log in to a lease, or run a command in it, over a relay.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  souk ssh souk-5f3c0a91\n  souk ssh souk-5f3c0a91 -- uname -a\n\nPlain ssh, scp and rsync work as well: `souk rent` prints the `ssh -F` line."
+)]
+pub(crate) struct Ssh {
+    #[command(flatten)]
+    requester: Requester,
+    /// Use the client that is built in, not the `ssh` of this machine
+    #[arg(long)]
+    builtin: bool,
+    /// The lease: its name, its id, or how `ssh` calls it
+    lease: String,
+    /// A command to run there, and options for ssh before it
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+/// Carry a stream to a lease; `ssh` runs this as its `ProxyCommand`.
+#[derive(Args, Debug)]
+pub(crate) struct RelayConnect {
+    #[command(flatten)]
+    requester: Requester,
+    /// The name of the lease
+    lease: String,
+}
+
+impl Ssh {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let client = self.requester.open()?;
+        let lease = requester::find(&client, &self.lease)?;
+        let Some(alias) = lease.ssh_alias() else {
+            return Err(
+                Failure::new(format_args!("lease {} has no receipt yet", lease.name()))
+                    .hint(format_args!("souk rent --resume {}", lease.name()))
+                    .code(UNAVAILABLE),
+            );
+        };
+        if !self.builtin {
+            // It returns only when it failed.
+            let error = Command::new("ssh")
+                .arg("-F")
+                .arg(lease.ssh_config())
+                .arg(alias)
+                .args(&self.command)
+                .exec();
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(Failure::because("cannot start ssh", &error));
+            }
+        }
+        wait(builtin_ssh::session(
+            &client,
+            &lease,
+            &self.command.join(" "),
+        ))
+    }
+}
+
+impl RelayConnect {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let client = self.requester.open()?;
+        let lease = requester::find(&client, &self.lease)?;
+        wait(carry(&client, &lease))?;
+        DONE
+    }
+}
+
+async fn carry(client: &Client, lease: &Lease) -> Result<(), Failure> {
+    let stream = client
+        .relay_stream(lease)
+        .await
+        .map_err(|error| unreached(&error))?;
+    let broken = |error: io::Error| Failure::because("cannot use stdin and stdout", &error);
+    let mut input = BufReader::with_capacity(PIECE_BYTES, stdio::input().map_err(broken)?);
+    let mut output = stdio::output().map_err(broken)?;
+    let (from, mut to) = tokio::io::split(stream);
+    let mut from = BufReader::with_capacity(PIECE_BYTES, from);
+    // Either side may go away in the middle; ssh tells the user what that means.
+    let up = async {
+        let _ = tokio::io::copy_buf(&mut input, &mut to).await;
+        let _ = to.shutdown().await;
+        std::future::pending::<()>().await;
+    };
+    let down = async {
+        while let Ok(piece) = from.fill_buf().await
+            && !piece.is_empty()
+        {
+            let len = piece.len();
+            if output.write_all(piece).await.is_err() || output.flush().await.is_err() {
+                return;
+            }
+            from.consume(len);
+        }
+    };
+    tokio::select! {
+        // The instance has the last word: what it still sends after our side ended is carried.
+        () = down => {}
+        () = up => {}
+    }
+    Ok(())
+}
+
+/// Why an instance was not reached.
+pub(crate) fn unreached(error: &ReachError) -> Failure {
+    let failure = Failure::of(error);
+    match error {
+        ReachError::State(source) => requester::state(source),
+        ReachError::NoRelay | ReachError::Relay(_) => failure
+            .hint("try again; if it stays so, end the lease and rent another, or --direct")
+            .code(UNAVAILABLE),
+    }
+}
