@@ -130,7 +130,7 @@ impl Publisher {
                 }
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "no new card")
+                    tracing::error!(error = &error as &dyn std::error::Error, "no new card");
                 }
             }
             if tokio::time::Instant::now() >= capacity_due
@@ -287,7 +287,7 @@ impl Publisher {
             match self.peers.publish(topic, message.clone()).await {
                 Ok(()) => {}
                 Err(PublishError::NoNeighbours | PublishError::QueuesFull) => {
-                    kept.push((topic, message))
+                    kept.push((topic, message));
                 }
                 Err(
                     error @ (PublishError::TooLarge
