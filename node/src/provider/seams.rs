@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use souk_crypto::{NodeId, UnixTime};
 use souk_market::units::RelayToken;
 use souk_sphinx::{Surb, message::Reply};
+use tokio::time::{Instant, sleep};
 
 use crate::{mix::Replier, net};
 
@@ -40,7 +41,7 @@ impl Clock for SystemClock {
         while self.now() < at {
             let left = Duration::from_secs(at.since_s(self.now()));
             // A deadline in whole seconds comes up to a second early by this clock; the last look is then a short one.
-            tokio::time::sleep(left.min(LOOK).max(Duration::from_millis(100))).await;
+            sleep(left.min(LOOK).max(Duration::from_millis(100))).await;
         }
     }
 }
@@ -72,13 +73,25 @@ pub trait Relays: Send + Sync + 'static {
 
 /// How long a receipt waits for the first relay to know its token.
 const RELAY_PATIENCE: Duration = Duration::from_secs(5);
+/// How long it then waits for more, and how many are enough. The entry of a requester is no relay for it, and the
+/// provider does not know which that is: with two there is always one that can be used.
+const MORE_PATIENCE: Duration = Duration::from_secs(2);
+const ENOUGH_RELAYS: usize = 2;
+/// Between two looks: registrations come and go, so there is nothing single to wait for.
+const RELAY_LOOK: Duration = Duration::from_millis(50);
 
 #[async_trait]
 impl Relays for net::RelayRegistrations {
     async fn admit(&self, token: RelayToken, lifetime: Duration) -> Vec<NodeId> {
         let token = net::RelayToken::from_bytes(token.0);
         self.add_token(token.clone(), lifetime);
-        self.relays_with(&token, RELAY_PATIENCE).await
+        let mut relays = self.relays_with(&token, RELAY_PATIENCE).await;
+        let until = Instant::now() + MORE_PATIENCE;
+        while relays.len() < ENOUGH_RELAYS && Instant::now() < until {
+            sleep(RELAY_LOOK).await;
+            relays = self.relays_with(&token, Duration::ZERO).await;
+        }
+        relays
     }
 
     fn dismiss(&self, token: RelayToken) {
