@@ -11,8 +11,9 @@
 //!  closed/<lease>     the last sample of a terminated lease
 //! ```
 //!
-//! Each file is written beside its name, synced, renamed, and its folder synced. Whether a keeper lives is asked of
-//! the lock and never of a process number, which the kernel may have given to another process since.
+//! Each file is written beside its name and renamed; intents and samples are synced, and their folder with them.
+//! Whether a keeper lives is asked of the lock and never of a process number, which the kernel may have given to another
+//! process since.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -79,7 +80,7 @@ impl StateDir {
     /// Keeps the last sample of a lease, and forgets the oldest where there are too many.
     pub(crate) fn close(&self, lease: LeaseId, last: &UsageSample) -> io::Result<()> {
         let closed = self.path.join("closed");
-        write(&closed, &lease.to_string(), last)?;
+        write(&closed, &lease.to_string(), last, Survives::Machine)?;
         let mut kept = fs::read_dir(&closed)?
             .map(|entry| {
                 let entry = entry?;
@@ -198,7 +199,7 @@ impl LeaseDir {
     }
 
     pub(crate) fn write_intent(&self, launch: &Launch) -> io::Result<()> {
-        write(&self.path, "intent", launch)
+        write(&self.path, "intent", launch, Survives::Machine)
     }
 
     pub(crate) fn keeper(&self) -> io::Result<Option<KeeperRecord>> {
@@ -206,7 +207,7 @@ impl LeaseDir {
     }
 
     pub(crate) fn write_keeper(&self, keeper: KeeperRecord) -> io::Result<()> {
-        write(&self.path, "keeper", &keeper)
+        write(&self.path, "keeper", &keeper, Survives::Node)
     }
 
     pub(crate) fn instance(&self) -> io::Result<Option<InstanceRecord>> {
@@ -214,7 +215,7 @@ impl LeaseDir {
     }
 
     pub(crate) fn write_instance(&self, instance: InstanceRecord) -> io::Result<()> {
-        write(&self.path, "instance", &instance)
+        write(&self.path, "instance", &instance, Survives::Node)
     }
 
     pub(crate) fn last_sample(&self) -> io::Result<Option<UsageSample>> {
@@ -222,7 +223,7 @@ impl LeaseDir {
     }
 
     pub(crate) fn write_last_sample(&self, last: &UsageSample) -> io::Result<()> {
-        write(&self.path, "final", last)
+        write(&self.path, "final", last, Survives::Machine)
     }
 
     /// Removes the folder; one that does not exist is removed already.
@@ -241,7 +242,15 @@ fn make_private(path: &Path) -> io::Result<()> {
         .create(path)
 }
 
-fn write<T: Serialize>(folder: &Path, name: &str, value: &T) -> io::Result<()> {
+/// Whether a file must survive a crash of the machine, or only of the node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Survives {
+    Machine,
+    /// It speaks of living processes, of which a machine that crashed has none.
+    Node,
+}
+
+fn write<T: Serialize>(folder: &Path, name: &str, value: &T, survives: Survives) -> io::Result<()> {
     let fresh = folder.join(format!(".{name}"));
     let mut file = OpenOptions::new()
         .write(true)
@@ -250,6 +259,9 @@ fn write<T: Serialize>(folder: &Path, name: &str, value: &T) -> io::Result<()> {
         .mode(0o600)
         .open(&fresh)?;
     file.write_all(&serde_json::to_vec(value)?)?;
+    if survives == Survives::Node {
+        return fs::rename(fresh, folder.join(name));
+    }
     file.sync_all()?;
     fs::rename(fresh, folder.join(name))?;
     sync_folder(folder)
@@ -268,6 +280,10 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
         let what = format!("{}: {what}", path.display());
         io::Error::new(io::ErrorKind::InvalidData, what)
     };
+    if size == 0 {
+        // What a crash of the machine leaves of a file that was renamed but not synced.
+        return Ok(None);
+    }
     if size > MAX_FILE_BYTES {
         return Err(invalid(format!("{size} bytes are too many")));
     }
@@ -314,6 +330,8 @@ mod tests {
         state.close(LEASE, &sample).unwrap();
         assert_eq!(state.closed(LEASE).unwrap(), Some(sample));
         let path = folder.path().join("closed").join(LEASE.to_string());
+        fs::write(&path, "").unwrap();
+        assert!(state.closed(LEASE).unwrap().is_none());
         fs::write(&path, "{").unwrap();
         let error = state.closed(LEASE).unwrap_err().to_string();
         assert!(error.contains(&LEASE.to_string()), "{error}");
