@@ -433,6 +433,19 @@ fn a_dead_mix_does_not_lose_a_message() {
 }
 
 #[test]
+fn loss_and_a_dead_mix_together_do_not_lose_a_message() {
+    for seed in 0..seeds(12) {
+        let faults = Faults {
+            lost: 20,
+            dead_node: Some(2),
+            ..Faults::default()
+        };
+        let (world, messages) = simulate(seed, 6, faults, &[Class::Medium]);
+        delivered_exactly_once(&world, &messages);
+    }
+}
+
+#[test]
 fn nodes_that_restart_pass_no_replay() {
     for seed in 0..seeds(6) {
         let faults = Faults {

@@ -101,7 +101,7 @@ counters! {
     link_refused,
     /// Packets for a mailbox that is full.
     mailbox_full,
-    /// Packets that ended here although nobody reads messages at this node.
+    /// Packets that ended here and were dropped: nobody reads messages at this node, or too many wait.
     unread,
     /// Messages that were complete.
     messages,

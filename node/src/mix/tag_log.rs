@@ -171,6 +171,18 @@ impl TagLogError {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_full_disk_is_an_error_and_names_the_file() {
+        let path = PathBuf::from("/dev/full");
+        let file = File::options()
+            .write(true)
+            .open(&path)
+            .expect("Linux has it");
+        let mut log = TagLog { file, path, end: 0 };
+        let error = log.append(&[tag(1)]).expect_err("the disk is full");
+        assert_eq!(error.to_string(), "cannot write replay tags /dev/full");
+    }
+
     fn tag(n: u8) -> ReplayTag {
         ReplayTag::from_bytes([n; TAG_LEN])
     }

@@ -244,27 +244,27 @@ async fn a_message_goes_through_and_its_reply_comes_back() {
     network.stop().await;
 }
 
-/// Every fiftieth frame is lost on each link, and one of four mixes is cut off: the message arrives once.
+/// Every fiftieth frame is lost on each link; then one of four mixes is cut off: each message arrives, and once.
 #[tokio::test]
-async fn a_message_survives_loss_and_a_mix_that_goes_away() {
+async fn messages_survive_loss_and_a_mix_that_goes_away() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut network = Network::start(folder.path());
-    network.wires.lost_in_1000.store(20, Ordering::Relaxed);
-    *network.wires.cut_off.lock().expect("no test panicked") = Some(HopAddress([2; 32]));
-    let (sent, arrived) = tokio::join!(
-        network.messenger.send(message(Class::Medium)),
-        network.messages.recv()
-    );
-    assert_eq!(
-        arrived.expect("delivered").bytes,
-        vec![42; Class::Medium.capacity()]
-    );
-    // With so much loss the last acknowledgement may be lost as well; the sender then does not know.
-    assert!(matches!(sent, Ok(()) | Err(SendError::NotAcknowledged)));
-    assert!(
-        network.messages.try_recv().is_err(),
-        "the message was delivered twice"
-    );
+    for (lost, cut_off) in [(20, None), (0, Some(HopAddress([2; 32])))] {
+        network.wires.lost_in_1000.store(lost, Ordering::Relaxed);
+        *network.wires.cut_off.lock().expect("no test panicked") = cut_off;
+        let (sent, arrived) = tokio::join!(
+            network.messenger.send(message(Class::Medium)),
+            network.messages.recv()
+        );
+        let whole = vec![42; Class::Medium.capacity()];
+        assert_eq!(arrived.expect("delivered").bytes, whole);
+        // The last acknowledgement may be lost; the sender then does not know.
+        assert!(matches!(sent, Ok(()) | Err(SendError::NotAcknowledged)));
+        assert!(
+            network.messages.try_recv().is_err(),
+            "the message was delivered twice"
+        );
+    }
     network.stop().await;
 }
 
@@ -339,4 +339,103 @@ async fn packets_that_are_not_for_this_node_are_dropped_and_counted() {
         (1, 1)
     );
     network.stop().await;
+}
+
+/// Bodies of packets that end at a node: messages of one fragment with SURBs that start at `first`.
+fn small_message(n: u64, first: HopAddress) -> Box<souk_sphinx::packet::Body> {
+    let rng = &mut StdRng::seed_from_u64(n);
+    let key = souk_sphinx::MixSecret::generate(rng).public();
+    let route = souk_sphinx::Route::new(vec![Hop {
+        address: first,
+        key,
+    }])
+    .expect("one hop");
+    let epoch = EpochClock::of(&params()).sending(unix_now());
+    let (ack, _) = Surb::make(&route, &[Duration::ZERO], epoch, rng).expect("one delay");
+    let message = MessageId::random(rng);
+    let part = Box::new([0; souk_sphinx::message::PART_LEN]);
+    let admission = Admission::NONE;
+    let fragment = souk_sphinx::message::Fragment {
+        message,
+        class: Class::Small,
+        index: 0,
+        admission,
+        ack,
+        part,
+    };
+    fragment.to_body()
+}
+
+/// Nobody reads the messages: only those with a place in the queue are acknowledged, the others are sent again.
+#[tokio::test]
+async fn messages_without_a_place_are_not_acknowledged() {
+    let wires = Arc::new(Wires::default());
+    let (queue, _acks) = mpsc::channel(1024);
+    wires
+        .queues
+        .lock()
+        .expect("no test panicked")
+        .insert(ENTRY, queue);
+    let port = Arc::new(Port {
+        wires,
+        node: PROVIDER,
+        holds: vec![],
+    });
+    let params = params();
+    let counters = Arc::new(MixCounters::default());
+    let replier = Replier::new(port, EpochClock::of(&params), counters.clone());
+    let stop = CancellationToken::new();
+    let (bodies, mut messages) =
+        Mailroom::start(MixDelay::of(&params), AdmitAll, replier, stop.clone());
+    let places = MESSAGE_QUEUE as u64;
+    for n in 0..places + 5 {
+        bodies.send(small_message(n, ENTRY)).await.expect("running");
+    }
+    while counters.messages.total() + counters.fragments_refused.total() < places + 5 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(counters.acks_sent.total(), places);
+    assert_eq!(counters.fragments_refused.total(), 5);
+
+    messages.recv().await.expect("the first one");
+    bodies
+        .send(small_message(places, ENTRY))
+        .await
+        .expect("running");
+    while counters.messages.total() == places {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(counters.acks_sent.total(), places + 1);
+    stop.cancel();
+}
+
+/// A requester who hands out SURBs that lead nowhere costs itself the reply, and nothing else.
+#[tokio::test]
+async fn surbs_that_lead_nowhere_are_refused() {
+    let port = Arc::new(Port {
+        wires: Arc::default(),
+        node: PROVIDER,
+        holds: vec![],
+    });
+    let clock = EpochClock::of(&params());
+    let counters = Arc::new(MixCounters::default());
+    let replier = Replier::new(port, clock, counters.clone());
+    let rng = &mut StdRng::seed_from_u64(1);
+    let key = souk_sphinx::MixSecret::generate(rng).public();
+    let hop = Hop {
+        address: HopAddress([99; 32]),
+        key,
+    };
+    let route = souk_sphinx::Route::new(vec![hop]).expect("one hop");
+    let reply = Reply::new(vec![1]).expect("fits");
+    let now = clock.at(unix_now());
+    let mut reply_in = |epoch| {
+        let (surb, _) = Surb::make(&route, &[Duration::ZERO], epoch, rng).expect("one delay");
+        replier.reply(surb, &reply)
+    };
+    assert_eq!(reply_in(now), Err(ReplyRefused::Link(LinkRefused::NoLink)));
+    let (over, ahead) = (souk_sphinx::Epoch(now.0 - 2), souk_sphinx::Epoch(now.0 + 2));
+    assert_eq!(reply_in(over), Err(ReplyRefused::Expired));
+    assert_eq!(reply_in(ahead), Err(ReplyRefused::Expired));
+    assert_eq!(counters.replies_dropped.total(), 3);
 }

@@ -6,7 +6,7 @@
 //!              └────────────────────────┘ (none left: the message failed)
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::{Ack, Admission, Class, LENGTH_PREFIX, MAX_RESENDS, MessageId, PART_LEN, Received};
@@ -58,7 +58,8 @@ pub struct Transmit {
     pub tried: Tried,
 }
 
-/// The mixes of earlier attempts: one mention for each. Whether the way there or the way back failed, nobody knows, so
+/// The mixes of earlier attempts: one mention for each, unless the acknowledgement of another fragment showed that the
+/// mix is there. Whether the way there or the way back failed, nobody knows, so
 /// they are blamed separately; a dead node would hide behind the others otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tried {
@@ -66,6 +67,19 @@ pub struct Tried {
     pub forward: Vec<HopAddress>,
     /// Mixes on the way of the acknowledgement.
     pub back: Vec<HopAddress>,
+}
+
+impl Tried {
+    fn without(&self, alive: &BTreeSet<HopAddress>) -> Self {
+        let blamed = |nodes: &[HopAddress]| -> Vec<HopAddress> {
+            let is_blamed = |node: &&HopAddress| !alive.contains(*node);
+            nodes.iter().filter(is_blamed).copied().collect()
+        };
+        Self {
+            forward: blamed(&self.forward),
+            back: blamed(&self.back),
+        }
+    }
 }
 
 /// What became of a message.
@@ -130,6 +144,7 @@ impl Outbox {
             admission: message.admission,
             stream,
             acked: Received::default(),
+            alive: BTreeSet::new(),
             flights: vec![flight; message.class.fragments()],
         };
         self.messages.insert(message.id, pending);
@@ -168,6 +183,7 @@ impl Outbox {
         if pending.class != ack.class {
             return;
         }
+        pending.note_alive(ack.received);
         pending.acked = pending.acked.with(ack.received);
         if pending.acked == pending.class.full() {
             self.messages.remove(&ack.message);
@@ -214,6 +230,8 @@ struct Pending {
     admission: Admission,
     stream: Vec<u8>,
     acked: Received,
+    /// Mixes that a fragment has certainly passed; at most two for each fragment.
+    alive: BTreeSet<HopAddress>,
     flights: Vec<Flight>,
 }
 
@@ -242,6 +260,15 @@ impl Pending {
             .any(|(_, flight)| flight.sent > MAX_RESENDS && flight.due <= now)
     }
 
+    /// Learns which mixes are there from the fragments that arrived. Of those sent more than once nobody knows how.
+    fn note_alive(&mut self, received: Received) {
+        for (index, flight) in (0u8..).zip(&self.flights) {
+            if received.has(index) && flight.sent == 1 {
+                self.alive.extend(&flight.tried.forward);
+            }
+        }
+    }
+
     fn poll_transmit(
         &mut self,
         now: Instant,
@@ -265,7 +292,7 @@ impl Pending {
             destination: self.destination,
             admission: self.admission.clone(),
             part: Box::new(part),
-            tried: flight.tried.clone(),
+            tried: flight.tried.without(&self.alive),
         })
     }
 }
