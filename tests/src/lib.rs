@@ -17,10 +17,10 @@ mod search;
 
 pub use capture::{Capture, Frames};
 pub use hosts::{Host, Lan};
-pub use network::{Network, NodeUnderTest, Plan, Role};
+pub use network::{Network, NodeUnderTest, Plan, Role, node_command};
 pub use process::{PATIENCE, Process, eventually, succeed};
 pub use programs::{agent, souk};
-pub use requester::Requester;
+pub use requester::{Rented, Requester};
 pub use search::{Needle, find};
 
 /// Says that a test did not run, in the form that `cargo xtask test` looks for.

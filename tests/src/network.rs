@@ -135,6 +135,22 @@ impl Network {
         Requester::new(folder, config, host.cloned())
     }
 
+    /// One more mix, on a machine whose clock is off by so many seconds; `None` without a C compiler.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn node_with_clock(&self, name: &str, offset_s: i64) -> Option<NodeUnderTest> {
+        let library = build_clock(self.folder.path())?;
+        let folder = self.folder.path().join(name);
+        let config = self.write_config(Role::Mix, &folder, None);
+        let mut command = node_command(&config, &folder.join("ready.json"));
+        command
+            .env("LD_PRELOAD", library)
+            .env("CLOCK_OFFSET_S", offset_s.to_string());
+        Some(NodeUnderTest::start(name, Role::Mix, folder, command, None))
+    }
+
     /// The folder of everything.
     #[must_use]
     pub fn folder(&self) -> &Path {
@@ -147,23 +163,32 @@ impl Network {
             Role::Mix => format!("mix{number}"),
         };
         let folder = self.folder.path().join(&name);
-        fs::create_dir(&folder).expect("a new folder");
+        let config = self.write_config(role, &folder, host.as_ref());
+        if role == Role::Provider && self.plan.sells {
+            succeed(
+                Command::new(programs::souk())
+                    .args(["image", "build", "--program", "rsync", "--config"])
+                    .arg(&config),
+            );
+        }
+        let mut command = node_command(&config, &folder.join("ready.json"));
+        if let Some(host) = &host {
+            host.enter(&mut command);
+        }
+        NodeUnderTest::start(&name, role, folder, command, host)
+    }
+
+    fn write_config(&self, role: Role, folder: &Path, host: Option<&Host>) -> PathBuf {
+        fs::create_dir(folder).expect("a new folder");
         let bootstrap = self
             .nodes
             .iter()
             .flat_map(NodeUnderTest::addresses)
             .collect();
         let config = folder.join("souk.toml");
-        let text = self.config(Some(role), &folder, bootstrap, host.as_ref());
+        let text = self.config(Some(role), folder, bootstrap, host);
         fs::write(&config, text).expect("written");
-        if role == Role::Provider && self.plan.sells {
-            succeed(
-                Command::new(programs::souk())
-                    .args(["image", "build", "--config"])
-                    .arg(&config),
-            );
-        }
-        NodeUnderTest::start(&name, role, folder, host)
+        config
     }
 
     fn config(
@@ -175,13 +200,13 @@ impl Network {
     ) -> String {
         let ip = host.map_or_else(|| "127.0.0.1".to_owned(), |host| host.address().to_string());
         let roles = match role {
-            Some(Role::Provider) => r#""provider""#,
-            Some(Role::Mix) => r#""mix", "entry", "relay""#,
+            Some(Role::Provider) if self.plan.sells => r#""provider""#,
+            Some(_) => r#""mix", "entry", "relay""#,
             None => "",
         };
         let sells = role == Some(Role::Provider) && self.plan.sells;
         let direct = if self.plan.direct {
-            format!("{ip}:0")
+            ip.clone()
         } else {
             String::new()
         };
@@ -203,7 +228,7 @@ cpu_millicores = 2000
 memory_mib = 1024
 disk_mib = 512
 checkpoint_s = 10
-direct_listen = {direct:?}
+direct_address = {direct:?}
 
 [log]
 filter = "debug"
@@ -215,12 +240,14 @@ filter = "debug"
 }
 
 impl NodeUnderTest {
-    fn start(name: &str, role: Role, folder: PathBuf, host: Option<Host>) -> Self {
+    fn start(
+        name: &str,
+        role: Role,
+        folder: PathBuf,
+        command: Command,
+        host: Option<Host>,
+    ) -> Self {
         let ready_file = folder.join("ready.json");
-        let mut command = node_command(&folder.join("souk.toml"), &ready_file);
-        if let Some(host) = &host {
-            host.enter(&mut command);
-        }
         let mut process = Process::start(name, command, &folder);
         let ready = process.until("it is ready", || {
             serde_json::from_slice(&fs::read(&ready_file).ok()?).ok()
@@ -322,7 +349,8 @@ impl NodeUnderTest {
 }
 
 /// `souk node run` with a configuration.
-pub(crate) fn node_command(config: &Path, ready_file: &Path) -> Command {
+#[must_use]
+pub fn node_command(config: &Path, ready_file: &Path) -> Command {
     let mut command = Command::new(programs::souk());
     command
         .args(["node", "run", "--config"])
@@ -332,4 +360,18 @@ pub(crate) fn node_command(config: &Path, ready_file: &Path) -> Command {
         .env("SOUK_AGENT_BIN", programs::agent())
         .env_remove("SOUK_LOG");
     command
+}
+
+/// A library that moves the wall clock of the program that is started with it.
+fn build_clock(folder: &Path) -> Option<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/clock.c");
+    let library = folder.join("clock.so");
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(&library)
+        .arg(source)
+        .status();
+    built
+        .is_ok_and(|status| status.success())
+        .then_some(library)
 }

@@ -9,11 +9,70 @@ use serde_json::Value;
 
 use crate::{hosts::Host, process::succeed, programs};
 
+/// `souk rent` of a machine that is small enough for several at once.
+const SMALL: [&str; 10] = [
+    "rent",
+    "--json",
+    "--duration-s",
+    "600",
+    "--cpu-millicores",
+    "500",
+    "--memory-mib",
+    "256",
+    "--disk-mib",
+    "64",
+];
+
 /// Somebody who rents.
 pub struct Requester {
     folder: PathBuf,
     config: PathBuf,
     host: Option<Host>,
+}
+
+/// What `souk rent --json` said of a lease.
+pub struct Rented(Value);
+
+impl Rented {
+    /// A field of the answer that is a text.
+    ///
+    /// # Panics
+    /// If it is not there.
+    #[must_use]
+    pub fn text(&self, field: &str) -> &str {
+        self.0[field]
+            .as_str()
+            .unwrap_or_else(|| panic!("no {field} in {}", self.0))
+    }
+
+    /// A field of the answer that is a number.
+    ///
+    /// # Panics
+    /// If it is not there.
+    #[must_use]
+    pub fn number(&self, field: &str) -> u64 {
+        self.0[field]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no {field} in {}", self.0))
+    }
+
+    /// The lease id.
+    #[must_use]
+    pub fn lease(&self) -> &str {
+        self.text("lease")
+    }
+
+    /// The name that OpenSSH knows it by.
+    #[must_use]
+    pub fn alias(&self) -> &str {
+        self.text("ssh_alias")
+    }
+
+    /// The written configuration of OpenSSH.
+    #[must_use]
+    pub fn ssh_config(&self) -> PathBuf {
+        self.text("ssh_config").into()
+    }
 }
 
 impl Requester {
@@ -39,7 +98,8 @@ impl Requester {
             .args(args)
             .arg("--config")
             .arg(&self.config)
-            .env("SOUK_HOME", self.folder.join("home"))
+            .arg("--home")
+            .arg(self.home())
             .env_remove("SOUK_LOG");
         command
     }
@@ -63,11 +123,23 @@ impl Requester {
     #[must_use]
     pub fn openssh(&self, program: &str, ssh_config: &Path) -> Command {
         let mut command = self.program(Path::new(program));
+        command.arg("-F").arg(ssh_config);
         command
-            .arg("-F")
-            .arg(ssh_config)
-            .env("SOUK_HOME", self.folder.join("home"));
-        command
+    }
+
+    /// Where it keeps its leases and keys.
+    #[must_use]
+    pub fn home(&self) -> PathBuf {
+        self.folder.join("home")
+    }
+
+    /// Rents a small machine.
+    ///
+    /// # Panics
+    /// If no lease arrives.
+    #[must_use]
+    pub fn rent(&self, more: &[&str]) -> Rented {
+        Rented(self.json(&[&SMALL[..], more].concat()))
     }
 
     /// Runs a command line in a lease.
@@ -75,10 +147,10 @@ impl Requester {
     /// # Panics
     /// If the login fails.
     #[must_use]
-    pub fn exec(&self, ssh_config: &Path, alias: &str, line: &str) -> Output {
+    pub fn exec(&self, lease: &Rented, line: &str) -> Output {
         let output = self
-            .openssh("ssh", ssh_config)
-            .args([alias, line])
+            .openssh("ssh", &lease.ssh_config())
+            .args([lease.alias(), line])
             .output()
             .expect("ssh runs");
         assert_ne!(

@@ -31,7 +31,7 @@ use super::{
     inbound::{Inbound, Overrun},
     program,
     pty::{PtyRequest, WindowSize},
-    wire::{Wire, signal_from_wire},
+    wire::{STDERR, Wire, signal_from_wire},
 };
 use crate::{
     children::Group,
@@ -52,6 +52,9 @@ const MAX_ENV_BYTES: usize = 512;
 
 /// Longest command line, in bytes: what Linux takes as one argument.
 const MAX_COMMAND_BYTES: usize = 128 << 10;
+
+/// Exit status of a command that was found and could not be run (POSIX, shell command language).
+const CANNOT_EXECUTE: u32 = 126;
 
 /// One connection; dropped when the library is done with it, which ends everything that it started.
 pub(super) struct Connection {
@@ -178,7 +181,7 @@ impl Connection {
                 self.sessions.insert(id, Stage::Running(running));
                 Ok(session.channel_success(id)?)
             }
-            Err(_) => Ok(session.channel_failure(id)?),
+            Err(error) => Ok(report_failure(id, &error, session)?),
         }
     }
 
@@ -526,6 +529,20 @@ impl Handler for Connection {
             true
         }))
     }
+}
+
+/// Says why a program could not be started, in the way in which a shell would.
+fn report_failure(
+    id: ChannelId,
+    error: &io::Error,
+    session: &mut Session,
+) -> Result<(), russh::Error> {
+    session.channel_success(id)?;
+    let text = format!("souk-agent: cannot start it: {error}\n");
+    session.extended_data(id, STDERR, text)?;
+    session.exit_status_request(id, CANNOT_EXECUTE)?;
+    session.eof(id)?;
+    session.close(id)
 }
 
 /// Locale, colours and time zone; what else a program needs its user can set in the command.
