@@ -188,59 +188,26 @@ fn a_configuration_is_explained_by_line() {
 #[test]
 fn a_missing_user_namespace_is_told_with_the_command_that_allows_it() {
     let made = Made::new(LOOPBACK, PROVIDER);
-    let mut command = made.command();
-    forbid_namespaces(&mut command);
-    let said = made.refuses(command);
-    says(&said, &["namespace", "sysctl"]);
-}
-
-/// The kernel's answer on a machine that allows no user namespaces, by a limit of none.
-fn forbid_namespaces(command: &mut Command) {
-    use std::os::unix::process::CommandExt as _;
-    // clone and unshare with any CLONE_NEW* flag fail with EPERM; all else works. Classic BPF (seccomp(2)).
-    const FLAGS: u32 = 0x7e02_0000;
-    let statement = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter {
-        code: u16::try_from(code).expect("16 bits"),
-        jt,
-        jf,
-        k,
-    };
-    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-    let any = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
-    let answer = libc::BPF_RET | libc::BPF_K;
-    let number = |call: libc::c_long| u32::try_from(call).expect("a system call");
-    let errno = |e: i32| libc::SECCOMP_RET_ERRNO | u32::try_from(e).expect("positive");
-    let filter = [
-        statement(load, 0, 0, 0),
-        statement(equal, number(libc::SYS_clone3), 0, 1),
-        statement(answer, errno(libc::ENOSYS), 0, 0),
-        statement(equal, number(libc::SYS_clone), 1, 0),
-        statement(equal, number(libc::SYS_unshare), 0, 3),
-        statement(load, 16, 0, 0),
-        statement(any, FLAGS, 0, 1),
-        statement(answer, errno(libc::EPERM), 0, 0),
-        statement(answer, libc::SECCOMP_RET_ALLOW, 0, 0),
-    ];
-    // SAFETY: the program points into the closure, which lives until exec; prctl copies it.
-    unsafe {
-        command.pre_exec(move || {
-            let program = libc::sock_fprog {
-                len: 9,
-                filter: filter.as_ptr().cast_mut(),
-            };
-            if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == -1
-                || libc::prctl(
-                    libc::PR_SET_SECCOMP,
-                    libc::SECCOMP_MODE_FILTER,
-                    &raw const program,
-                ) == -1
-            {
-                return Err(std::io::Error::last_os_error());
-            }
-            Ok(())
-        });
+    let souk = made.command();
+    // A user namespace with a limit of none below it is a machine that allows none.
+    let mut command = Command::new("unshare");
+    command
+        .args(["--user", "--map-root-user", "sh", "-c"])
+        .arg("echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\"")
+        .arg("sh")
+        .arg(souk.get_program())
+        .args(souk.get_args());
+    for (name, value) in souk.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
     }
+    let said = made.refuses(command);
+    says(
+        &said,
+        &["refuses the namespaces", "sysctl -w user.max_user_namespaces="],
+    );
 }
 
 #[test]

@@ -38,7 +38,7 @@ fn a_lease_arrives_though_a_mix_on_its_route_is_cut_off_needs_root_netns() {
         &Plan {
             mixes: MIXES,
             // Slow enough that the rent is still on its way when the cable is pulled.
-            mean_delay_ms: 400,
+            mean_delay_ms: 1_000,
             ..Plan::default()
         },
         Some(&lan),

@@ -64,8 +64,10 @@ pub(crate) fn clone_into_namespaces() -> io::Result<Cloned> {
     // SAFETY: without CLONE_VM this is a fork: the child has a copy of the stack it returns on. The keeper has one
     // thread, so no lock is held by another. The kernel writes the descriptor into a live variable.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, null, &raw mut pidfd, null, null) };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
     match i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        _ if pid < 0 => Err(io::Error::last_os_error()),
         None => Ok(Cloned::Child),
         Some(pid) => {
             // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
