@@ -36,6 +36,10 @@ pub const MAX_CAPACITY_BYTES: usize = 1_024;
 /// Largest gossip message with its framing: a card plus the topic.
 const MAX_TRANSMIT_BYTES: usize = MAX_CARD_BYTES + 512;
 
+/// Largest packet between two neighbours. It also carries lists of message ids: after a burst, a thousand for each topic.
+const MAX_RPC_BYTES: usize = 64 * 1024;
+const MAX_CONTROL_BYTES: usize = 48 * 1024;
+
 /// Messages per second that one neighbour may forward, over time. A thousand cards refreshed every ten minutes, with
 /// capacity every minute, make twenty.
 const RATE_PER_SECOND: f64 = 64.0;
@@ -48,8 +52,9 @@ const BURST: f64 = 2_048.0;
 const RATE_OF_ALL_PER_SECOND: f64 = 48.0;
 const BURST_OF_ALL: f64 = 1_536.0;
 
-/// Messages that wait for the validator; each holds at most [`MAX_CARD_BYTES`].
-pub(super) const VALIDATION_QUEUE: usize = 256;
+/// Messages that wait for the validator: more than all neighbours together may send at once, so that a burst is not lost
+/// while the validator sleeps. 8 MiB at worst.
+pub(super) const VALIDATION_QUEUE: usize = 2_048;
 
 /// Which of the two topics a message is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -188,17 +193,24 @@ pub(super) fn behaviour(names: &Names) -> Behaviour {
             hasher.update(&message.data);
             MessageId::new(&hasher.finalize().as_bytes()[..20])
         })
-        .max_transmit_size(MAX_TRANSMIT_BYTES)
+        .max_transmit_size(MAX_RPC_BYTES)
+        .max_transmit_size_for_topic(MAX_TRANSMIT_BYTES, topics[0].hash())
+        .max_transmit_size_for_topic(MAX_TRANSMIT_BYTES, topics[1].hash())
+        .max_control_message_size(MAX_CONTROL_BYTES)
         .heartbeat_interval(Duration::from_secs(1))
         .heartbeat_initial_delay(Duration::from_millis(200))
         // A message seen twice within this time is dropped unread; only ids are kept for it.
         .duplicate_cache_time(Duration::from_secs(120))
         // Bodies are kept this many heartbeats for neighbours that ask for them.
-        .history_length(4)
-        .history_gossip(3)
+        .history_length(8)
+        .history_gossip(4)
         // One queue of at most this many messages for each neighbour, in place of 5,000.
         .connection_handler_queue_len(256)
-        .max_publish_messages(64)
+        // Cards live for hours: late is better than lost.
+        .publish_queue_duration(Duration::from_secs(30))
+        .forward_queue_duration(Duration::from_secs(15))
+        .iwant_followup_time(Duration::from_secs(20))
+        .max_publish_messages(500)
         .max_control_messages_sent(512)
         .max_ihave_messages_heartbeat(8)
         .prune_backoff(Duration::from_secs(30))
@@ -261,8 +273,9 @@ fn score(topics: impl Iterator<Item = TopicHash>) -> PeerScoreParams {
         app_specific_weight: 1.0,
         // Several nodes behind one address are normal.
         ip_colocation_factor_weight: 0.0,
-        behaviour_penalty_weight: -1.0,
-        behaviour_penalty_threshold: 6.0,
+        // Squared above the threshold. It also counts messages that were promised and came late, which a busy machine does.
+        behaviour_penalty_weight: -0.05,
+        behaviour_penalty_threshold: 20.0,
         behaviour_penalty_decay: 0.9,
         decay_interval: Duration::from_secs(5),
         retain_score: Duration::from_secs(600),

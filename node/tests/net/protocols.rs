@@ -63,6 +63,31 @@ async fn gossip_passes_on_what_the_validator_accepts_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_of_cards_arrives_whole() {
+    const CARDS: u32 = 1_000;
+    let (sender, receiver) = (
+        TestNode::start(quiet_config()).await,
+        TestNode::start(config()).await,
+    );
+    let address = receiver.address("tcp").await;
+    sender.node.peers().connect_to(&address).await.unwrap();
+    publish(&sender, b"+first").await;
+    for n in 0..CARDS {
+        let card = [b"+".as_slice(), &n.to_be_bytes().repeat(200)].concat();
+        // The lists of what was sent lately, which go along, grow past a single card with it.
+        until("the queue takes it", async || {
+            let published = sender
+                .node
+                .peers()
+                .publish(Topic::Cards, card.clone().into());
+            published.await.is_ok()
+        })
+        .await;
+    }
+    receiver.judge.wait_for_count(1 + CARDS as usize).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_takes_a_snapshot_of_a_thousand_cards_over_each_transport() {
     let node = TestNode::start(config()).await;
     let objects: Arc<[Bytes]> = (0..1_000u32)

@@ -1,6 +1,7 @@
 //! Nodes and clients on loopback, and a neighbour that keeps to no rule.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -51,6 +52,20 @@ impl Judge {
             .expect("the message arrives in time")
             .expect("the judge lives")
             .clone()
+    }
+}
+
+impl Judge {
+    /// Waits until it has been asked about `count` different messages.
+    pub(crate) async fn wait_for_count(&self, count: usize) {
+        let mut asked = self.asked.subscribe();
+        let enough = asked.wait_for(|asked| asked.iter().collect::<HashSet<_>>().len() >= count);
+        let enough = tokio::time::timeout(PATIENCE, enough).await;
+        assert!(
+            enough.is_ok(),
+            "{} of {count} in time",
+            self.asked.borrow().len()
+        );
     }
 }
 
