@@ -36,7 +36,8 @@ pub const MAX_CAPACITY_BYTES: usize = 1_024;
 /// Largest gossip message with its framing: a card plus the topic.
 const MAX_TRANSMIT_BYTES: usize = MAX_CARD_BYTES + 512;
 
-/// Largest packet between two neighbours. It also carries lists of message ids: after a burst, a thousand for each topic.
+/// Largest packet between two neighbours. It also carries lists of message ids, a thousand for each topic after a burst; and
+/// libp2p measures what has arrived of the *following* packets against it, so it must be far above one card.
 const MAX_RPC_BYTES: usize = 64 * 1024;
 const MAX_CONTROL_BYTES: usize = 48 * 1024;
 
@@ -204,8 +205,8 @@ pub(super) fn behaviour(names: &Names) -> Behaviour {
         // Bodies are kept this many heartbeats for neighbours that ask for them.
         .history_length(8)
         .history_gossip(4)
-        // One queue of at most this many messages for each neighbour, in place of 5,000.
-        .connection_handler_queue_len(256)
+        // One queue of at most this many messages for each neighbour, in place of 5,000: 2 MiB at worst.
+        .connection_handler_queue_len(512)
         // Cards live for hours: late is better than lost.
         .publish_queue_duration(Duration::from_secs(30))
         .forward_queue_duration(Duration::from_secs(15))
