@@ -70,6 +70,15 @@ wire_enum! {
 pub const REASONS: usize = Reason::ALL.len();
 
 impl Reason {
+    /// Whether it speaks of one later request only: the envelope itself is not refused by it.
+    #[must_use]
+    pub const fn is_about_a_later_request(self) -> bool {
+        matches!(
+            self,
+            Self::UnknownLease | Self::StaleCounter | Self::NoTopUp | Self::WrongStatement
+        )
+    }
+
     /// What happened and what to do about it, for the requester.
     #[must_use]
     pub const fn advice(self) -> &'static str {

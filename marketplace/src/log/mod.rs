@@ -8,7 +8,7 @@
 //!
 //! Threats:
 //! - *A provider rewrites its past, or shows one log to a requester and another to the rest.* A checkpoint is signed and
-//!   names size and root; [`checkpoint_extends`] finds a rollback and a fork, and [`audit`] recomputes a whole log.
+//!   names size and root; [`checkpoint_extends`] finds a rollback and a fork, and [`audit()`] recomputes a whole log.
 //! - *A stranger reads who used what.* An entry is a salted commitment, an outcome class and an hour; only the holder of
 //!   the lease has the [`Opening`].
 //! - *A leaf that passes for an inner node, or the other way round.* Leaf and node hashes have different prefixes

@@ -286,7 +286,11 @@ impl Lease {
     pub(super) fn record(&mut self, reply: &Verified<Reply>) -> Result<(), RecordError> {
         let name = match &reply.body {
             Body::Receipt(_) => RECEIPT,
-            Body::Refusal(_) if self.receipt.is_none() => REFUSAL,
+            Body::Refusal(refusal)
+                if self.receipt.is_none() && !refusal.reason.is_about_a_later_request() =>
+            {
+                REFUSAL
+            }
             Body::Statement(_) => STATEMENT,
             Body::Refusal(_) | Body::Status(_) => return Ok(()),
         };

@@ -266,6 +266,27 @@ fn a_lease_moves_on_with_the_answers_that_are_stored() {
 }
 
 #[test]
+fn a_provider_that_never_saw_the_request_does_not_refuse_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (client, provider) = (client(&folder.path().join("home")), Provider::new());
+    provider.request(&client.home, 1);
+    let load = || client.leases().expect("listed").remove(0).expect("loads");
+    let refuse = |reason| {
+        let mut lease = load();
+        let answer = provider.answer(&lease, Body::Refusal(Refusal { reason }));
+        lease.record(&answer).expect("taken");
+        (lease.stage(NOW), load().stage(NOW))
+    };
+    // The stored envelope can still be sent.
+    assert_eq!(
+        refuse(Reason::UnknownLease),
+        (Stage::Requested, Stage::Requested)
+    );
+    let refused = Stage::Refused(Reason::NoCapacity);
+    assert_eq!(refuse(Reason::NoCapacity), (refused, refused));
+}
+
+#[test]
 fn a_statement_that_is_not_proven_is_not_stored() {
     let folder = tempfile::tempdir().expect("a folder");
     let (client, provider) = (client(&folder.path().join("home")), Provider::new());
