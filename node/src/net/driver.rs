@@ -1,4 +1,4 @@
-//! The task that owns the swarm. Everything else talks to it through [`Peers`].
+//! The task that owns the swarm. Everything else talks to it through [`Peers`](super::Peers).
 //!
 //! ```text
 //!  Peers ──Command──► ┌────────┐ ◄── swarm events
