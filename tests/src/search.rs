@@ -5,6 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// The store of images, which was filled before anybody rented and is too large to search for nothing.
+const IMAGES: &str = "images";
+
 /// Something that must not be found, in every form in which it could be written.
 #[derive(Clone, Debug)]
 pub struct Needle {
@@ -75,7 +78,7 @@ impl Needle {
     }
 }
 
-/// Where below some paths a needle is, in the content or the name of a file: `path: needle` for each.
+/// Where below some paths, images left out, a needle is, in the content or the name of a file: `path: needle` for each.
 ///
 /// # Panics
 /// If something cannot be read.
@@ -88,6 +91,9 @@ pub fn find(below: &[&Path], needles: &[Needle]) -> Vec<String> {
             // Gone since its folder was listed, as files of a running node may be.
             continue;
         };
+        if path.file_name().is_some_and(|name| name == IMAGES) {
+            continue;
+        }
         let content = if meta.is_dir() {
             open.extend(
                 fs::read_dir(&path)

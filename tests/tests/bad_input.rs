@@ -206,7 +206,10 @@ fn a_missing_user_namespace_is_told_with_the_command_that_allows_it() {
     let said = made.refuses(command);
     says(
         &said,
-        &["refuses the namespaces", "sysctl -w user.max_user_namespaces="],
+        &[
+            "refuses the namespaces",
+            "sysctl -w user.max_user_namespaces=",
+        ],
     );
 }
 

@@ -39,7 +39,11 @@ fn a_lease_is_rented_used_over_a_relay_ended_and_proven() {
 
     let output = requester.exec(&lease, "uname -s; id -un; nproc; echo err >&2; exit 7");
     let said = text(&output.stdout);
-    assert!(said.starts_with("Linux\nsouk\n"), "{said}{}", text(&output.stderr));
+    assert!(
+        said.starts_with("Linux\nsouk\n"),
+        "{said}{}",
+        text(&output.stderr)
+    );
     assert!(
         text(&output.stderr).contains("err"),
         "{}",
