@@ -25,6 +25,11 @@ pub(crate) enum Node {
         after_help = "Example:\n  souk node run --config ~/node/souk.toml\n\nWhen the node is ready it prints one line, and writes --ready-file."
     )]
     Run(run::Run),
+    /// Show the offers that the node on this machine knows.
+    #[command(
+        after_help = "Example:\n  souk node market --json\n\nFor renting use `souk market`: it compares what several nodes show."
+    )]
+    Market(Leases),
     /// Show the leases of the provider on this machine.
     #[command(
         after_help = "Example:\n  souk node leases --json\n\nNo row tells who rents: the node does not know."
@@ -69,6 +74,17 @@ impl Node {
         match self {
             Self::Init(init) => return init.run(),
             Self::Run(run) => return run.run(),
+            Self::Market(Leases { config, json }) => {
+                let offers = wait(async {
+                    config
+                        .connect()
+                        .await?
+                        .offers()
+                        .await
+                        .map_err(|error| unreached(&error))
+                })?;
+                show_offers(offers, json);
+            }
             Self::Leases(Leases { config, json }) => {
                 let leases = wait(async {
                     config
@@ -155,6 +171,56 @@ fn show(leases: Vec<v1::Lease>, json: bool) {
             format!("{:.2}", f64::from(row.cpu_millicores) / 1000.0),
             row.memory_mib.to_string(),
             row.valid_to_unix_s.to_string(),
+        ]
+    });
+    out::line(out::table(
+        &std::iter::once(head).chain(body).collect::<Vec<_>>(),
+    ));
+}
+
+#[derive(Serialize)]
+struct OfferRow {
+    provider: String,
+    arch: String,
+    cpu_millicores: u32,
+    memory_mib: u32,
+    price: String,
+    capacity: String,
+    shared_kernel: bool,
+    anonymous: bool,
+    enforced: Vec<String>,
+    images: Vec<String>,
+    expires_unix_s: u64,
+}
+
+fn show_offers(offers: Vec<v1::Offer>, json: bool) {
+    let rows = offers.into_iter().map(|offer| OfferRow {
+        provider: offer.node_id,
+        arch: offer.arch,
+        cpu_millicores: offer.cpu_millicores,
+        memory_mib: offer.memory_mib,
+        price: offer.price,
+        capacity: offer.capacity,
+        shared_kernel: offer.shared_kernel,
+        anonymous: offer.anonymous,
+        enforced: offer.enforced,
+        images: offer.images,
+        expires_unix_s: offer.expires_unix_s,
+    });
+    if json {
+        out::json(&rows.collect::<Vec<_>>());
+        return;
+    }
+    let head = ["PROVIDER", "CORES", "MIB", "PRICE", "ROOM"]
+        .map(str::to_owned)
+        .to_vec();
+    let body = rows.map(|row| {
+        vec![
+            row.provider,
+            format!("{:.1}", f64::from(row.cpu_millicores) / 1000.0),
+            row.memory_mib.to_string(),
+            row.price,
+            row.capacity,
         ]
     });
     out::line(out::table(

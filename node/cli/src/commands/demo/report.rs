@@ -146,7 +146,8 @@ impl Report {
             took,
             format_args!("{} left with {}; {job}", session.client, session.exit_code),
         );
-        self.hold(session.exit_code == 0, "the SSH session failed");
+        let failed = format!("the SSH session failed: {}", session.complaint.trim_end());
+        self.hold(session.exit_code == 0, &failed);
         self.hold(
             session.job_right,
             "the job in the lease gave a wrong answer",

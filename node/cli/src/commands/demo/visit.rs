@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde::de::DeserializeOwned;
-use souk_node::net::{NodeAddress, node_id};
+use souk_node::net::NodeAddress;
 use tokio::process::Command;
 
 use crate::{
@@ -31,6 +31,8 @@ pub(super) struct Session {
     pub(super) client: &'static str,
     pub(super) exit_code: i32,
     pub(super) output: String,
+    /// What it said on stderr.
+    pub(super) complaint: String,
     /// The job gave the right answer.
     pub(super) job_right: bool,
 }
@@ -94,7 +96,6 @@ pub(super) fn traces(provider: &Path, peer: &str) -> Result<Vec<PathBuf>, Failur
         .parse::<NodeAddress>()
         .map_err(|error| Failure::because("the requester's identity is not one", &error))?
         .node();
-    debug_assert!(node_id(&souk_node::net::peer_id(&node)).is_some());
     let needles = [
         peer.as_bytes().to_vec(),
         node.as_bytes().to_vec(),
@@ -139,6 +140,7 @@ impl Session {
             exit_code: output.status.code().unwrap_or(-1),
             job_right: text.contains(RIGHT_ANSWER),
             output: text,
+            complaint: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
     }
 }
