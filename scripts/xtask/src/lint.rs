@@ -44,10 +44,39 @@ pub(crate) fn all() -> Result<()> {
         run(doc)
     });
     let _ = parts.time("deny", || {
-        run(cargo(&["deny", "--log-level", "error", "check"]))
-            .context("install it with `cargo install --locked cargo-deny`")
+        run(cargo(&[
+            "deny",
+            "--log-level",
+            "error",
+            "check",
+            "licenses",
+            "bans",
+            "sources",
+        ]))
+        .context("install it with `cargo install --locked cargo-deny`")
     });
+    let _ = parts.time("advisories", advisories);
     parts.finish()
+}
+
+/// Known vulnerabilities, where the RustSec database can be reached; where it cannot, that is said.
+fn advisories() -> Result<()> {
+    const UNREACHED: &str = "failed to fetch advisory database";
+    let output = cargo(&["deny", "--log-level", "error", "check", "advisories"])
+        .output()
+        .context("cannot start cargo deny")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains(UNREACHED) {
+        eprintln!(
+            "not checked: known vulnerabilities, because the RustSec database cannot be reached"
+        );
+        return Ok(());
+    }
+    eprint!("{said}");
+    if !output.status.success() {
+        bail!("there are known vulnerabilities ({})", output.status);
+    }
+    Ok(())
 }
 
 fn file_lengths() -> Result<()> {
