@@ -42,7 +42,8 @@ impl Route {
 
     /// Draws a route from a client's `entry` over two of `mixes` to `destination`.
     ///
-    /// `avoid` names a node once for each earlier attempt that went over it and may have failed by it. The nodes named
+    /// `avoid` names a node for each earlier attempt that went over it and may have failed by it, the more often the
+    /// more it is suspected. The nodes named
     /// least often are taken, so a resend takes a fresh route, and a dead node is singled out in a few attempts.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ use crate::message::{
     Transmit,
 };
 use crate::packet::{BuildError, Hop, HopAddress, PeelError, Peeled, build, peel};
-use crate::route::{Route, RouteError};
+use crate::route::{MIXES, Route, RouteError};
 use crate::surb::{Recovery, Surb, SurbId};
 
 /// Replies that a session may wait for at once: a few for each lease that it holds.
@@ -110,8 +110,15 @@ pub struct Session {
 #[derive(Debug)]
 struct Awaited {
     recovery: Recovery,
-    /// The message whose acknowledgement is awaited; a reply otherwise.
-    acknowledges: Option<MessageId>,
+    /// What comes is an acknowledgement; a reply otherwise.
+    acknowledges: Option<Acknowledged>,
+}
+
+/// The message whose acknowledgement is awaited, and the mixes that it comes over.
+#[derive(Clone, Copy, Debug)]
+struct Acknowledged {
+    message: MessageId,
+    over: [HopAddress; MIXES],
 }
 
 impl Session {
@@ -247,8 +254,8 @@ impl Session {
             (ReplyBody::Reply(reply), None) => {
                 self.events.push_back(Event::Reply { surb: id, reply });
             }
-            (ReplyBody::Ack(ack), Some(message)) if ack.message == message => {
-                self.outbox.handle_ack(ack);
+            (ReplyBody::Ack(ack), Some(awaited)) if ack.message == awaited.message => {
+                self.outbox.handle_ack(ack, &awaited.over);
             }
             _ => return Err(FrameRefused::Mismatched),
         }
@@ -263,7 +270,7 @@ impl Session {
             self.awaited.retain(|_, awaited| {
                 awaited
                     .acknowledges
-                    .is_none_or(|message| outbox.is_pending(message))
+                    .is_none_or(|awaited| outbox.is_pending(awaited.message))
             });
         }
         self.events.pop_front()
@@ -316,16 +323,16 @@ impl Session {
         let (to, tried) = (transmit.destination, &transmit.tried);
         let forward = self.forward_route(topology, to, &tried.forward, rng)?;
         let back = self.reply_route(topology, to, &tried.back, rng)?;
-        let (_, ack) = self.surb(&back, Some(transmit.message), topology.epoch(), rng)?;
-        let addresses =
-            |hops: &[Hop]| -> Vec<HopAddress> { hops.iter().map(|hop| hop.address).collect() };
         // The ends are the same for every attempt; the mixes between them are what the next one avoids.
-        self.outbox.went_over(
-            transmit.message,
-            transmit.index,
-            addresses(&forward.hops()[1..3]),
-            addresses(&back.hops()[..2]),
-        );
+        let forward_mixes = [forward.hops()[1].address, forward.hops()[2].address];
+        let back_mixes = [back.hops()[0].address, back.hops()[1].address];
+        let acknowledges = Acknowledged {
+            message: transmit.message,
+            over: back_mixes,
+        };
+        let (_, ack) = self.surb(&back, Some(acknowledges), topology.epoch(), rng)?;
+        self.outbox
+            .went_over(transmit.message, transmit.index, forward_mixes, back_mixes);
         let fragment = Fragment {
             message: transmit.message,
             class: transmit.class,
@@ -394,7 +401,7 @@ impl Session {
     fn surb(
         &mut self,
         route: &Route,
-        acknowledges: Option<MessageId>,
+        acknowledges: Option<Acknowledged>,
         epoch: Epoch,
         rng: &mut (impl CryptoRng + ?Sized),
     ) -> Result<(SurbId, Surb), SessionError> {

@@ -134,6 +134,16 @@ impl Surb {
         self.epoch
     }
 
+    /// The node that its reply is handed to first.
+    pub(crate) fn first_hop(&self) -> HopAddress {
+        let bytes = self.to_bytes();
+        HopAddress(
+            *bytes[HEADER_LEN..]
+                .first_chunk()
+                .expect("an address follows the header"),
+        )
+    }
+
     /// What identifies this SURB in a journal of spent ones: the hash of its bytes.
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {

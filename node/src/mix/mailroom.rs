@@ -102,7 +102,7 @@ impl Reader {
                 () = due => {}
             }
             while let Some(report) = self.inbox.poll_report(Instant::now()) {
-                self.acknowledge(report);
+                report.into_iter().for_each(|out| self.acknowledge(out));
             }
         }
     }
@@ -124,7 +124,7 @@ impl Reader {
             counters.messages.add(1);
             place.send(message);
         }
-        if let Some(ack) = handled.ack {
+        for ack in handled.acks {
             self.acknowledge(ack);
         }
     }

@@ -5,8 +5,8 @@
 //!      │no
 //!      ├─► of an open one? ─no─► admission? room? ─no─► dropped, counted
 //!      ▼
-//!  open ──last fragment──► done: deliver, ack
-//!    ├──nothing new for a while──► ack what is here
+//!  open ──last fragment──► done: deliver, ack twice
+//!    ├──nothing new for a while──► ack what is here, twice
 //!    └──PARTIAL_AGE──► forgotten
 //! ```
 //!
@@ -40,8 +40,11 @@ const DONE_AGE: Duration = Duration::from_secs(120);
 /// a repeat would then be delivered again, and the layer above knows its requests by their ids.
 const MAX_DONE: usize = 16_384;
 
-/// Ack SURBs kept of an incomplete message; each report of what is here takes one.
+/// Ack SURBs kept of an incomplete message: enough to find routes that differ among them.
 const ACKS_KEPT: usize = 4;
+
+/// Ack SURBs that an acknowledgement is sent with, so that one dead mix does not lose it.
+const ACK_COPIES: usize = 2;
 
 /// What an incomplete message takes besides its bytes: its SURBs and its place in the tables.
 const PARTIAL_OVERHEAD: usize = ACKS_KEPT * 512 + 512;
@@ -85,8 +88,8 @@ pub struct AckOut {
 pub struct Handled {
     /// The message that it completed.
     pub message: Option<Message>,
-    /// The acknowledgement to be sent.
-    pub ack: Option<AckOut>,
+    /// The acknowledgement to be sent: the same over several routes.
+    pub acks: Vec<AckOut>,
 }
 
 /// Why a fragment was dropped. Its sender is at fault, whom nobody knows; it is counted and nothing else.
@@ -154,10 +157,10 @@ impl Inbox {
             };
             return Ok(Handled {
                 message: None,
-                ack: Some(AckOut {
+                acks: vec![AckOut {
                     surb: fragment.ack,
                     ack,
-                }),
+                }],
             });
         }
         if !self.partials.contains_key(&id) {
@@ -170,14 +173,9 @@ impl Inbox {
         }
         let mut partial = self.close(id).expect("it is open");
         self.remember_done(now, id);
+        let acks = partial.acknowledge(id);
         // It is done even if it is padded wrongly: its packets arrived, and more of them will not help.
         let bytes = unpad(partial.stream).ok_or(Refused::Padding)?;
-        let ack = Ack {
-            message: id,
-            class,
-            received: partial.received,
-        };
-        let ack = partial.acks.pop_back().map(|surb| AckOut { surb, ack });
         Ok(Handled {
             message: Some(Message {
                 id,
@@ -185,24 +183,19 @@ impl Inbox {
                 admission: partial.admission,
                 bytes,
             }),
-            ack,
+            acks,
         })
     }
 
-    /// The next report on a message of which nothing new came for a while.
-    pub fn poll_report(&mut self, now: Instant) -> Option<AckOut> {
+    /// The next report on a message of which nothing new came for a while: the same over several routes.
+    pub fn poll_report(&mut self, now: Instant) -> Option<Vec<AckOut>> {
         self.forget_old(now);
         let (id, partial) = self
             .partials
             .iter_mut()
             .find(|(_, partial)| partial.report_due.is_some_and(|d| d <= now))?;
         partial.report_due = None;
-        let ack = Ack {
-            message: *id,
-            class: partial.class,
-            received: partial.received,
-        };
-        partial.acks.pop_back().map(|surb| AckOut { surb, ack })
+        Some(partial.acknowledge(*id))
     }
 
     /// When a report is due or a message is forgotten next.
@@ -338,6 +331,29 @@ impl Partial {
         self.acks.push_back(fragment.ack);
         Ok(())
     }
+
+    /// Says what is here with the newest SURBs, of which no two begin at the same node if it can be helped.
+    fn acknowledge(&mut self, id: MessageId) -> Vec<AckOut> {
+        let ack = Ack {
+            message: id,
+            class: self.class,
+            received: self.received,
+        };
+        let mut acks: Vec<AckOut> = Vec::with_capacity(ACK_COPIES);
+        while acks.len() < ACK_COPIES {
+            let is_other = |surb: &Surb| {
+                let first = surb.first_hop();
+                acks.iter().all(|out| out.surb.first_hop() != first)
+            };
+            let newest = self.acks.len().saturating_sub(1);
+            let at = self.acks.iter().rposition(is_other).unwrap_or(newest);
+            let Some(surb) = self.acks.remove(at) else {
+                break;
+            };
+            acks.push(AckOut { surb, ack });
+        }
+        acks
+    }
 }
 
 /// Bytes accounted to an incomplete message: all that it may come to, from its first fragment on.
@@ -372,24 +388,28 @@ mod tests {
 
     const DELAY: MixDelay = MixDelay::new(Duration::from_millis(50), Duration::from_secs(10));
 
+    fn surb_over(first: u8) -> Surb {
+        let rng = &mut StdRng::seed_from_u64(1);
+        let hop = Hop {
+            address: HopAddress([first; 32]),
+            key: MixSecret::generate(rng).public(),
+        };
+        let route = Route::new(vec![hop]).expect("one hop");
+        let made = Surb::make(&route, &[Duration::ZERO], Epoch(1), rng);
+        made.expect("one delay").0
+    }
+
     fn surb() -> Surb {
         static BYTES: OnceLock<[u8; crate::surb::SURB_LEN]> = OnceLock::new();
-        let bytes = BYTES.get_or_init(|| {
-            let rng = &mut StdRng::seed_from_u64(1);
-            let hop = Hop {
-                address: HopAddress([1; 32]),
-                key: MixSecret::generate(rng).public(),
-            };
-            let route = Route::new(vec![hop]).expect("one hop");
-            Surb::make(&route, &[Duration::ZERO], Epoch(1), rng)
-                .expect("one delay")
-                .0
-                .to_bytes()
-        });
+        let bytes = BYTES.get_or_init(|| surb_over(1).to_bytes());
         Surb::from_bytes(bytes).expect("just written")
     }
 
     fn fragment(id: u8, class: Class, index: u8) -> Box<Body> {
+        fragment_with(id, class, index, surb())
+    }
+
+    fn fragment_with(id: u8, class: Class, index: u8, ack: Surb) -> Box<Body> {
         let mut part = Box::new([0; PART_LEN]);
         if index == 0 {
             part[..LENGTH_PREFIX + 1].copy_from_slice(&[0, 0, 0, 1, id]);
@@ -400,7 +420,7 @@ mod tests {
             class,
             index,
             admission: Admission::NONE,
-            ack: surb(),
+            ack,
             part,
         }
         .to_body()
@@ -425,7 +445,8 @@ mod tests {
                     prop_assert_eq!(message.bytes, vec![5]);
                     delivered += 1;
                 }
-                prop_assert_eq!(handled.ack.map(|out| out.ack.received.bits()), (here == 255).then_some(255));
+                prop_assert_eq!(!handled.acks.is_empty(), here == 255);
+                prop_assert!(handled.acks.iter().all(|out| out.ack.received.bits() == 255));
             }
             prop_assert_eq!(delivered, u32::from(here == 255));
             prop_assert_eq!(inbox.partial_bytes() == 0, here == 255);
@@ -490,11 +511,27 @@ mod tests {
             .expect("room");
         assert!(inbox.poll_report(now).is_none());
         let due = inbox.next_due().expect("a report");
-        assert_eq!(
-            inbox.poll_report(due).map(|out| out.ack.received.bits()),
-            Some(1 << 3)
-        );
+        assert_eq!(reported(inbox.poll_report(due)), [1 << 3]);
         assert!(inbox.poll_report(due).is_none());
+    }
+
+    fn reported(report: Option<Vec<AckOut>>) -> Vec<u32> {
+        let acks = report.expect("a report");
+        acks.iter().map(|out| out.ack.received.bits()).collect()
+    }
+
+    #[test]
+    fn a_report_goes_out_by_two_first_hops_where_the_surbs_have_them() {
+        let now = Instant::now();
+        let mut inbox = Inbox::new(DELAY);
+        for (index, first) in [(0, 7), (1, 8), (2, 8), (3, 8)] {
+            let body = fragment_with(1, Class::Medium, index, surb_over(first));
+            inbox.handle_fragment(now, &body, &mut open).expect("room");
+        }
+        let report = inbox.poll_report(now + PARTIAL_AGE / 2).expect("a report");
+        let hops: Vec<u8> = report.iter().map(|out| out.surb.first_hop().0[0]).collect();
+        assert_eq!(hops, [8, 7]);
+        assert_eq!(reported(Some(report)), [0b1111, 0b1111]);
     }
 
     #[test]

@@ -58,29 +58,20 @@ pub struct Transmit {
     pub tried: Tried,
 }
 
-/// The mixes of earlier attempts: one mention for each, unless the acknowledgement of another fragment showed that the
-/// mix is there. Whether the way there or the way back failed, nobody knows, so
-/// they are blamed separately; a dead node would hide behind the others otherwise.
+/// The mixes of earlier attempts, named the more often the more they are suspected. Whether the way there or the way
+/// back failed, nobody knows, so they are blamed separately; a dead node would hide behind the others otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tried {
-    /// Mixes on the way to the destination.
+    /// Mixes on the way of this fragment to the destination.
     pub forward: Vec<HopAddress>,
-    /// Mixes on the way of the acknowledgement.
+    /// Mixes on the ways of all acknowledgements of the message: any of them speaks for all fragments, so their ways
+    /// spread over the mixes.
     pub back: Vec<HopAddress>,
 }
 
-impl Tried {
-    fn without(&self, alive: &BTreeSet<HopAddress>) -> Self {
-        let blamed = |nodes: &[HopAddress]| -> Vec<HopAddress> {
-            let is_blamed = |node: &&HopAddress| !alive.contains(*node);
-            nodes.iter().filter(is_blamed).copied().collect()
-        };
-        Self {
-            forward: blamed(&self.forward),
-            back: blamed(&self.back),
-        }
-    }
-}
+/// A failed attempt over a mix that nothing is known of counts as much as this many over one that was seen to be there
+/// a moment ago: the latter is more likely a packet lost on a link.
+const SUSPICION: usize = 3;
 
 /// What became of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +127,7 @@ impl Outbox {
         let flight = Flight {
             due: now,
             sent: 0,
-            tried: Tried::default(),
+            tried: Vec::new(),
         };
         let pending = Pending {
             destination: message.destination,
@@ -145,6 +136,7 @@ impl Outbox {
             stream,
             acked: Received::default(),
             alive: BTreeSet::new(),
+            back: Vec::new(),
             flights: vec![flight; message.class.fragments()],
         };
         self.messages.insert(message.id, pending);
@@ -160,7 +152,7 @@ impl Outbox {
             .find_map(|(id, pending)| pending.poll_transmit(now, *id, delay))
     }
 
-    /// Notes over which mixes a fragment and its ack SURB went, so that its next attempt goes over others.
+    /// Notes over which mixes a fragment and its ack SURB went, so that the next ones go over others.
     pub fn went_over(
         &mut self,
         message: MessageId,
@@ -169,21 +161,22 @@ impl Outbox {
         back: impl IntoIterator<Item = HopAddress>,
     ) {
         let pending = self.messages.get_mut(&message);
-        if let Some(flight) = pending.and_then(|p| p.flights.get_mut(usize::from(index))) {
-            flight.tried.forward.extend(forward);
-            flight.tried.back.extend(back);
+        let Some(pending) = pending else { return };
+        if let Some(flight) = pending.flights.get_mut(usize::from(index)) {
+            flight.tried.extend(forward);
+            pending.back.extend(back);
         }
     }
 
-    /// Takes an acknowledgement.
-    pub fn handle_ack(&mut self, ack: Ack) {
+    /// Takes an acknowledgement that came back `over` these mixes, which shows that they are there.
+    pub fn handle_ack(&mut self, ack: Ack, over: &[HopAddress]) {
         let Some(pending) = self.messages.get_mut(&ack.message) else {
             return;
         };
         if pending.class != ack.class {
             return;
         }
-        pending.note_alive(ack.received);
+        pending.note_alive(ack.received, over);
         pending.acked = pending.acked.with(ack.received);
         if pending.acked == pending.class.full() {
             self.messages.remove(&ack.message);
@@ -230,8 +223,10 @@ struct Pending {
     admission: Admission,
     stream: Vec<u8>,
     acked: Received,
-    /// Mixes that a fragment has certainly passed; at most two for each fragment.
+    /// Mixes that a fragment or an acknowledgement has certainly passed; at most four for each packet sent.
     alive: BTreeSet<HopAddress>,
+    /// Mixes that ack SURBs went over since they were last seen to be there; at most two for each packet sent.
+    back: Vec<HopAddress>,
     flights: Vec<Flight>,
 }
 
@@ -240,7 +235,8 @@ struct Pending {
 struct Flight {
     due: Instant,
     sent: u32,
-    tried: Tried,
+    /// Mixes that it went over since they were last seen to be there; at most two for each attempt.
+    tried: Vec<HopAddress>,
 }
 
 impl Pending {
@@ -260,13 +256,31 @@ impl Pending {
             .any(|(_, flight)| flight.sent > MAX_RESENDS && flight.due <= now)
     }
 
-    /// Learns which mixes are there from the fragments that arrived. Of those sent more than once nobody knows how.
-    fn note_alive(&mut self, received: Received) {
+    /// Learns which mixes are there: those that the acknowledgement passed, and those of fragments that arrived. Of
+    /// fragments sent more than once nobody knows how they did.
+    fn note_alive(&mut self, received: Received, over: &[HopAddress]) {
+        let mut seen: BTreeSet<HopAddress> = over.iter().copied().collect();
         for (index, flight) in (0u8..).zip(&self.flights) {
             if received.has(index) && flight.sent == 1 {
-                self.alive.extend(&flight.tried.forward);
+                seen.extend(&flight.tried);
             }
         }
+        // What failed before is forgiven; what fails from now on counts again, since a mix can go away.
+        for flight in &mut self.flights {
+            flight.tried.retain(|node| !seen.contains(node));
+        }
+        self.back.retain(|node| !seen.contains(node));
+        self.alive.append(&mut seen);
+    }
+
+    /// Names each mix as often as it is suspected.
+    fn suspected(&self, tried: &[HopAddress]) -> Vec<HopAddress> {
+        let weight = |node: &HopAddress| match self.alive.contains(node) {
+            true => 1,
+            false => SUSPICION,
+        };
+        let named = |node: &HopAddress| std::iter::repeat_n(*node, weight(node));
+        tried.iter().flat_map(named).collect()
     }
 
     fn poll_transmit(
@@ -292,7 +306,10 @@ impl Pending {
             destination: self.destination,
             admission: self.admission.clone(),
             part: Box::new(part),
-            tried: flight.tried.without(&self.alive),
+            tried: Tried {
+                forward: self.suspected(&self.flights[at].tried),
+                back: self.suspected(&self.back),
+            },
         })
     }
 }
@@ -362,7 +379,7 @@ mod tests {
                 }
                 if let (Some(bits), true) = (acks.next(), outbox.is_pending(MessageId([1; 16]))) {
                     acked |= bits;
-                    outbox.handle_ack(Ack { message: MessageId([1; 16]), class: Class::Medium, received: Received(bits) });
+                    outbox.handle_ack(Ack { message: MessageId([1; 16]), class: Class::Medium, received: Received(bits) }, &[]);
                 }
                 ends.extend(std::iter::from_fn(|| outbox.poll_done(now)));
             }
@@ -407,10 +424,82 @@ mod tests {
             .poll_transmit(start + Duration::from_secs(2))
             .expect("due again");
         let tried = Tried {
-            forward: vec![HopAddress([9; 32])],
-            back: vec![HopAddress([8; 32])],
+            forward: vec![HopAddress([9; 32]); SUSPICION],
+            back: vec![HopAddress([8; 32]); SUSPICION],
         };
         assert_eq!(again.tried, tried);
+    }
+
+    #[test]
+    fn a_mix_that_was_seen_is_forgiven_and_may_fail_again() {
+        let start = Instant::now();
+        let mut outbox = outbox();
+        let id = MessageId([1; 16]);
+        outbox.submit(start, message(Class::Medium)).expect("room");
+        let (arrived, lost, silent) = (
+            HopAddress([7; 32]),
+            HopAddress([8; 32]),
+            HopAddress([9; 32]),
+        );
+        for index in 0..8 {
+            outbox.poll_transmit(start).expect("due");
+            let forward = if index == 0 {
+                [arrived, lost]
+            } else {
+                [lost, silent]
+            };
+            outbox.went_over(id, index, forward, [lost]);
+        }
+        let ack = Ack {
+            message: id,
+            class: Class::Medium,
+            received: Received(1),
+        };
+        outbox.handle_ack(ack, &[]);
+        let later = start + Duration::from_secs(2);
+        let again = outbox.poll_transmit(later).expect("due again");
+        assert_eq!(again.index, 1);
+        assert_eq!(
+            again.tried,
+            Tried {
+                forward: vec![silent; SUSPICION],
+                back: vec![]
+            }
+        );
+        outbox.went_over(id, 1, [arrived], []);
+        let third = std::iter::from_fn(|| outbox.poll_transmit(later + Duration::from_secs(3)))
+            .find(|transmit| transmit.index == 1);
+        let tried = third.expect("due again").tried.forward;
+        assert_eq!(tried, [vec![silent; SUSPICION], vec![arrived]].concat());
+    }
+
+    #[test]
+    fn an_acknowledgement_speaks_for_the_mixes_that_it_passed() {
+        let start = Instant::now();
+        let mut outbox = outbox();
+        let id = MessageId([1; 16]);
+        outbox.submit(start, message(Class::Medium)).expect("room");
+        let (there, silent) = (HopAddress([8; 32]), HopAddress([9; 32]));
+        for index in 0..8 {
+            outbox.poll_transmit(start).expect("due");
+            outbox.went_over(id, index, [there, silent], [there]);
+        }
+        let ack = Ack {
+            message: id,
+            class: Class::Medium,
+            received: Received(0),
+        };
+        outbox.handle_ack(ack, &[there]);
+        let again = outbox
+            .poll_transmit(start + Duration::from_secs(2))
+            .expect("due again");
+        assert_eq!(
+            again.tried,
+            Tried {
+                forward: vec![silent; SUSPICION],
+                back: vec![]
+            }
+        );
     }
 
     #[test]
