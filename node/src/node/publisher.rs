@@ -48,8 +48,11 @@ const RENEW_BEFORE_S: u64 = CARD_LIFE_S / 2;
 /// How often it is looked whether the card still says what is true: addresses come and go.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 
-/// While the node has no address or no neighbours yet, it looks this often.
+/// While the node has no address or no neighbours yet, it looks so soon again, and ever more rarely.
 const LOOK_SOON: Duration = Duration::from_millis(50);
+
+/// The longest of those pauses: a first node may be without neighbours for days.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What goes on the card and does not change while the node runs.
 #[derive(Debug)]
@@ -115,6 +118,7 @@ impl Publisher {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut unsent: Vec<(Topic, Bytes)> = Vec::new();
         let mut capacity_due = tokio::time::Instant::now();
+        let mut soon = LOOK_SOON;
         loop {
             let renewed = self.renew().await;
             let failed = renewed.is_err();
@@ -143,7 +147,12 @@ impl Publisher {
             }
             self.send(&mut unsent).await;
             let ready = failed || self.own.borrow().is_some() && unsent.is_empty();
-            let look = tokio::time::Instant::now() + if ready { LOOK_EVERY } else { LOOK_SOON };
+            let pause = if ready { LOOK_EVERY } else { soon };
+            soon = match ready {
+                true => LOOK_SOON,
+                false => (2 * soon).min(LOOK_AGAIN),
+            };
+            let look = tokio::time::Instant::now() + pause;
             let selling = self.provider.borrow().is_some();
             let wake = if selling {
                 look.min(capacity_due)
@@ -152,7 +161,7 @@ impl Publisher {
             };
             tokio::select! {
                 () = tokio::time::sleep_until(wake.max(tokio::time::Instant::now() + LOOK_SOON)) => {}
-                _ = self.provider.changed(), if !selling => {}
+                () = begins(&mut self.provider), if !selling => {}
                 changed = self.mix_keys.changed() => if changed.is_err() { return },
                 () = stop.cancelled() => return,
             }
@@ -337,4 +346,28 @@ fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(&fresh, path)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::File::open(folder)?.sync_all()
+}
+
+/// Waits until the provider works. On a node that sells nothing the channel has no sender, and this waits for ever.
+async fn begins<T>(provider: &mut watch::Receiver<T>) {
+    if provider.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_node_that_sells_nothing_is_not_woken_by_its_provider() {
+        let (working, mut provider) = watch::channel(0);
+        assert_eq!(begins(&mut provider).now_or_never(), None);
+        working.send_replace(1);
+        assert_eq!(begins(&mut provider).now_or_never(), Some(()));
+        drop(working);
+        assert_eq!(begins(&mut provider).now_or_never(), None);
+    }
 }
