@@ -303,18 +303,31 @@ impl Connected {
         mut first: Option<Replies>,
         watch: Watch<'_>,
     ) -> Result<Lease, RentError> {
-        let mut never_seen = first.is_some();
+        let mut step = match first {
+            Some(_) => Step::Envelope,
+            None => Step::Poll,
+        };
         for attempt in 0..RECEIPT_ATTEMPTS {
-            let body = match first.as_mut().filter(|_| never_seen) {
-                Some(replies) => self.send_envelope(&mut lease, replies, watch).await?,
-                None => {
+            let body = match step {
+                Step::Envelope => {
+                    let mut replies = match first.take() {
+                        Some(replies) => replies,
+                        // The envelope's own SURBs may be dead; these only keep the wait going until a poll.
+                        None => self.spare_replies(&lease).await?,
+                    };
+                    let body = self.send_envelope(&mut lease, &mut replies, watch).await?;
+                    first = Some(replies);
+                    body
+                }
+                Step::Poll => {
                     watch(Progress::Polling { attempt });
                     self.ask(&mut lease, Action::Poll, is_starting, watch)
                         .await
                         .map_err(RentError::Talk)?
                 }
             };
-            never_seen = false;
+            let is_in_time = lease.stage(unix_now()) == Stage::Requested;
+            step = step.after(body.as_ref(), is_in_time);
             match body {
                 Some(Body::Receipt(_)) => {
                     self.write_ssh_files(&lease)?;
@@ -324,20 +337,10 @@ impl Connected {
                 Some(Body::Statement(_)) => return Ok(lease),
                 Some(Body::Refusal(Refusal {
                     reason: Reason::UnknownLease,
-                })) => {
-                    if lease.stage(unix_now()) != Stage::Requested {
-                        return Err(RentError::Lapsed { name: lease.name() });
-                    }
-                    // The envelope never arrived. Its own SURBs may be dead, so the answer is fetched by a poll.
-                    never_seen = true;
-                    if first.is_none() {
-                        let (_, replies) = self
-                            .surbs(1, lease.provider())
-                            .await
-                            .map_err(RentError::Talk)?;
-                        first = Some(replies);
-                    }
-                }
+                })) if !is_in_time => return Err(RentError::Lapsed { name: lease.name() }),
+                Some(Body::Refusal(Refusal {
+                    reason: Reason::UnknownLease,
+                })) => {}
                 Some(Body::Refusal(Refusal { reason })) => {
                     let lease = Box::new(lease);
                     return Err(RentError::Refused { reason, lease });
@@ -346,6 +349,11 @@ impl Connected {
             }
         }
         Err(RentError::NoReceipt { name: lease.name() })
+    }
+
+    async fn spare_replies(&self, lease: &Lease) -> Result<Replies, RentError> {
+        let made = self.surbs(1, lease.provider()).await;
+        made.map(|(_, replies)| replies).map_err(RentError::Talk)
     }
 
     /// Writes what `ssh` needs.
@@ -409,6 +417,38 @@ impl Connected {
         let mut relays: Vec<_> = receipt.endpoints.iter().filter_map(address).collect();
         relays.shuffle(&mut rand::rng());
         relays
+    }
+}
+
+/// What is sent to a provider that owes a receipt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The stored envelope, always the same.
+    Envelope,
+    /// A poll, with fresh SURBs.
+    Poll,
+}
+
+impl Step {
+    /// What follows, given what was answered and whether the provider would still take the envelope.
+    ///
+    /// A provider cannot answer about a request that it never saw, so silence brings both by turns. An envelope that
+    /// arrives twice is the same lease.
+    pub(super) fn after(self, answer: Option<&Body>, is_in_time: bool) -> Self {
+        let unknown = |body: &Body| {
+            matches!(
+                body,
+                Body::Refusal(Refusal {
+                    reason: Reason::UnknownLease
+                })
+            )
+        };
+        let may_be_unseen = answer.map_or(self == Self::Poll, unknown);
+        if may_be_unseen && is_in_time {
+            Self::Envelope
+        } else {
+            Self::Poll
+        }
     }
 }
 

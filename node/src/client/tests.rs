@@ -26,6 +26,7 @@ use souk_market::{
 use super::{
     Client, ClientConfig, Lease, Stage, StateError, StatementError,
     lease::{CARD, ENVELOPE, HOLDER_KEY, RELAYS, REPLY_KEY, WAY},
+    rent::Step,
     state::{Home, LeaseFolder},
     verify_statement,
 };
@@ -284,6 +285,32 @@ fn a_provider_that_never_saw_the_request_does_not_refuse_it() {
     );
     let refused = Stage::Refused(Reason::NoCapacity);
     assert_eq!(refuse(Reason::NoCapacity), (refused, refused));
+}
+
+#[test]
+fn an_envelope_that_may_not_have_arrived_is_sent_again_while_it_is_in_time() {
+    let silence = |start: Step, in_time: bool| {
+        let mut step = start;
+        std::iter::from_fn(move || {
+            step = step.after(None, in_time);
+            Some(step)
+        })
+        .take(4)
+        .collect::<Vec<_>>()
+    };
+    let by_turns = [Step::Poll, Step::Envelope, Step::Poll, Step::Envelope];
+    assert_eq!(silence(Step::Envelope, true), by_turns);
+    assert_eq!(silence(Step::Envelope, false), [Step::Poll; 4]);
+    let unknown = Body::Refusal(Refusal {
+        reason: Reason::UnknownLease,
+    });
+    for step in [Step::Envelope, Step::Poll] {
+        assert_eq!(step.after(Some(&unknown), true), Step::Envelope);
+        assert_eq!(step.after(Some(&unknown), false), Step::Poll);
+        // Who answers anything else has the envelope.
+        let relay = NodeKey::generate(&mut StdRng::seed_from_u64(9)).public();
+        assert_eq!(step.after(Some(&receipt(relay)), true), Step::Poll);
+    }
 }
 
 #[test]
