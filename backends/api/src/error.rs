@@ -1,3 +1,8 @@
+//! Why a backend did not do what was asked, by whose fault it was.
+//!
+//! Threat: a requester who learns the state of the machine from an error. Words are for the operator; what a requester is told
+//! follows from the [`Blame`].
+
 use crate::LeaseId;
 
 /// Whose fault an error was; it decides what the requester is told and whether a retry makes sense.

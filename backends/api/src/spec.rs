@@ -1,3 +1,7 @@
+//! What a lease asks of a backend, and what a backend has: ids, keys, sizes and limits.
+//!
+//! Threat: text of a stranger that is put into a path or an argument. Ids and keys are fixed numbers of bytes, with one text each.
+
 use std::{fmt, net::SocketAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize, de::Error as _};

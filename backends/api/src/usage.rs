@@ -1,3 +1,7 @@
+//! Meter readings of a lease.
+//!
+//! Threat: a meter that failed and reads as zero would be a lease for nothing, or a bill that nobody can check: it is unknown.
+
 use serde::{Deserialize, Serialize};
 
 /// A meter reading. A meter that failed is unknown, which is not zero.

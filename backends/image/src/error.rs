@@ -1,3 +1,5 @@
+//! Why an image was not built, imported, found or verified: one type for each operation.
+
 use std::{io, path::PathBuf};
 
 use souk_backend::ImageHash;

@@ -1,3 +1,8 @@
+//! Names of files in an image.
+//!
+//! Threat: an archive that names what lies outside of its root (`..`, absolute names), or nests so deeply that reading it runs out
+//! of descriptors.
+
 use std::{ffi::OsStr, fmt, os::unix::ffi::OsStrExt as _, path::Path};
 
 /// Longest path inside an image, in bytes; a quarter of Linux's PATH_MAX, so that a host prefix always fits.

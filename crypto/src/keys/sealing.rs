@@ -1,3 +1,7 @@
+//! HPKE keys ([RFC 9180](https://www.rfc-editor.org/rfc/rfc9180)), with the suite beside the bytes so that another can follow.
+//!
+//! Threats: a secret that is read from memory or logs later, or compared byte by byte; a message for one use that another key opens.
+
 use std::{fmt, marker::PhantomData};
 
 use minicbor::{

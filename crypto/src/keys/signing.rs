@@ -1,3 +1,8 @@
+//! Ed25519 keys ([RFC 8032](https://www.rfc-editor.org/rfc/rfc8032)), each with its use in its type.
+//!
+//! Threats: a key of small order or in a second encoding, under which one signature is good for several messages or keys; a
+//! requester's key in a log.
+
 use std::{fmt, hash, marker::PhantomData, str::FromStr};
 
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};

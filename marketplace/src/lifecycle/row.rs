@@ -1,3 +1,8 @@
+//! What the lifecycle remembers of a lease; all of it stands in one row of the journal.
+//!
+//! Threat: a row that a crash or a fault of the disk left impossible: what decodes is in its one form, and both deadlines lie
+//! after the acceptance.
+
 use minicbor::{
     Decode, Decoder, Encode, Encoder,
     decode::Error as CborError,

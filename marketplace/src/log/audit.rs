@@ -1,3 +1,7 @@
+//! Reading a whole log and holding it to its checkpoints, one bundle in memory at a time.
+//!
+//! Threat: a provider that takes entries back, rewrites them, or shows several logs: each is told apart, with the sizes and roots.
+
 use std::collections::BTreeMap;
 
 use super::{

@@ -1,3 +1,8 @@
+//! Checkpoints: size and root of a log, signed (<https://c2sp.org/tlog-checkpoint>).
+//!
+//! Threat: a checkpoint of another log, provider or network that passes for this one's: the origin line names both, and is the
+//! name of the key.
+
 use std::fmt::Display;
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};

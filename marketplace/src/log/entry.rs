@@ -1,3 +1,7 @@
+//! What stands in the log: commitments to closed leases, and totals of refusals.
+//!
+//! Threat: entries that tell leases or requesters apart. A commitment is salted, outcomes are four classes, times are hours.
+
 use std::{collections::BTreeMap, fmt};
 
 use minicbor::{

@@ -1,3 +1,7 @@
+//! Hashes of leaves and nodes ([RFC 6962 §2.1](https://www.rfc-editor.org/rfc/rfc6962#section-2.1)).
+//!
+//! Threat: a leaf that passes for a node, or the other way round: their prefixes differ.
+
 use std::fmt;
 
 use sha2::{Digest, Sha256};

@@ -1,3 +1,8 @@
+//! Signed notes (<https://c2sp.org/signed-note>).
+//!
+//! Threat: a note of a stranger with endless signature lines, or with one line that is read in two ways. Characters
+//! and the number of lines are checked before any signature is verified; the size is for the caller to bound.
+
 use std::fmt;
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};

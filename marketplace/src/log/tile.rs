@@ -1,3 +1,7 @@
+//! Tiles and entry bundles (<https://c2sp.org/tlog-tiles>): names, forms, and which of them a growing log needs.
+//!
+//! Threat: a path that leads out of the folder of the log. A path is parsed into numbers, which have one text.
+
 use std::{fmt, str::FromStr};
 
 use super::{Hash, MAX_ENTRY_BYTES, NodeSource, node_hash};

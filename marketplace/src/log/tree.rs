@@ -1,3 +1,8 @@
+//! The Merkle tree of RFC 6962: roots, and proofs of inclusion and consistency.
+//!
+//! Threat: a proof of a stranger for a leaf outside of the tree, or with other hashes than the sizes ask for: it is refused, and
+//! read no further than the tree is deep.
+
 use super::{Hash, hash::node_hash};
 
 /// Hashes a proof can hold: a tree has at most 2^63 leaves, and a consistency proof has one hash more than levels.

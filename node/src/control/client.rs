@@ -1,3 +1,8 @@
+//! The side of the control socket that the command line holds.
+//!
+//! Threats: a node of another version that misreads a call, so each carries its version; a node that does not answer, so each has
+//! a deadline.
+
 use std::{
     io,
     path::{Path, PathBuf},

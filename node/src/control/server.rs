@@ -1,3 +1,7 @@
+//! The side of the control socket that a node holds: versions, bounds, and the calls.
+//!
+//! Threat: a client of another version that is misunderstood: it is told the right one. Sizes and calls in progress are bounded.
+
 use std::{future::Future, sync::Arc};
 
 use async_trait::async_trait;

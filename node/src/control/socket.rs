@@ -1,3 +1,7 @@
+//! A Unix socket that only its owner can reach.
+//!
+//! Threat: another user who connects before the mode is set, or puts a socket of their own in its place.
+
 use std::{
     fs, io,
     os::unix::{

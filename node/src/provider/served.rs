@@ -1,3 +1,5 @@
+//! The published log as a [`LogSource`] of the network.
+
 use std::path::PathBuf;
 
 use bytes::Bytes;

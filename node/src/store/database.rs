@@ -1,3 +1,5 @@
+//! A database that survives its errors: a full disk, for instance, must not end a node that has leases.
+
 use std::{
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},

@@ -1,3 +1,7 @@
+//! Rows of the store: what a provider keeps of a lease.
+//!
+//! Threat: who takes the machine reads the rows. Every key in them is of one lease, and none leads to a requester.
+
 use std::net::SocketAddr;
 
 use minicbor::{Decode, Encode};
