@@ -351,7 +351,7 @@ fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Waits until the provider works. On a node that sells nothing the channel has no sender, and this waits for ever.
 async fn begins<T>(provider: &mut watch::Receiver<T>) {
     if provider.changed().await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
