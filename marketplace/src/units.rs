@@ -1,7 +1,8 @@
 //! Ids, quantities and words of the market as types, so that one cannot be taken for another.
 //!
 //! Threat: every text here ends on a screen, in a log or in an `ssh_config`, and comes from a stranger. Each therefore
-//! has a strict character set and a bound, checked when it is made and when it is decoded.
+//! has a strict character set and a bound, checked when it is made and when it is decoded. What opens something for whoever
+//! knows it prints as `..`.
 
 use std::{fmt, str::FromStr};
 
@@ -12,6 +13,7 @@ use minicbor::{
 };
 
 use souk_crypto::{HolderPublicKey, NetworkId, NodeId, ReplyPublicKey, domain, sign::ObjectDigest};
+use subtle::ConstantTimeEq as _;
 
 use crate::wire::{wire_enum, wire_map};
 
@@ -43,6 +45,36 @@ macro_rules! bytes_newtype {
                 parse_hex(s).map(Self)
             }
         }
+        bytes_codec!($name, $len);
+    };
+}
+
+/// Defines a newtype over a fixed number of bytes that open something for whoever knows them: it is compared in constant
+/// time, and has no text form.
+macro_rules! secret_newtype {
+    ($(#[$meta:meta])* $name:ident, $len:literal) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy)]
+        pub struct $name(pub [u8; $len]);
+
+        impl PartialEq for $name {
+            fn eq(&self, other: &Self) -> bool {
+                self.0.ct_eq(&other.0).into()
+            }
+        }
+        impl Eq for $name {}
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(concat!(stringify!($name), "(..)"))
+            }
+        }
+        bytes_codec!($name, $len);
+    };
+}
+
+/// Implements the CBOR form of a newtype over a fixed number of bytes.
+macro_rules! bytes_codec {
+    ($name:ident, $len:literal) => {
         impl<C> Encode<C> for $name {
             fn encode<W: Write>(
                 &self,
@@ -57,7 +89,10 @@ macro_rules! bytes_newtype {
                 let bytes = d.bytes()?;
                 bytes.try_into().map(Self).map_err(|_| {
                     CborError::message(format!(
-                        "{} of {} bytes, not {}", stringify!($name), bytes.len(), $len
+                        "{} of {} bytes, not {}",
+                        stringify!($name),
+                        bytes.len(),
+                        $len
                     ))
                 })
             }
@@ -178,7 +213,7 @@ bytes_newtype!(
     /// Digest of evidence, its collateral or anything else that travels apart.
     Digest, 32
 );
-bytes_newtype!(
+secret_newtype!(
     /// The salt of a log leaf; only the holder of the lease and the provider know it.
     Salt, 32
 );
@@ -190,7 +225,7 @@ bytes_newtype!(
     /// The raw Ed25519 host key of an instance, made inside of it.
     HostKey, 32
 );
-bytes_newtype!(
+secret_newtype!(
     /// What a relay asks for before it joins a stream to the provider.
     RelayToken, 32
 );
