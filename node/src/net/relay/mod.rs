@@ -17,23 +17,20 @@ mod provider;
 mod registry;
 mod server;
 
-use std::{
-    fmt, io,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{fmt, time::Duration};
 
 use minicbor::{Decode, Encode, bytes::ByteArray};
 use souk_crypto::NodeId;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 pub use client::{RelayConnectError, connect_via};
 pub use provider::{MAX_RELAYS, RelayRegistrations};
 pub(super) use server::Server;
 
-use super::{peers::Peers, streams::PeerStream};
+use super::{
+    peers::Peers,
+    streams::{PeerStream, io_through},
+};
 
 /// How long each step of setting a session up may take.
 const STEP: Duration = Duration::from_secs(10);
@@ -91,33 +88,7 @@ pub struct RelayStream {
     _swarm: Option<Peers>,
 }
 
-impl AsyncRead for RelayStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for RelayStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
+io_through!(RelayStream, stream);
 
 /// Provider to relay, on the registration stream.
 #[derive(Debug, Encode, Decode)]
