@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | [`NodeKey`] | Ed25519 | the node's | its sub-keys, retirement, the libp2p handshake |
 //! | [`CardKey`] | Ed25519 | weeks | cards, capacity, receipts, statements |
-//! | [`LogKey`] | Ed25519 | weeks | checkpoints of the usage log |
+//! | [`LogKey`] | Ed25519 | the log's | checkpoints of the usage log |
 //! | [`IssuerKey`] | Ed25519 | the issuer's | grants |
 //! | [`HolderKey`] | Ed25519 | one lease | the envelope and everything else of one lease |
 //! | [`SealKey`] | HPKE | weeks | requests |

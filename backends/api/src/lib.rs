@@ -38,6 +38,9 @@ pub trait Backend: Send + Sync + 'static {
     fn name(&self) -> &str;
 
     /// What this backend can carry and which limits it enforces, found by trying and not by asking the version.
+    ///
+    /// # Errors
+    /// [`BackendError::Host`] where the machine cannot be asked.
     async fn capabilities(&self) -> Result<Capabilities, BackendError>;
 
     /// Starts the instance of a lease, or finds the one that runs already, and returns once it accepts SSH.
@@ -48,19 +51,35 @@ pub trait Backend: Send + Sync + 'static {
     async fn provision(&self, spec: &LeaseSpec) -> Result<Instance, BackendError>;
 
     /// The instance of a lease, or `None` where there is none.
+    ///
+    /// # Errors
+    /// [`BackendError::Unknown`] where that cannot be told now; ask again.
     async fn inspect(&self, lease: LeaseId) -> Result<Option<Instance>, BackendError>;
 
     /// Every instance that this backend really has, known to the caller or not.
+    ///
+    /// # Errors
+    /// [`BackendError`] where any of them cannot be told; a list is whole or not given.
     async fn list(&self) -> Result<Vec<Instance>, BackendError>;
 
     /// One sample of what the lease has used since it was provisioned, measured from outside of the instance.
+    ///
+    /// # Errors
+    /// [`BackendError::Unknown`] where the last sample cannot be read. A meter that failed is no error: it reads as
+    /// [`Meter::Unknown`].
     async fn sample(&self, lease: LeaseId) -> Result<UsageSample, BackendError>;
 
     /// Waits until the instance has exited by itself, or until `timeout` passed; returns its last known state.
+    ///
+    /// # Errors
+    /// [`BackendError::Unknown`] where that cannot be told now; ask again.
     async fn watch(&self, lease: LeaseId, timeout: Duration)
     -> Result<InstanceState, BackendError>;
 
     /// Ends the instance and removes everything it left, and returns the final sample. Of a lease that does not exist
     /// the answer is the last sample that was kept, or one in which everything is unknown.
+    ///
+    /// # Errors
+    /// [`BackendError::Unknown`] where something may still run or lie there; call again.
     async fn terminate(&self, lease: LeaseId) -> Result<UsageSample, BackendError>;
 }

@@ -1,4 +1,7 @@
-//! The node's side: leases into keepers and back.
+//! The node's side: leases into keepers and back. The states of a lease, as the disk tells them, are drawn in `docs/sandbox.md`.
+//!
+//! Threat: a node that is killed between any two acts. What a lease has is found again from its folder and the lock in it,
+//! never from a process number, and nothing of a start that failed is left.
 
 use std::{
     error::Error as _,
