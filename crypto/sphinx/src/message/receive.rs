@@ -10,9 +10,10 @@
 //!    └──PARTIAL_AGE──► forgotten
 //! ```
 //!
-//! The threats: a stranger who opens messages and never ends them (count, bytes and age are bounded, and a full table
-//! refuses the new ones, so that nobody can push out a message that is nearly complete), and a resend that crosses
-//! an acknowledgement and would deliver the message twice.
+//! The threats: a stranger who opens messages and never ends them, and a resend that crosses an acknowledgement and would
+//! deliver the message twice. Count, bytes and age are bounded. A full table refuses what is new, so that nobody can
+//! push out a message that goes on; but one that has come to a halt makes room, or a few packets a second would keep
+//! everybody out. A message of one fragment needs no place at all.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -120,6 +121,7 @@ pub struct Inbox {
     done: HashSet<MessageId>,
     done_order: VecDeque<(Instant, MessageId)>,
     report_after: Duration,
+    halted_after: Duration,
 }
 
 impl Inbox {
@@ -133,6 +135,8 @@ impl Inbox {
             done_order: VecDeque::new(),
             // The slowest of 24 fragments over three hops, and a little for peeling; before the sender's clock ends.
             report_after: delay.mean() * 8 + Duration::from_millis(400),
+            // A sender that learned nothing sends again after 16 means and a second; then its way, and some more.
+            halted_after: delay.mean() * 24 + Duration::from_millis(1_400),
         }
     }
 
@@ -237,7 +241,12 @@ impl Inbox {
         gate: &mut dyn Gate,
     ) -> Result<(), Refused> {
         let cost = cost(fragment.class);
-        if self.partials.len() >= MAX_PARTIALS || self.partial_bytes + cost > MAX_PARTIAL_BYTES {
+        // One fragment is a whole message, which is closed again before this call ends.
+        let stays = fragment.class.fragments() > 1;
+        if stays && self.is_full(cost) {
+            self.drop_halted(now);
+        }
+        if stays && self.is_full(cost) {
             return Err(Refused::Full);
         }
         if !gate.admit(fragment.message, fragment.class, &fragment.admission) {
@@ -246,6 +255,7 @@ impl Inbox {
         self.partial_bytes += cost;
         let partial = Partial {
             opened: now,
+            went_on: now,
             report_due: None,
             class: fragment.class,
             admission: fragment.admission.clone(),
@@ -255,6 +265,23 @@ impl Inbox {
         };
         self.partials.insert(fragment.message, partial);
         Ok(())
+    }
+
+    fn is_full(&self, cost: usize) -> bool {
+        self.partials.len() >= MAX_PARTIALS || self.partial_bytes + cost > MAX_PARTIAL_BYTES
+    }
+
+    /// Forgets the message that has come to a halt with the fewest fragments, if there is one. Of the largest class one
+    /// makes room for any other; a small one may not, and then the next packet tries again.
+    fn drop_halted(&mut self, now: Instant) {
+        let halted = |partial: &Partial| partial.went_on + self.halted_after <= now;
+        let least = self
+            .partials
+            .iter()
+            .filter(|(_, partial)| halted(partial))
+            .min_by_key(|(_, p)| (p.received.bits().count_ones(), p.went_on))
+            .map(|(id, _)| *id);
+        least.and_then(|id| self.close(id));
     }
 
     fn close(&mut self, id: MessageId) -> Option<Partial> {
@@ -296,6 +323,8 @@ impl Inbox {
 #[derive(Debug)]
 struct Partial {
     opened: Instant,
+    /// When something new of it came; a repeat is nothing new.
+    went_on: Instant,
     report_due: Option<Instant>,
     class: Class,
     admission: Admission,
@@ -321,6 +350,7 @@ impl Partial {
             }
         } else {
             place.copy_from_slice(&fragment.part[..]);
+            self.went_on = now;
             self.received = self.received.with(Received::one(fragment.index));
         }
         // A repeat shows that an acknowledgement was lost, so it asks for a report as well.
@@ -500,6 +530,51 @@ mod tests {
                 .expect("open");
             assert_eq!(handled.message.is_some(), index == 23);
         }
+    }
+
+    fn fill(inbox: &mut Inbox, now: Instant) {
+        let mut id = 0;
+        while inbox
+            .handle_fragment(now, &fragment(id, Class::Large, 0), &mut open)
+            .is_ok()
+        {
+            id += 1;
+        }
+    }
+
+    #[test]
+    fn a_full_table_still_takes_messages_of_one_fragment() {
+        let now = Instant::now();
+        let mut inbox = Inbox::new(DELAY);
+        fill(&mut inbox, now);
+        let handled = inbox.handle_fragment(now, &fragment(255, Class::Small, 0), &mut open);
+        assert!(handled.expect("needs no place").message.is_some());
+        assert!(inbox.partial_bytes() <= MAX_PARTIAL_BYTES);
+    }
+
+    #[test]
+    fn messages_that_halted_make_room_and_those_that_go_on_do_not() {
+        let start = Instant::now();
+        let mut inbox = Inbox::new(DELAY);
+        fill(&mut inbox, start);
+        let later = start + inbox.halted_after;
+        inbox
+            .handle_fragment(later, &fragment(7, Class::Large, 1), &mut open)
+            .expect("goes on");
+        // A repeat keeps no place.
+        inbox
+            .handle_fragment(later, &fragment(8, Class::Large, 0), &mut open)
+            .expect("is open");
+        let before = inbox.partials();
+        let newcomers = 250..=255;
+        for id in newcomers.clone() {
+            inbox
+                .handle_fragment(later, &fragment(id, Class::Large, 0), &mut open)
+                .expect("takes the place of one that halted");
+        }
+        assert_eq!(inbox.partials(), before);
+        let is_open = |id: u8| inbox.partials.contains_key(&MessageId([id; 16]));
+        assert!(is_open(7) && newcomers.clone().all(is_open));
     }
 
     #[test]
