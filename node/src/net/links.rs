@@ -12,11 +12,15 @@
 //! Frames have one size ([`Frame::LEN`]) and no length prefix. Each link has a queue of [`LINK_QUEUE`] frames; what does
 //! not fit is dropped and counted, and the acknowledgements of the message layer see to it. The receiving side hands
 //! frames to one bounded queue; when that is full the streams are not read, which holds the senders back. A peer to
-//! which there is no link (a client at its entry, or a stranger) may send [`STRANGER_PER_SECOND`] frames.
+//! which there is no link (a client at its entry, or a stranger) may send [`STRANGER_PER_SECOND`] frames, over however many
+//! streams.
+//!
+//! Threat: whoever shows very many cards and would take every link. Where there are more nodes than [`MAX_LINKS`], links
+//! that are there stay, and the others are drawn by a key that nobody else knows: no choice of node ids comes first.
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -40,7 +44,7 @@ use super::{
     frame::FRAME_DEADLINE,
     names::What,
     peers::Peers,
-    rate::TokenBucket,
+    rate::PeerRates,
     streams::{Acceptor, PeerStream},
 };
 
@@ -65,6 +69,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 pub struct MixLinks {
     peers: Peers,
     table: Arc<RwLock<Table>>,
+    strangers: Arc<Mutex<PeerRates>>,
+    order: [u8; 32],
     counters: Counters,
 }
 
@@ -91,21 +97,27 @@ impl MixLinks {
         Self {
             peers,
             table: Arc::default(),
+            strangers: Arc::new(Mutex::new(PeerRates::new(
+                STRANGER_PER_SECOND,
+                STRANGER_BURST,
+            ))),
+            order: rand::random(),
             counters,
         }
     }
 
     /// Keeps links to exactly these nodes: new ones are opened, others closed; unchanged ones are left alone.
     ///
-    /// This node itself and what exceeds [`MAX_LINKS`] is left out.
+    /// This node itself is left out, and of more than [`MAX_LINKS`] those that have no link yet, by an order of this
+    /// process alone.
     pub fn set_links(&self, wanted: Vec<(NodeId, Vec<Multiaddr>)>) {
         let local = self.peers.local();
-        let wanted: Vec<_> = wanted
-            .into_iter()
-            .filter(|(node, _)| *node != local)
-            .take(MAX_LINKS)
-            .collect();
         let mut table = self.write();
+        let mut wanted = wanted;
+        wanted.retain(|(node, _)| *node != local);
+        choose(&mut wanted, &self.order, |node| {
+            table.links.contains_key(&hop(node))
+        });
         let keep: HashSet<_> = wanted.iter().map(|(node, _)| hop(node)).collect();
         table.links.retain(|hop, _| keep.contains(hop));
         for (node, addresses) in wanted {
@@ -138,6 +150,12 @@ impl MixLinks {
         address::public_key(peer).is_some_and(|key| table.links.contains_key(&HopAddress(key)))
     }
 
+    fn strangers(&self) -> std::sync::MutexGuard<'_, PeerRates> {
+        self.strangers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, Table> {
         self.table.write().unwrap_or_else(|e| e.into_inner())
     }
@@ -153,7 +171,6 @@ impl MixLinks {
 
     async fn read(self, mut stream: PeerStream, incoming: mpsc::Sender<Frame>) {
         let peer = stream.peer();
-        let mut rate = TokenBucket::new(STRANGER_PER_SECOND, STRANGER_BURST, Instant::now());
         let mut bytes = vec![0; Frame::LEN];
         loop {
             let frame = match read_frame(&mut stream, &mut bytes).await {
@@ -163,7 +180,8 @@ impl MixLinks {
             };
             self.counters.count_received();
             if !self.has(&peer) {
-                sleep(rate.take(Instant::now())).await;
+                let wait = self.strangers().take(peer, Instant::now());
+                sleep(wait).await;
             }
             if incoming.send(frame).await.is_err() {
                 return;
@@ -189,6 +207,22 @@ impl mix::Links for MixLinks {
 }
 
 /// A node's address in a Sphinx route is its key.
+/// Cuts `wanted` to [`MAX_LINKS`]: linked nodes first, then by a hash under `order`.
+fn choose(
+    wanted: &mut Vec<(NodeId, Vec<Multiaddr>)>,
+    order: &[u8; 32],
+    is_linked: impl Fn(&NodeId) -> bool,
+) {
+    if wanted.len() <= MAX_LINKS {
+        return;
+    }
+    wanted.sort_by_cached_key(|(node, _)| {
+        let place = *blake3::keyed_hash(order, node.as_bytes()).as_bytes();
+        (!is_linked(node), place)
+    });
+    wanted.truncate(MAX_LINKS);
+}
+
 fn hop(node: &NodeId) -> HopAddress {
     HopAddress(*node.as_bytes())
 }
@@ -280,5 +314,38 @@ async fn write_frames(
             // Nothing may come back on a link; an end or a byte both mean that this stream is of no more use.
             _ = reader.read_u8() => return LinkEnd::Broken,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use souk_crypto::NodeKey;
+
+    use super::*;
+
+    fn nodes(count: usize) -> Vec<(NodeId, Vec<Multiaddr>)> {
+        let mut nodes: Vec<_> = (0..count)
+            .map(|_| (NodeKey::generate(&mut rand::rng()).public(), Vec::new()))
+            .collect();
+        nodes.sort_by_key(|(node, _)| *node);
+        nodes
+    }
+
+    #[test]
+    fn many_nodes_with_chosen_ids_take_no_link_from_another() {
+        let all = nodes(2 * MAX_LINKS);
+        // The ids of strangers come first in every list that is sorted by them.
+        let linked: HashSet<_> = all[MAX_LINKS..].iter().map(|(node, _)| *node).collect();
+        let mut chosen = all.clone();
+        choose(&mut chosen, &[1; 32], |node| linked.contains(node));
+        assert_eq!(
+            chosen.iter().map(|(n, _)| *n).collect::<HashSet<_>>(),
+            linked
+        );
+
+        let mut fresh = all;
+        choose(&mut fresh, &[1; 32], |_| false);
+        let last = fresh.iter().filter(|(n, _)| linked.contains(n)).count();
+        assert!((64..=192).contains(&last), "{last} of the last half");
     }
 }

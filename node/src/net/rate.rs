@@ -79,20 +79,29 @@ impl PeerRates {
     }
 
     /// Takes a token of `peer` if there is one.
-    ///
+    pub(super) fn try_take(&mut self, peer: PeerId, now: Instant) -> bool {
+        self.bucket(peer, now)
+            .is_none_or(|bucket| bucket.try_take(now))
+    }
+
+    /// Takes a token of `peer`, on credit if need be, and says how long it has to wait for it.
+    pub(super) fn take(&mut self, peer: PeerId, now: Instant) -> Duration {
+        self.bucket(peer, now)
+            .map_or(Duration::ZERO, |bucket| bucket.take(now))
+    }
+
     /// Where [`MAX_PEERS`] others have used theirs up, a newcomer goes unrecorded: it costs a fresh identity and a
     /// connection each time, and those are bounded elsewhere.
-    pub(super) fn try_take(&mut self, peer: PeerId, now: Instant) -> bool {
+    fn bucket(&mut self, peer: PeerId, now: Instant) -> Option<&mut TokenBucket> {
         if self.peers.len() >= MAX_PEERS {
             self.peers.retain(|_, bucket| !bucket.is_full(now));
         }
         if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&peer) {
-            return true;
+            return None;
         }
-        self.peers
-            .entry(peer)
-            .or_insert_with(|| TokenBucket::new(self.per_second, self.burst, now))
-            .try_take(now)
+        let (per_second, burst) = (self.per_second, self.burst);
+        let fresh = || TokenBucket::new(per_second, burst, now);
+        Some(self.peers.entry(peer).or_insert_with(fresh))
     }
 }
 

@@ -210,3 +210,24 @@ fn resident_mib() -> usize {
     let pages: usize = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
     (pages * 4096) >> 20
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_streams_carry_no_more_frames_than_one() {
+    let mut node = TestNode::start(config()).await;
+    let mut stranger = Hostile::connect(&node.address("tcp").await).await;
+    let begun = std::time::Instant::now();
+    let mut streams = Vec::new();
+    for _ in 0..8 {
+        let mut stream = stranger.open("mix").await;
+        let burst: Vec<u8> = (0..64).flat_map(|n| frame(n).to_bytes().to_vec()).collect();
+        stream.write_all(&burst).await.unwrap();
+        stream.flush().await.unwrap();
+        streams.push(stream);
+    }
+    for _ in 0..8 * 64 {
+        assert!(node.frames.recv().await.is_some());
+    }
+    // 512 frames, of which 256 come at once and the others at 100 in a second.
+    let least = std::time::Duration::from_millis(2_500);
+    assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
+}
