@@ -177,6 +177,12 @@ impl Admission {
         std::mem::take(&mut self.refused)
     }
 
+    /// Whether the request is remembered.
+    #[must_use]
+    pub fn remembers(&self, request: &RequestId) -> bool {
+        self.seen.contains_key(request)
+    }
+
     /// How many requests are remembered.
     #[must_use]
     pub fn remembered(&self) -> usize {

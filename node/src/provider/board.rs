@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use souk_crypto::UnixTime;
@@ -13,7 +13,9 @@ use souk_market::{
     units::{BackendName, LeaseId, RelayToken, Resources},
 };
 
-use super::lease::state_of;
+use tokio::sync::Semaphore;
+
+use super::{carry::MAX_SESSIONS_OF_LEASE, lease::state_of};
 use crate::store::LeaseRecord;
 
 /// A lease as its operator sees it: nothing of the requester.
@@ -46,6 +48,8 @@ struct Line {
     view: LeaseView,
     /// How to reach the instance, while it runs.
     door: Option<(RelayToken, SocketAddr)>,
+    /// Places for relayed sessions of this lease.
+    sessions: Arc<Semaphore>,
 }
 
 impl Board {
@@ -72,7 +76,16 @@ impl Board {
             valid_to: row.terms().valid_to(),
             usage: *row.usage(),
         };
-        self.lines().insert(row.lease(), Line { view, door });
+        let mut lines = self.lines();
+        let sessions = lines
+            .get(&row.lease())
+            .map_or_else(fresh_sessions, |line| Arc::clone(&line.sessions));
+        let line = Line {
+            view,
+            door,
+            sessions,
+        };
+        lines.insert(row.lease(), line);
     }
 
     pub(super) fn remove(&self, lease: LeaseId) {
@@ -93,13 +106,13 @@ impl Board {
         self.lines().contains_key(&lease)
     }
 
-    /// Where the SSH server of a token's lease answers.
-    pub(super) fn ssh_of(&self, token: &RelayToken) -> Option<SocketAddr> {
+    /// Where the SSH server of a token's lease answers, and the lease's places for sessions.
+    pub(super) fn door_of(&self, token: &RelayToken) -> Option<(SocketAddr, Arc<Semaphore>)> {
         self.lines()
             .values()
-            .filter_map(|line| line.door)
-            .find(|(theirs, _)| theirs == token)
-            .map(|(_, ssh)| ssh)
+            .filter_map(|line| Some((line.door.as_ref()?, &line.sessions)))
+            .find(|((theirs, _), _)| theirs == token)
+            .map(|((_, ssh), sessions)| (*ssh, Arc::clone(sessions)))
     }
 
     /// What is left of `total` on a backend.
@@ -124,4 +137,8 @@ impl Board {
     fn lines(&self) -> MutexGuard<'_, HashMap<LeaseId, Line>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn fresh_sessions() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(MAX_SESSIONS_OF_LEASE))
 }

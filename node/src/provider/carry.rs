@@ -19,8 +19,9 @@ use super::Shared;
 
 /// Sessions of all leases at one time; each holds two sockets and two buffers of 8 KiB.
 pub(super) const MAX_SESSIONS: usize = 1024;
-/// Sessions of one direct lease at one time. The instance's own server has a bound, too; this one protects the host.
-const MAX_DIRECT: usize = 64;
+/// Sessions of one lease at one time, over relays or over its port. The instance's own server has a bound, too; this one
+/// protects the host, and the other leases.
+pub(super) const MAX_SESSIONS_OF_LEASE: usize = 64;
 /// How long the instance may take to accept.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -33,6 +34,9 @@ pub enum CarryError {
     /// As many sessions as are allowed run already.
     #[error("{MAX_SESSIONS} sessions run already")]
     Busy,
+    /// As many sessions as one lease may have run already.
+    #[error("{MAX_SESSIONS_OF_LEASE} sessions of the lease run already")]
+    LeaseBusy,
     /// The instance did not accept, or the stream broke.
     #[error("the session broke off")]
     Broken(#[source] io::Error),
@@ -44,7 +48,9 @@ pub(super) async fn carry(
     token: &RelayToken,
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
 ) -> Result<(), CarryError> {
-    let ssh = shared.board.ssh_of(token).ok_or(CarryError::NoLease)?;
+    let (ssh, sessions) = shared.board.door_of(token).ok_or(CarryError::NoLease)?;
+    // First its own share: whoever holds one lease must not lock out the others.
+    let _own = sessions.try_acquire().map_err(|_| CarryError::LeaseBusy)?;
     let _permit = shared
         .sessions
         .try_acquire()
@@ -91,7 +97,7 @@ impl Drop for DirectPort {
 }
 
 async fn accept(listener: TcpListener, instance: SocketAddr) {
-    let sessions = Arc::new(Semaphore::new(MAX_DIRECT));
+    let sessions = Arc::new(Semaphore::new(MAX_SESSIONS_OF_LEASE));
     // Sessions end with the port.
     let mut running = tokio::task::JoinSet::new();
     loop {

@@ -227,9 +227,14 @@ impl Router {
             draining: self.draining,
         };
         let is_full = self.tasks.len() >= MAX_TASKS || self.requests.len() >= MAX_REMEMBERED;
-        let is_new = !self.requests.contains_key(&envelope.grant.request);
+        let request = &envelope.grant.request;
+        let is_new = !self.requests.contains_key(request);
         let decision = if is_full && is_new {
             self.admission.refuse(Reason::Busy)
+        } else if !is_new && !self.admission.remembers(request) {
+            // Its first envelope has expired, its lease is still known. The id hangs on the holder key, and so do a
+            // voucher and the proof of work: neither pays for a second lease.
+            self.admission.refuse(Reason::Replayed)
         } else {
             let lease = LeaseId(rand::rng().random());
             self.admission

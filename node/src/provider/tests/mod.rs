@@ -8,6 +8,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use harness::{Faults, PATIENCE, Tenant, World, address_of};
 use souk_market::{
+    envelope::accept_by,
     log::{
         BundleSource, Checkpoint, Entry, Hash, InclusionProof, NoteVerifier, Opening, OutcomeClass,
         TilePath, audit, leaf_hash, origin, verify_inclusion,
@@ -18,7 +19,7 @@ use souk_market::{
     statement::{Outcome, Statement},
     units::{Counter, Digest, DurationS, ImageHash, LeaseId, Meter, Money},
 };
-use support::{network, small};
+use support::{NOW, network, small};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::Semaphore,
@@ -505,6 +506,52 @@ async fn a_relayed_stream_reaches_the_instance_of_its_token_alone() {
         world.provider().carry(&token, far).await,
         Err(CarryError::NoLease)
     ));
+}
+
+#[tokio::test]
+async fn sessions_of_one_lease_leave_room_for_those_of_another() {
+    let mut world = World::started().await;
+    let tokens = [world.rent(1).await.1, world.rent(2).await.1].map(|receipt| {
+        let Endpoint::Relay { token, .. } = receipt.endpoints[0] else {
+            panic!("not over a relay");
+        };
+        token
+    });
+    let mut held = Vec::new();
+    let busy = loop {
+        let (mut near, far) = tokio::io::duplex(64);
+        let (provider, token) = (world.provider().clone(), tokens[0]);
+        let carrying = tokio::spawn(async move { provider.carry(&token, far).await });
+        let mut greeting = [0; 8];
+        if near.read_exact(&mut greeting).await.is_err() {
+            break carrying.await.expect("no panic");
+        }
+        held.push(near);
+    };
+    assert!(matches!(busy, Err(CarryError::LeaseBusy)));
+    assert_eq!(held.len(), 64);
+    let (mut near, far) = tokio::io::duplex(64);
+    let (provider, token) = (world.provider().clone(), tokens[1]);
+    let carrying = tokio::spawn(async move { provider.carry(&token, far).await });
+    let mut greeting = [0; 8];
+    near.read_exact(&mut greeting).await.expect("there is room");
+    drop(near);
+    carrying.await.expect("no panic").expect("it ended well");
+}
+
+#[tokio::test]
+async fn a_holder_key_pays_for_one_lease_also_when_its_envelope_has_expired() {
+    let mut world = World::started().await;
+    world.rent(1).await;
+    world.advance(2 * 3600);
+    world.until_nothing_runs().await;
+    world.restart().await;
+    let again = Tenant::new(&world, 1, |envelope| {
+        envelope.grant.accept_by = accept_by(NOW.plus_s(2 * 3600), 600);
+    });
+    again.ask(&world).await;
+    assert_eq!(refusal(&mut world, &again).await, Reason::Replayed);
+    assert_eq!(*world.machines.made.lock().expect("not poisoned"), 1);
 }
 
 #[tokio::test]
