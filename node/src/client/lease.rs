@@ -15,7 +15,7 @@ use souk_market::{
 };
 
 use super::{
-    proof::{ProvenStatement, verify_statement},
+    proof::{ProvenStatement, check_terms, verify_statement},
     state::{LeaseFolder, StateError},
 };
 use crate::net::NodeAddress;
@@ -26,6 +26,7 @@ pub(super) const COUNTER: &str = "counter";
 pub(super) const RECEIPT: &str = "receipt";
 pub(super) const REFUSAL: &str = "refusal";
 pub(super) const STATEMENT: &str = "statement";
+pub(super) const DISPUTED: &str = "disputed";
 pub(super) const RELAYS: &str = "relays";
 pub(super) const HOLDER_KEY: &str = "holder.key";
 pub(super) const REPLY_KEY: &str = "reply.key";
@@ -294,7 +295,11 @@ impl Lease {
             Body::Statement(_) => STATEMENT,
             Body::Refusal(_) | Body::Status(_) => return Ok(()),
         };
-        self.take(reply).map_err(RecordError::Statement)?;
+        if let Err(error) = self.take(reply) {
+            // It is signed all the same: the holder keeps it to show it.
+            self.folder.write(DISPUTED, reply.signed().as_bytes())?;
+            return Err(RecordError::Statement(error));
+        }
         self.folder.write(name, reply.signed().as_bytes())?;
         Ok(())
     }
@@ -318,6 +323,11 @@ impl Lease {
                 let log_key = self.card.sub_keys().log_key.as_ref();
                 let provider = self.provider();
                 let proven = verify_statement(&self.network, &provider, log_key, lease, claimed)?;
+                check_terms(
+                    &proven.statement,
+                    &self.envelope.grant,
+                    self.receipt.as_ref(),
+                )?;
                 self.statement = Some(proven);
             }
         }

@@ -10,13 +10,14 @@
 
 use souk_crypto::{LogPublicKey, NetworkId, NodeId, cbor::DecodeError};
 use souk_market::{
+    envelope::Grant,
     log::{
         self, Checkpoint, CheckpointError, Entry, EntryError, Hash, HourBucket, InclusionProof,
         NoteError, NoteVerifier, Opening, OutcomeClass, ProofError, leaf_hash, verify_inclusion,
     },
-    reply::FinalStatement,
-    statement::Statement,
-    units::{Digest, LeaseId},
+    reply::{FinalStatement, Receipt},
+    statement::{Outcome, Statement},
+    units::{Digest, LeaseId, Money},
 };
 
 /// A statement that the provider's log holds.
@@ -51,6 +52,9 @@ pub enum StatementError {
     /// The entry is for something else, or says something else.
     #[error("the log entry differs from the statement in {0}")]
     Differs(&'static str),
+    /// The provider claims more than was agreed, or something else.
+    #[error("the statement differs from what was agreed in {0}")]
+    Beyond(&'static str),
     /// The provider has no log key.
     #[error("the card of the provider names no log key")]
     NoLogKey,
@@ -115,6 +119,36 @@ pub fn verify_statement(
         path_len: hashes.len(),
         checkpoint: String::from_utf8_lossy(&claimed.checkpoint).into_owned(),
     })
+}
+
+/// Checks a statement against the envelope: a provider must not get a counter-signature for more than was agreed.
+///
+/// A lease whose record the provider lost names neither image nor size, and costs nothing.
+///
+/// # Errors
+/// [`StatementError::Beyond`].
+pub(super) fn check_terms(
+    statement: &Statement,
+    grant: &Grant,
+    receipt: Option<&Receipt>,
+) -> Result<(), StatementError> {
+    let most = receipt.map_or(grant.max_total, |receipt| {
+        receipt.price.min(grant.max_total)
+    });
+    let is_lost = statement.outcome == Outcome::RecordLost;
+    let agreed = [
+        ("the charge", statement.charge <= most),
+        ("the image", is_lost || statement.image == grant.image),
+        (
+            "the size",
+            is_lost || statement.resources == grant.resources,
+        ),
+        ("the charge", !is_lost || statement.charge == Money(0)),
+    ];
+    match agreed.into_iter().find(|(_, agreed)| !agreed) {
+        None => Ok(()),
+        Some((what, _)) => Err(StatementError::Beyond(what)),
+    }
 }
 
 fn check_entry(

@@ -8,6 +8,7 @@
 //!      card envelope                   what was accepted and what was sent, as signed
 //!      counter                         the last counter used; written before a request with it leaves
 //!      receipt refusal statement       what the provider answered, as signed
+//!      disputed                        a final statement that does not hold, as signed
 //!      relays known_hosts ssh_config   how to reach the instance
 //! ```
 //!

@@ -24,7 +24,7 @@ use souk_market::{
 };
 
 use super::{
-    Client, ClientConfig, Lease, Stage, StateError, StatementError,
+    Client, ClientConfig, Lease, RecordError, Stage, StateError, StatementError,
     lease::{CARD, ENVELOPE, HOLDER_KEY, RELAYS, REPLY_KEY, WAY},
     rent::Step,
     state::{Home, LeaseFolder},
@@ -150,7 +150,11 @@ impl Provider {
 
     /// The final statement of the only lease in the log.
     fn statement(&self) -> FinalStatement {
-        let statement = Statement {
+        self.statement_with(|_| ())
+    }
+
+    fn statement_with(&self, change: impl FnOnce(&mut Statement)) -> FinalStatement {
+        let mut statement = Statement {
             lease: LEASE,
             image: ImageHash([7; 32]),
             resources: Resources::ZERO,
@@ -164,6 +168,7 @@ impl Provider {
             charge: Money(0),
             evidence: None,
         };
+        change(&mut statement);
         let opening = Opening::draw(statement.to_bytes(), &mut StdRng::seed_from_u64(2));
         let entry = Entry::Lease(LeaseEntry {
             commitment: opening.commitment(&self.network),
@@ -330,6 +335,37 @@ fn a_statement_that_is_not_proven_is_not_stored() {
             .statement()
             .is_none()
     );
+}
+
+#[test]
+fn a_statement_beyond_what_was_agreed_is_kept_as_evidence_and_not_agreed_to() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (client, provider) = (client(&folder.path().join("home")), Provider::new());
+    provider.request(&client.home, 1);
+    let mut lease = client.leases().expect("listed").remove(0).expect("loads");
+    let changes: [fn(&mut Statement); 4] = [
+        |s| s.charge = Money(1),
+        |s| s.image = ImageHash([8; 32]),
+        |s| s.resources.memory_mib = 1,
+        |s| (s.outcome, s.charge) = (Outcome::RecordLost, Money(1)),
+    ];
+    for change in changes {
+        let claimed = provider.statement_with(change);
+        provider.verify(&claimed).expect("it is in the log");
+        let answer = provider.answer(&lease, Body::Statement(claimed));
+        assert!(matches!(
+            lease.record(&answer),
+            Err(RecordError::Statement(StatementError::Beyond(_)))
+        ));
+        assert!(lease.statement().is_none());
+        let kept = lease.folder.read("disputed").expect("readable");
+        assert_eq!(kept.as_deref(), Some(answer.signed().as_bytes()));
+    }
+    let lost = provider.statement_with(|s| {
+        (s.outcome, s.image) = (Outcome::RecordLost, ImageHash([0; 32]));
+    });
+    let answer = provider.answer(&lease, Body::Statement(lost));
+    lease.record(&answer).expect("a lost record costs nothing");
 }
 
 #[test]
