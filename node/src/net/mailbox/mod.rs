@@ -5,8 +5,9 @@
 //!  client ──► Collect{key, acknowledged, wait}    ◄── batch: always BATCH_BYTES, at the next tick that has something
 //! ```
 //!
-//! An observer of the line sees the rhythm of the client's collections and nothing of whether mail came: a batch has one
-//! size, and answers leave on ticks of [`TICK`]. The entry knows that this client has mail and never from whom.
+//! A batch has one size, full or empty, and answers leave on ticks of [`TICK`]. A collection that waits is answered at the
+//! first tick that has mail, so an observer of the line sees when something came; one that asks not to wait hides it. The
+//! entry knows that this client has mail and never from whom.
 
 mod store;
 
