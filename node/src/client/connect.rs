@@ -1,4 +1,7 @@
 //! Getting onto the network: the market, an entry that is kept for a while, a mailbox there, and a mix session.
+//!
+//! Threats: an entry sees the address of its client, so a client that takes a new one each time is seen by all of them in the
+//! end; a session that can be joined to an earlier one by its identity or its mailbox, so both are drawn anew.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,13 @@
 //! A lease as its holder knows it: what was sent, what was answered, and how to get in.
+//!
+//! ```text
+//!  requested ─┬─ receipt ─► active ─ end, valid_to ─► ended ─ statement ─► closed
+//!             ├─ refusal ─► refused
+//!             └─ too late ► lapsed
+//! ```
+//!
+//! Threats: a process that is killed at any point, so where a lease stands is what the signed answers in its folder say; an answer
+//! that was not meant for this request, so its binding is checked again when it is read.
 
 use std::{fmt, path::PathBuf};
 

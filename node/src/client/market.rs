@@ -1,4 +1,7 @@
 //! Taking the market: card sets of several entries, compared.
+//!
+//! Threats: an entry that shows this client cards of its own, or leaves some out, to recognise it later by what it does; an entry
+//! that answers slowly, or sends what does not hold together. Sets are taken whole, and a quorum decides.
 
 use std::time::Duration;
 

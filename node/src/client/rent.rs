@@ -1,4 +1,8 @@
 //! Renting: choose, store, send, and wait for the receipt.
+//!
+//! Threats: a crash between sending and storing that pays twice or loses a machine, so everything is on the disk before the
+//! envelope leaves, and the same envelope is the same lease; a provider that draws all requesters by being cheapest, so one of the
+//! cheapest is taken at random.
 
 use rand::{RngExt as _, seq::SliceRandom as _};
 use souk_crypto::{HolderKey, IssuerPublicKey, NodeId, ReplyKey, Verified, keyfile, sign};

@@ -1,4 +1,7 @@
 //! Node ids as libp2p peer ids, and addresses with the peer that is expected there.
+//!
+//! Threat: an address that a stranger made up and that leads into a private network, or asks a name server about it: only the two
+//! forms that nodes listen on are dialed, without names, and private ranges are known.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 

@@ -1,4 +1,6 @@
 //! Token buckets: the one form of rate limit of the network.
+//!
+//! Threat: a stranger with many identities who fills the record of rates, so that it grows, or that others lose theirs.
 
 use std::{
     collections::HashMap,

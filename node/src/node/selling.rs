@@ -1,4 +1,7 @@
 //! The provider in a node: its store, its backend, its offers, and what ties it to the network.
+//!
+//! Threat: an offer on the card that the machine cannot keep: what is sold is what the backend found by trying, within what the
+//! configuration allows.
 
 use std::{
     fs, io,

@@ -1,4 +1,6 @@
 //! The requester's side of a relay.
+//!
+//! Threat: sessions over one relay that can be joined to one requester by its identity: each has an identity of its own.
 
 use souk_crypto::NodeId;
 

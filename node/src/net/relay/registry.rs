@@ -1,4 +1,7 @@
 //! Who is registered with a relay and what runs through it, as a core without I/O.
+//!
+//! Threats: strangers who register or connect without end, so there is a bound for each party and for all together; one provider
+//! that takes away another's registration, or loses its own to a stream that died late.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,7 @@
 //! The relay's side: registrations, and splicing.
+//!
+//! Threats: clients that try tokens, ask faster than anybody needs, or hold sessions that carry nothing; a provider that does not
+//! answer. Rates, deadlines, an idle limit and a quota end each of them, and nothing is logged of a session.
 
 use std::{
     io,
