@@ -12,3 +12,5 @@ pub mod mix;
 pub mod net;
 pub mod provider;
 pub mod store;
+
+mod durable;

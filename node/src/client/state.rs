@@ -20,13 +20,15 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     str::FromStr,
 };
 
 use souk_market::units::RequestId;
+
+use crate::durable;
 
 /// Largest file that is read back; the largest one written is a signed envelope.
 const MAX_FILE_BYTES: u64 = 16 * 1024;
@@ -206,7 +208,7 @@ impl Home {
 
     /// Replaces a small text of the client.
     pub(super) fn write_text(&self, name: &str, text: &str) -> Result<(), StateError> {
-        replace(&self.path, name, text.as_bytes())
+        replace(&self.path.join(name), text.as_bytes())
     }
 }
 
@@ -254,7 +256,7 @@ impl LeaseFolder {
 
     /// Writes a file whole, replacing what was there; it is on the disk on return.
     pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
-        replace(&self.path, name, bytes)
+        replace(&self.file(name), bytes)
     }
 
     /// Reads a text and parses it; `None` where there is no such file.
@@ -308,26 +310,12 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
     Ok(Some(bytes))
 }
 
-fn replace(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), StateError> {
-    let (half, whole) = (folder.join(format!(".{name}.new")), folder.join(name));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&half)
-        .map_err(io_error("write", &half))?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(io_error("write", &half))?;
-    fs::rename(&half, &whole).map_err(io_error("rename", &half))?;
-    sync_folder(folder)
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+    durable::replace(path, bytes).map_err(io_error("write", path))
 }
 
 fn sync_folder(path: &Path) -> Result<(), StateError> {
-    File::open(path)
-        .and_then(|folder| folder.sync_all())
-        .map_err(io_error("write", path))
+    durable::sync_folder(path).map_err(io_error("write", path))
 }
 
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {

@@ -8,13 +8,7 @@
 //! Threats: two cards under one sequence are evidence against this node, so a card is on the disk before anybody sees it,
 //! also over a crash; a capacity message that goes out when a lease changes would publish the lease.
 
-use std::{
-    fs,
-    io::{self, Write as _},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use rand::RngExt as _;
@@ -36,8 +30,11 @@ use super::{
     directory::{Cards, card_address},
     keys::Keys,
 };
-use crate::net::{NetInfo, Peers, PublishError, Topic, is_public};
-use crate::provider::Provider;
+use crate::{
+    durable,
+    net::{NetInfo, Peers, PublishError, Topic, is_public},
+    provider::Provider,
+};
 
 /// A card lives this long, in seconds: twelve hours, half of what others accept.
 const CARD_LIFE_S: u64 = 12 * 3600;
@@ -329,23 +326,12 @@ impl Publisher {
     }
 
     fn write(&self, card: &VerifiedCard) -> Result<(), PublisherError> {
-        write_durably(&self.file, card.as_bytes()).map_err(|source| PublisherError::File {
+        durable::replace(&self.file, card.as_bytes()).map_err(|source| PublisherError::File {
             doing: "write",
             path: self.file.clone(),
             source,
         })
     }
-}
-
-/// Replaces a file in one step; it is on the disk on return.
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let fresh = path.with_extension("new");
-    let mut file = fs::File::create(&fresh)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&fresh, path)?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::File::open(folder)?.sync_all()
 }
 
 /// Waits until the provider works. On a node that sells nothing the channel has no sender, and this waits for ever.
