@@ -136,6 +136,8 @@ hash_domains! {
     CARD_SET = "card-set";
     /// Proof of work that admits a request. Stops work for one request from paying for another.
     WORK = "work";
+    /// Proof of work that lets a message of several packets in. Stops it from standing for work that admits a request.
+    MESSAGE_WORK = "message-work";
 }
 
 /// A kind of sealed message: its domain string, whose key opens it, and its largest size.

@@ -5,8 +5,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 use souk_crypto::{NetworkId, NetworkParams, NodeId, NodeKey, UnixTime};
 use souk_node::{
     mix::{
-        AdmitAll, FRAME_QUEUE, KeyRing, MailboxCollector, Mailroom, Messenger, MessengerParts,
-        MixCounters, Mixer, MixerParts, Replier,
+        FRAME_QUEUE, KeyRing, MailboxCollector, Mailroom, Messenger, MessengerParts, MixCounters,
+        Mixer, MixerParts, Replier,
     },
     net::{
         self, CardValidator, Multiaddr, NodeConfig, Services, Snapshot, SnapshotSource, Topic,
@@ -90,7 +90,7 @@ async fn start(
     let counters = Arc::new(MixCounters::default());
     let links = Arc::new(net.links().clone());
     let replier = Replier::new(links.clone(), clock, counters.clone());
-    let (mailroom, messages) = Mailroom::start(delay, AdmitAll, replier.clone(), stop.clone());
+    let (mailroom, messages) = Mailroom::start(delay, everybody, replier.clone(), stop.clone());
     let parts = MixerParts {
         keys: Arc::new(keys),
         node: address(id),
@@ -205,4 +205,9 @@ async fn a_message_and_its_reply_travel_over_libp2p() {
         .expect("no panic")
         .expect("the collector ends with the messenger");
     stop.cancel();
+}
+
+/// A gate that is open.
+fn everybody(_: MessageId, _: Class, _: &Admission) -> bool {
+    true
 }

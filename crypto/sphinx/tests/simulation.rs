@@ -432,18 +432,27 @@ fn a_dead_mix_does_not_lose_a_message() {
     }
 }
 
+/// Half of all routes lead over the dead mix and one packet in thirteen is lost on the others, so five attempts at each of
+/// eight fragments do not always do: about one message in a thousand. Its sender is told, and asks again.
 #[test]
-fn loss_and_a_dead_mix_together_do_not_lose_a_message() {
-    for seed in 0..seeds(100) {
+fn loss_and_a_dead_mix_together_lose_at_most_one_message_in_500_and_none_in_silence() {
+    let (seeds, mut lost) = (seeds(100), 0);
+    for seed in 0..seeds {
         let faults = Faults {
             lost: 20,
             dead_node: Some(2),
             ..Faults::default()
         };
         let (world, messages) = simulate(seed, 6, faults, &[Class::Medium]);
-        delivered_exactly_once(&world, &messages);
         every_message_ended_once(&world, &messages);
+        if world.delivered.is_empty() {
+            assert_eq!(world.done, [Done::Failed(messages[0])]);
+            lost += 1;
+        } else {
+            delivered_exactly_once(&world, &messages);
+        }
     }
+    assert!(lost <= seeds / 500, "{lost} of {seeds} messages were lost");
 }
 
 #[test]

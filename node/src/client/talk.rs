@@ -16,14 +16,22 @@ use souk_market::{
     sealed::{ReplyError, SealRequestError, open_reply, seal_holder_request},
     units::Digest,
     wire::{Blob, List},
+    work::{MessageTo, MessageWork},
 };
 use souk_sphinx::message::{Admission, Class, MessageId, Outgoing};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep_until, timeout},
+};
 
 use super::{
     Connected, Lease, Progress, ProvenStatement, RecordError, StateError, Watch, connect::hop,
+    unix_now,
 };
-use crate::mix::{Replies, SendError};
+use crate::{
+    mix::{Replies, SendError},
+    provider::work_bits,
+};
 
 /// SURBs of a poll: with two of them the request still fits one packet.
 const REQUEST_SURBS: usize = 2;
@@ -147,7 +155,7 @@ impl Connected {
         let bytes = proven.statement.to_bytes();
         let statement = Digest(*blake3::hash(&bytes).as_bytes());
         let frame = self.request(lease, Action::Acknowledge { statement }, List::empty())?;
-        let message = outgoing(lease.provider(), frame)?;
+        let message = self.outgoing(lease, frame, &mut |_| ()).await?;
         if !matches!(
             timeout(COURTESY, self.messenger.send(message)).await,
             Ok(Ok(()))
@@ -229,7 +237,9 @@ impl Connected {
         is_interim: fn(&Body) -> bool,
         watch: Watch<'_>,
     ) -> Result<Option<Body>, TalkError> {
-        let sending = self.messenger.send(outgoing(lease.provider(), frame)?);
+        let sending = self
+            .messenger
+            .send(self.outgoing(lease, frame, watch).await?);
         tokio::pin!(sending);
         let mean = Duration::from_millis(self.client.config.params.mean_delay_ms().into());
         let patience = ANSWER_ALLOWANCE + ANSWER_MEANS * mean;
@@ -268,6 +278,41 @@ impl Connected {
         }
     }
 
+    /// A message to the provider of a lease, with the work that its card asks for where it takes several packets.
+    async fn outgoing(
+        &self,
+        lease: &Lease,
+        bytes: Vec<u8>,
+        watch: Watch<'_>,
+    ) -> Result<Outgoing, TalkError> {
+        let class = Class::fitting(bytes.len()).ok_or(TalkError::TooLarge(bytes.len()))?;
+        let provider = lease.provider();
+        let id = MessageId::random(&mut rand::rng());
+        let current = self.market.card(&provider).map(|l| &*l.card);
+        let wanted = work_bits(&current.unwrap_or(&lease.card).policy);
+        let admission = if class == Class::Small || wanted == 0 {
+            Admission::NONE
+        } else {
+            watch(Progress::Working { bits: wanted });
+            let to = MessageTo {
+                network: self.client.config.network.clone(),
+                provider,
+                message: id.to_bytes(),
+            };
+            let work =
+                spawn_blocking(move || MessageWork::find(&to, unix_now(), wanted).to_bytes());
+            let work = work.await.expect("hashing does not panic");
+            Admission::new(MessageWork::ADMISSION, work.to_vec()).expect("it fits an admission")
+        };
+        Ok(Outgoing {
+            id,
+            destination: hop(&provider),
+            class,
+            admission,
+            bytes,
+        })
+    }
+
     /// Opens an answer; `None` for one that does not count.
     fn open(&self, lease: &Lease, sealed: &[u8]) -> Result<Option<Verified<Reply>>, StateError> {
         let expected = lease.envelope.expected_reply();
@@ -299,14 +344,4 @@ pub(super) fn is_starting(body: &Body) -> bool {
 fn is_ending(body: &Body) -> bool {
     let ending = [LeaseState::Draining, LeaseState::Closed];
     matches!(body, Body::Status(status) if ending.contains(&status.state))
-}
-
-fn outgoing(provider: NodeId, bytes: Vec<u8>) -> Result<Outgoing, TalkError> {
-    Ok(Outgoing {
-        id: MessageId::random(&mut rand::rng()),
-        destination: hop(&provider),
-        class: Class::fitting(bytes.len()).ok_or(TalkError::TooLarge(bytes.len()))?,
-        admission: Admission::NONE,
-        bytes,
-    })
 }

@@ -105,7 +105,9 @@ counters! {
     unread,
     /// Messages that were complete.
     messages,
-    /// Fragments that were refused.
+    /// Fragments of messages that were not let in: past the rate, or without the work that the card asks for.
+    not_admitted,
+    /// Fragments that were refused for another reason.
     fragments_refused,
     /// Acknowledgements sent.
     acks_sent,

@@ -16,7 +16,7 @@ use std::{sync::Arc, time::Instant};
 use souk_sphinx::{
     EpochClock, Surb,
     delay::MixDelay,
-    message::{AckOut, Admission, Class, Gate, Inbox, Message, MessageId, Reply},
+    message::{AckOut, Gate, Inbox, Message, Refused, Reply},
     packet::Body,
     surb::SurbError,
 };
@@ -34,16 +34,6 @@ pub const MESSAGE_QUEUE: usize = 64;
 
 /// Packets that wait to be put together: 0.5 MB.
 const BODY_QUEUE: usize = 256;
-
-/// A gate that lets everybody in; the bounds of the inbox still hold.
-#[derive(Clone, Copy, Debug)]
-pub struct AdmitAll;
-
-impl Gate for AdmitAll {
-    fn admit(&mut self, _id: MessageId, _class: Class, _admission: &Admission) -> bool {
-        true
-    }
-}
 
 /// Reads the packets that end at this node.
 #[derive(Debug)]
@@ -113,12 +103,13 @@ impl Reader {
             counters.fragments_refused.add(1);
             return;
         };
-        let Ok(handled) = self
+        let handled = match self
             .inbox
             .handle_fragment(Instant::now(), body, self.gate.as_mut())
-        else {
-            counters.fragments_refused.add(1);
-            return;
+        {
+            Ok(handled) => handled,
+            Err(Refused::NotAdmitted) => return counters.not_admitted.add(1),
+            Err(_) => return counters.fragments_refused.add(1),
         };
         if let Some(message) = handled.message {
             counters.messages.add(1);

@@ -36,7 +36,7 @@ pub use collect::MailboxCollector;
 pub use counters::{Counter, MixCounters};
 pub use key_ring::{EpochKeys, KeyRing, KeyRingError};
 pub use links::{Deposit, LinkRefused, Links, Mailboxes, NoMailboxes};
-pub use mailroom::{AdmitAll, MESSAGE_QUEUE, Mailroom, Replier, ReplyRefused};
+pub use mailroom::{MESSAGE_QUEUE, Mailroom, Replier, ReplyRefused};
 pub use messenger::{Messenger, MessengerClosed, MessengerParts, Replies, SendError};
 pub use mixer::{FRAME_QUEUE, Mixer, MixerParts};
 pub use tag_log::TagLogError;

@@ -126,7 +126,7 @@ impl Network {
             let mailroom = (node == PROVIDER).then(|| {
                 let replier = Replier::new(port.clone(), clock, counters.clone());
                 let (bodies, messages) =
-                    Mailroom::start(delay, AdmitAll, replier.clone(), stop.clone());
+                    Mailroom::start(delay, everybody, replier.clone(), stop.clone());
                 provider = Some((replier, messages));
                 bodies
             });
@@ -386,7 +386,7 @@ async fn messages_without_a_place_are_not_acknowledged() {
     let replier = Replier::new(port, EpochClock::of(&params), counters.clone());
     let stop = CancellationToken::new();
     let (bodies, mut messages) =
-        Mailroom::start(MixDelay::of(&params), AdmitAll, replier, stop.clone());
+        Mailroom::start(MixDelay::of(&params), everybody, replier, stop.clone());
     let places = MESSAGE_QUEUE as u64;
     for n in 0..places + 5 {
         bodies.send(small_message(n, ENTRY)).await.expect("running");
@@ -406,6 +406,51 @@ async fn messages_without_a_place_are_not_acknowledged() {
         tokio::task::yield_now().await;
     }
     assert_eq!(counters.acks_sent.total(), places + 1);
+    stop.cancel();
+}
+
+/// What the gate does not let in is counted apart and gets no acknowledgement; what it lets in is read.
+#[tokio::test]
+async fn messages_that_are_not_admitted_are_counted_and_not_acknowledged() {
+    let wires = Arc::new(Wires::default());
+    let (queue, _acks) = mpsc::channel(16);
+    wires
+        .queues
+        .lock()
+        .expect("no test panicked")
+        .insert(ENTRY, queue);
+    let port = Arc::new(Port {
+        wires,
+        node: PROVIDER,
+        holds: vec![],
+    });
+    let params = params();
+    let counters = Arc::new(MixCounters::default());
+    let replier = Replier::new(port, EpochClock::of(&params), counters.clone());
+    let stop = CancellationToken::new();
+    let mut is_open = false;
+    let every_other = move |_: MessageId, _: Class, _: &Admission| {
+        is_open = !is_open;
+        is_open
+    };
+    let (bodies, mut messages) =
+        Mailroom::start(MixDelay::of(&params), every_other, replier, stop.clone());
+    for n in 0..3 {
+        bodies.send(small_message(n, ENTRY)).await.expect("running");
+    }
+    for _ in 0..2 {
+        messages.recv().await.expect("admitted");
+    }
+    drop(bodies);
+    assert!(messages.recv().await.is_none());
+    assert_eq!(
+        (
+            counters.not_admitted.total(),
+            counters.acks_sent.total(),
+            counters.fragments_refused.total()
+        ),
+        (1, 2, 0)
+    );
     stop.cancel();
 }
 
@@ -438,4 +483,9 @@ async fn surbs_that_lead_nowhere_are_refused() {
     assert_eq!(reply_in(over), Err(ReplyRefused::Expired));
     assert_eq!(reply_in(ahead), Err(ReplyRefused::Expired));
     assert_eq!(counters.replies_dropped.total(), 3);
+}
+
+/// A gate that is open.
+fn everybody(_: MessageId, _: Class, _: &Admission) -> bool {
+    true
 }

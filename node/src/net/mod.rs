@@ -55,6 +55,7 @@ pub use mailbox::{
 };
 pub use node::{Client, Node, Services, StartError};
 pub use peers::{ConnectError, NetInfo, Peers, PublishError};
+pub(crate) use rate::TokenBucket;
 pub use relay::{
     MAX_RELAYS, RelayConnectError, RelayRegistrations, RelayStream, RelayToken, RelayedStream,
     connect_via,

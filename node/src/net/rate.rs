@@ -14,7 +14,7 @@ const MAX_PEERS: usize = 4_096;
 
 /// Allows `burst` events at once and `per_second` over time.
 #[derive(Clone, Debug)]
-pub(super) struct TokenBucket {
+pub(crate) struct TokenBucket {
     per_second: f64,
     burst: f64,
     tokens: f64,
@@ -23,7 +23,7 @@ pub(super) struct TokenBucket {
 
 impl TokenBucket {
     /// A full bucket. `per_second` must be positive and `burst` at least one.
-    pub(super) fn new(per_second: f64, burst: f64, now: Instant) -> Self {
+    pub(crate) fn new(per_second: f64, burst: f64, now: Instant) -> Self {
         debug_assert!(per_second > 0.0 && burst >= 1.0, "the bucket never fills");
         Self {
             per_second,
@@ -34,7 +34,7 @@ impl TokenBucket {
     }
 
     /// Takes a token if there is one.
-    pub(super) fn try_take(&mut self, now: Instant) -> bool {
+    pub(crate) fn try_take(&mut self, now: Instant) -> bool {
         self.refill(now);
         let allowed = self.tokens >= 1.0;
         if allowed {

@@ -28,7 +28,7 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use prometheus_client::registry::Registry;
@@ -55,10 +55,11 @@ use crate::{
     control::{self, Socket, SocketError},
     metrics,
     mix::{
-        AdmitAll, FRAME_QUEUE, KeyRing, KeyRingError, Links, Mailroom, MixCounters, Mixer,
-        MixerParts, NoMailboxes, Replier,
+        FRAME_QUEUE, KeyRing, KeyRingError, Links, Mailroom, MixCounters, Mixer, MixerParts,
+        NoMailboxes, Replier,
     },
     net::{self, NodeAddress, NodeConfig, Services},
+    provider::MessageGate,
 };
 
 /// Streams that a relay brought and that nobody has taken yet; the relay waits while it is full.
@@ -173,9 +174,12 @@ impl Node {
         let links: Arc<dyn Links> = Arc::new(net.links().clone());
         let replier = Replier::new(links.clone(), clock, counters.clone());
         let delay = MixDelay::of(&config.network.params);
-        let mailroom = shop
-            .is_some()
-            .then(|| Mailroom::start(delay, AdmitAll, replier.clone(), stop.clone()));
+        let mailroom = shop.as_ref().map(|shop| {
+            let (network, node) = (config.network.id.clone(), keys.node.public());
+            let policy = &shop.sales.policy;
+            let gate = MessageGate::new(network, node, policy, unix_now, Instant::now());
+            Mailroom::start(delay, gate, replier.clone(), stop.clone())
+        });
         let (bodies, messages) = mailroom.unzip();
         let mixer = Mixer::start(
             MixerParts {

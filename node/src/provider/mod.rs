@@ -18,6 +18,7 @@ mod backend;
 mod board;
 mod books;
 mod carry;
+mod gate;
 mod lease;
 mod router;
 mod seams;
@@ -33,6 +34,8 @@ use std::{
 pub use board::LeaseView;
 pub use books::Head;
 pub use carry::CarryError;
+pub use gate::MessageGate;
+pub(crate) use gate::work_bits;
 pub use seams::{Clock, Relays, ReplySink, Settings, SystemClock};
 pub use served::PublishedLog;
 use souk_backend::Backend;

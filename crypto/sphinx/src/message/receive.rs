@@ -52,12 +52,13 @@ const PARTIAL_OVERHEAD: usize = ACKS_KEPT * 512 + 512;
 
 /// Decides which messages are let in.
 pub trait Gate {
-    /// Whether memory may be given to the message `id`, for what it shows.
-    fn admit(&mut self, id: MessageId, class: Class, admission: &Admission) -> bool;
+    /// Whether memory may be given to the message `id` now, for what it shows. It is asked once for each message that
+    /// is let in, and with each fragment of one that is not.
+    fn admit(&mut self, now: Instant, id: MessageId, class: Class, admission: &Admission) -> bool;
 }
 
 impl<F: FnMut(MessageId, Class, &Admission) -> bool> Gate for F {
-    fn admit(&mut self, id: MessageId, class: Class, admission: &Admission) -> bool {
+    fn admit(&mut self, _: Instant, id: MessageId, class: Class, admission: &Admission) -> bool {
         self(id, class, admission)
     }
 }
@@ -249,7 +250,7 @@ impl Inbox {
         if stays && self.is_full(cost) {
             return Err(Refused::Full);
         }
-        if !gate.admit(fragment.message, fragment.class, &fragment.admission) {
+        if !gate.admit(now, fragment.message, fragment.class, &fragment.admission) {
             return Err(Refused::NotAdmitted);
         }
         self.partial_bytes += cost;

@@ -1,0 +1,195 @@
+//! The gate in front of a provider's memory: which messages of strangers are put together at all.
+//!
+//! ```text
+//!  first fragment ─► one packet? ─yes──────────────────────────► rate of single packets ─► in
+//!                        │no                                                             past it: out
+//!                        └─► the card asks for work? ─► good? ─► rate of longer messages ─► in
+//!                                                        └no: out                       past it: out
+//! ```
+//!
+//! A message of one packet is complete at once and holds no memory; its unsealing costs time, so it has a rate. One of
+//! several packets (an envelope) holds memory until it is complete or a minute has passed. Where the card asks anonymous
+//! requesters for work, every longer message shows as much, bound to its id: who vouches stands inside the sealed message.
+//!
+//! Threat: strangers who open messages to fill the provider's memory or time. The two rates are apart, so that a flood of
+//! envelopes stops no holder from ending its lease, and work comes first, so that what is worthless uses up no rate.
+
+use std::time::Instant;
+
+use souk_crypto::{NetworkId, NodeId, UnixTime};
+use souk_market::{
+    card::Policy,
+    work::{MessageTo, MessageWork},
+};
+use souk_sphinx::message::{Admission, Class, Gate, MessageId};
+
+use crate::net::TokenBucket;
+
+/// Messages of one packet let in each second: an unsealing each, together a tenth of a core.
+const SINGLE_PER_SECOND: f64 = 200.0;
+/// And at once: as many as may be incomplete.
+const SINGLE_BURST: f64 = 512.0;
+/// Longer messages let in each second, far above what admission accepts of leases: an unsealing, two signatures.
+const LONG_PER_SECOND: f64 = 50.0;
+/// And at once: half of those that may be incomplete, so that one burst leaves room.
+const LONG_BURST: f64 = 256.0;
+
+/// Decides by rate, and by work where the card asks for it.
+#[derive(Debug)]
+pub struct MessageGate {
+    network: NetworkId,
+    provider: NodeId,
+    work_bits: u8,
+    clock: fn() -> UnixTime,
+    single: TokenBucket,
+    long: TokenBucket,
+}
+
+impl MessageGate {
+    /// The gate of `provider`, whose card has this `policy`. Work is dated by `clock`.
+    #[must_use]
+    pub fn new(
+        network: NetworkId,
+        provider: NodeId,
+        policy: &Policy,
+        clock: fn() -> UnixTime,
+        now: Instant,
+    ) -> Self {
+        Self {
+            network,
+            provider,
+            work_bits: work_bits(policy),
+            clock,
+            single: TokenBucket::new(SINGLE_PER_SECOND, SINGLE_BURST, now),
+            long: TokenBucket::new(LONG_PER_SECOND, LONG_BURST, now),
+        }
+    }
+
+    fn shows_work(&self, id: MessageId, admission: &Admission) -> bool {
+        if self.work_bits == 0 {
+            return true;
+        }
+        let to = MessageTo {
+            network: self.network.clone(),
+            provider: self.provider,
+            message: id.to_bytes(),
+        };
+        admission.kind() == MessageWork::ADMISSION
+            && MessageWork::from_bytes(admission.bytes())
+                .is_some_and(|work| work.is_good(&to, (self.clock)(), self.work_bits))
+    }
+}
+
+impl Gate for MessageGate {
+    fn admit(&mut self, now: Instant, id: MessageId, class: Class, admission: &Admission) -> bool {
+        match class {
+            Class::Small => self.single.try_take(now),
+            Class::Medium | Class::Large => {
+                self.shows_work(id, admission) && self.long.try_take(now)
+            }
+        }
+    }
+}
+
+/// Bits of work that a message of several packets shows to a provider with this policy; 0 for none.
+pub(crate) fn work_bits(policy: &Policy) -> u8 {
+    policy.anonymous.map_or(0, |limits| limits.work_bits)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rand::{SeedableRng as _, rngs::StdRng};
+    use souk_crypto::{NetworkParams, NodeKey};
+    use souk_market::{
+        card::AnonymousLimits,
+        units::{DurationS, Resources},
+    };
+
+    use super::*;
+
+    const NOW: UnixTime = UnixTime(1_800_000_000);
+    const BITS: u8 = 8;
+
+    fn gate(work_bits: u8, now: Instant) -> MessageGate {
+        let params = NetworkParams::new(50, 10_000, 3_600, true).expect("in bounds");
+        let policy = Policy {
+            anonymous: Some(AnonymousLimits {
+                max_concurrent: 1,
+                max_duration: DurationS(60),
+                max_resources: Resources::ZERO,
+                max_per_hour: 1,
+                work_bits,
+            }),
+            ..Policy::default()
+        };
+        let network = NetworkId::new("test", &params).expect("a name");
+        let provider = NodeKey::generate(&mut StdRng::seed_from_u64(1)).public();
+        MessageGate::new(network, provider, &policy, || NOW, now)
+    }
+
+    fn work(gate: &MessageGate, id: MessageId, at: UnixTime) -> Admission {
+        let to = MessageTo {
+            network: gate.network.clone(),
+            provider: gate.provider,
+            message: id.to_bytes(),
+        };
+        let work = MessageWork::find(&to, at, BITS).to_bytes();
+        Admission::new(MessageWork::ADMISSION, work.to_vec()).expect("short")
+    }
+
+    /// Messages without work of this class that come in at once.
+    fn let_in(gate: &mut MessageGate, now: Instant, class: Class) -> usize {
+        let id = MessageId::from_bytes([1; 16]);
+        (0..2_000)
+            .filter(|_| gate.admit(now, id, class, &Admission::NONE))
+            .count()
+    }
+
+    #[test]
+    fn strangers_open_no_more_than_the_rate_allows() {
+        let start = Instant::now();
+        let mut gate = gate(0, start);
+        assert_eq!(let_in(&mut gate, start, Class::Medium), 256);
+        assert_eq!(let_in(&mut gate, start, Class::Large), 0);
+        let later = start + Duration::from_secs(1);
+        assert_eq!(let_in(&mut gate, later, Class::Large), 50);
+    }
+
+    #[test]
+    fn a_flood_of_envelopes_stops_no_poll() {
+        let start = Instant::now();
+        let mut gate = gate(0, start);
+        let_in(&mut gate, start, Class::Medium);
+        assert_eq!(let_in(&mut gate, start, Class::Small), 512);
+    }
+
+    #[test]
+    fn a_message_that_holds_memory_shows_work_for_its_own_id() {
+        let start = Instant::now();
+        let mut gate = gate(BITS, start);
+        let (id, other) = (
+            MessageId::from_bytes([1; 16]),
+            MessageId::from_bytes([2; 16]),
+        );
+        let shown = work(&gate, id, NOW);
+        assert!(gate.admit(start, id, Class::Medium, &shown));
+        assert!(!gate.admit(start, other, Class::Medium, &shown));
+        let old = work(&gate, id, NOW.minus_s(3_600));
+        assert!(!gate.admit(start, id, Class::Medium, &old));
+        let of_another_kind = Admission::new(9, shown.bytes().to_vec()).expect("short");
+        assert!(!gate.admit(start, id, Class::Medium, &of_another_kind));
+        assert!(gate.admit(start, id, Class::Small, &Admission::NONE));
+    }
+
+    #[test]
+    fn what_shows_no_work_uses_up_no_rate() {
+        let start = Instant::now();
+        let mut gate = gate(BITS, start);
+        assert_eq!(let_in(&mut gate, start, Class::Medium), 0);
+        let id = MessageId::from_bytes([1; 16]);
+        let shown = work(&gate, id, NOW);
+        assert!(gate.admit(start, id, Class::Medium, &shown));
+    }
+}
