@@ -2,11 +2,13 @@
 
 mod support;
 
+use std::error::Error;
+
 use proptest::prelude::*;
-use souk_crypto::UnixTime;
+use souk_crypto::{UnixTime, domain};
 use souk_market::{
     capacity::{CAPACITY_PERIOD_S, Level},
-    card::{MAX_CARD_LIFE_S, Transport},
+    card::{MAX_CARD_LIFE_S, Transport, VerifiedCard},
     directory::{Directory, Ignored, Rejected, UPDATE_BURST, Verdict},
     quorum::{Gathering, LeftOut, SetError},
     retirement::{VerifiedRetirement, agree_to_succeed},
@@ -138,6 +140,27 @@ fn a_card_of_another_network_or_with_a_flipped_bit_is_rejected() {
             "byte {at}: {verdict:?}"
         );
     }
+}
+
+#[test]
+fn a_card_of_a_future_version_is_named_as_such() {
+    let card = Node::new(1).card(1);
+    let name = domain::CARD.name().as_bytes();
+    let mut bytes = card.as_bytes().to_vec();
+    let at = bytes.windows(name.len()).position(|part| part == name);
+    bytes[at.expect("the domain is in the header") + "souk/".len()] = b'2';
+    let error = VerifiedCard::open(&bytes, &network(), |_| None).expect_err("another version");
+    let texts = std::iter::successors(Some(&error as &dyn Error), |error| error.source());
+    assert!(
+        texts
+            .map(ToString::to_string)
+            .any(|text| text == "signed as another domain"),
+        "{error:?}"
+    );
+    assert!(matches!(
+        directory().handle_card(NOW, &bytes),
+        Verdict::Reject(Rejected::Card(_))
+    ));
 }
 
 #[test]

@@ -9,13 +9,13 @@
 //! Nothing of the machine's own network is touched or reachable.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     net::Ipv4Addr,
     os::{fd::AsRawFd as _, unix::process::CommandExt as _},
     path::Path,
     process::Command,
     sync::{
-        Arc,
+        Arc, Once,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -43,6 +43,34 @@ struct Namespace {
 
 static MADE: AtomicU32 = AtomicU32::new(0);
 
+static SWEPT: Once = Once::new();
+
+/// Where iproute2 keeps named namespaces.
+const NAMED: &str = "/run/netns";
+
+/// Removes what runs that were killed left behind; their processes died with them.
+fn sweep() {
+    let Ok(names) = fs::read_dir(NAMED) else {
+        return;
+    };
+    for name in names.flatten().map(|entry| entry.file_name()) {
+        let maker = name.to_str().and_then(|name| {
+            let (maker, _) = name.strip_prefix("souk-")?.split_once('-')?;
+            maker.parse::<u32>().ok()
+        });
+        let is_gone = |pid: &u32| {
+            *pid == std::process::id() || !Path::new("/proc").join(pid.to_string()).exists()
+        };
+        if maker.as_ref().is_some_and(is_gone) {
+            // Another run may be sweeping as well.
+            let _ = Command::new("ip")
+                .args(["netns", "delete"])
+                .arg(&name)
+                .output();
+        }
+    }
+}
+
 impl Lan {
     /// Makes hosts 10.77.0.1, 10.77.0.2, …
     ///
@@ -50,6 +78,7 @@ impl Lan {
     /// Without root or iproute2.
     #[must_use]
     pub fn new(hosts: u8) -> Self {
+        SWEPT.call_once(sweep);
         let switch = Arc::new(Namespace::make("switch"));
         switch.ip("link add br0 type bridge");
         switch.ip("link set br0 up");
@@ -178,7 +207,7 @@ impl Host {
     }
 
     fn open(&self) -> File {
-        File::open(format!("/run/netns/{}", self.namespace.name)).expect("the host exists")
+        File::open(Path::new(NAMED).join(&self.namespace.name)).expect("the host exists")
     }
 }
 

@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use serde_json::Value;
@@ -50,11 +51,16 @@ pub enum Role {
 }
 
 /// Nodes that know each other. They end before their folder goes.
+///
+/// One network runs at a time in a test program: several would only wait for each other's turns on a small machine.
 pub struct Network {
     nodes: Vec<NodeUnderTest>,
     plan: Plan,
     folder: TempDir,
+    _turn: MutexGuard<'static, ()>,
 }
+
+static TURN: Mutex<()> = Mutex::new(());
 
 /// One node, running.
 pub struct NodeUnderTest {
@@ -85,6 +91,8 @@ impl Network {
             nodes: Vec::new(),
             plan: *plan,
             folder: TempDir::new().expect("a temporary folder"),
+            // A test that failed has ended its network all the same.
+            _turn: TURN.lock().unwrap_or_else(PoisonError::into_inner),
         };
         for number in 0..=plan.mixes {
             let role = if number == 0 {

@@ -10,7 +10,7 @@ use std::{
 };
 
 /// How long anything may take before a test gives up; nothing passes by waiting.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Pause between two looks at a condition.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);

@@ -9,20 +9,6 @@ use serde_json::Value;
 
 use crate::{hosts::Host, process::succeed, programs};
 
-/// `souk rent` of a machine that is small enough for several at once.
-const SMALL: [&str; 10] = [
-    "rent",
-    "--json",
-    "--duration-s",
-    "600",
-    "--cpu-millicores",
-    "500",
-    "--memory-mib",
-    "256",
-    "--disk-mib",
-    "64",
-];
-
 /// Somebody who rents.
 pub struct Requester {
     folder: PathBuf,
@@ -34,6 +20,19 @@ pub struct Requester {
 pub struct Rented(Value);
 
 impl Rented {
+    /// Takes what `souk rent --json` printed.
+    ///
+    /// # Panics
+    /// If it holds no JSON object.
+    #[must_use]
+    pub fn read(said: &str) -> Self {
+        // Messages for people stand in lines of their own.
+        let object = said
+            .lines()
+            .find_map(|line| serde_json::from_str(line).ok());
+        Self(object.unwrap_or_else(|| panic!("no object in {said}")))
+    }
+
     /// A field of the answer that is a text.
     ///
     /// # Panics
@@ -133,13 +132,36 @@ impl Requester {
         self.folder.join("home")
     }
 
-    /// Rents a small machine.
+    /// Rents a machine that is small enough for several at once.
     ///
     /// # Panics
     /// If no lease arrives.
     #[must_use]
     pub fn rent(&self, more: &[&str]) -> Rented {
-        Rented(self.json(&[&SMALL[..], more].concat()))
+        self.rent_with_disk(64, more)
+    }
+
+    /// Rents a machine with a disk of so many MiB, and 256 MiB of memory beyond it.
+    ///
+    /// # Panics
+    /// If no lease arrives.
+    #[must_use]
+    pub fn rent_with_disk(&self, disk_mib: u32, more: &[&str]) -> Rented {
+        let memory = (256 + disk_mib).to_string();
+        let disk = disk_mib.to_string();
+        let small = [
+            "rent",
+            "--json",
+            "--duration-s",
+            "600",
+            "--cpu-millicores",
+            "500",
+            "--memory-mib",
+            &memory,
+            "--disk-mib",
+            &disk,
+        ];
+        Rented(self.json(&[&small[..], more].concat()))
     }
 
     /// Runs a command line in a lease.

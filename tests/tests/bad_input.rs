@@ -2,12 +2,13 @@
 
 use std::{
     fs,
+    io::Write as _,
     net::TcpListener,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use souk_tests::{Network, Plan, Process, node_command};
+use souk_tests::{Network, Plan, Process, eventually, is_root, node_command, skipped};
 use tempfile::TempDir;
 
 /// A node that is made but does not run.
@@ -41,8 +42,15 @@ impl Made {
 
     /// Runs until the node is ready, then stops it.
     fn runs(&self) {
+        self.starts_and_stops(self.command());
+    }
+
+    /// The same with a command that was changed.
+    fn starts_and_stops(&self, command: Command) {
         let ready = self.folder.path().join("ready.json");
-        let mut process = Process::start("node", self.command(), self.folder.path());
+        // Left by an earlier run, perhaps.
+        let _ = fs::remove_file(&ready);
+        let mut process = Process::start("node", command, self.folder.path());
         process.until("it is ready", || ready.exists().then_some(()));
         assert!(process.stop().success(), "{}", process.said());
     }
@@ -106,7 +114,6 @@ fn a_node_starts_again_after_a_power_failure() {
     let mut process = Process::start("node", made.command(), made.folder.path());
     process.until("it is ready", || ready.exists().then_some(()));
     process.kill();
-    fs::remove_file(ready).expect("left behind");
     made.runs();
 }
 
@@ -176,6 +183,64 @@ fn find_store(data: &Path) -> PathBuf {
 }
 
 #[test]
+fn a_full_disk_is_told_and_nothing_recorded_is_lost_needs_root() {
+    if !is_root() {
+        return skipped("needs root");
+    }
+    let made = Made::new(LOOPBACK, PROVIDER);
+    fs::create_dir(made.data()).expect("made");
+    // A disk of its own, which is gone with the process whose mount namespace it is in.
+    let mut disk = Command::new("unshare");
+    disk.args(["--mount", "sh", "-c"])
+        .arg("mount -t tmpfs -o size=16m,mode=700 disk \"$1\" && echo mounted && exec sleep infinity")
+        .arg("sh")
+        .arg(made.data());
+    let mut disk = Process::start("disk", disk, made.folder.path());
+    let said = disk.output().to_owned();
+    disk.until("the disk is there", || {
+        (fs::read(&said).ok()? == b"mounted\n").then_some(())
+    });
+    let on_disk = PathBuf::from(format!("/proc/{}/root", disk.id()))
+        .join(made.data().strip_prefix("/").expect("absolute"));
+    let command = || entering(&disk, &made.command());
+
+    let filler = on_disk.join("filler");
+    fill(&filler);
+    let said = made.refuses(command());
+    says(&said, &["No space left on device", "free some space"]);
+
+    fs::remove_file(&filler).expect("removed");
+    made.starts_and_stops(command());
+    let key = on_disk.join("keys/node.key");
+    let before = fs::read(&key).expect("recorded");
+    fill(&filler);
+    // What it needs for running is there already.
+    made.starts_and_stops(command());
+    fs::remove_file(filler).expect("removed");
+    made.starts_and_stops(command());
+    assert!(fs::read(&key).expect("still there") == before);
+}
+
+/// The same command in the mount namespace of a process.
+fn entering(process: &Process, command: &Command) -> Command {
+    let mut entering = Command::new("nsenter");
+    entering
+        .arg(format!("--mount=/proc/{}/ns/mnt", process.id()))
+        .arg(command.get_program())
+        .args(command.get_args());
+    like(&mut entering, command);
+    entering
+}
+
+/// Writes until there is no room left.
+fn fill(path: &Path) {
+    let mut file = fs::File::create(path).expect("room for a name");
+    for block in [vec![0; 64 * 1024], vec![0; 512], vec![0; 1]] {
+        while file.write_all(&block).is_ok() {}
+    }
+}
+
+#[test]
 fn a_configuration_is_explained_by_line() {
     let made = Made::new(LOOPBACK, MIX);
     let path = made.folder.path().join("souk.toml");
@@ -197,12 +262,7 @@ fn a_missing_user_namespace_is_told_with_the_command_that_allows_it() {
         .arg("sh")
         .arg(souk.get_program())
         .args(souk.get_args());
-    for (name, value) in souk.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    like(&mut command, &souk);
     let said = made.refuses(command);
     says(
         &said,
@@ -213,6 +273,16 @@ fn a_missing_user_namespace_is_told_with_the_command_that_allows_it() {
     );
 }
 
+/// Gives a command the environment of another.
+fn like(command: &mut Command, other: &Command) {
+    for (name, value) in other.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+}
+
 #[test]
 fn a_clock_that_is_wrong_by_hours_is_told() {
     let network = Network::start(&Plan {
@@ -221,9 +291,9 @@ fn a_clock_that_is_wrong_by_hours_is_told() {
         ..Plan::default()
     });
     let Some(late) = network.node_with_clock("late", -6 * 3600) else {
-        return souk_tests::skipped("needs a C compiler");
+        return skipped("needs a C compiler");
     };
-    souk_tests::eventually("the wrong clock is told", || {
+    eventually("the wrong clock is told", || {
         let status = late.status()?;
         let warnings = status["warnings"].as_array()?;
         warnings

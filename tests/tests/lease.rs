@@ -131,7 +131,8 @@ fn asyncssh_and_paramiko_work_over_a_relay_needs_python_clients() {
     };
     let network = Network::start(&Plan::default());
     let requester = network.requester("requester", None);
-    let lease = requester.rent(&[]);
+    // Room for the file of each client.
+    let lease = requester.rent_with_disk(160, &[]);
     let sent = requester.folder().join("sent");
     fs::write(&sent, noise(64 * MIB)).expect("written");
     for (name, script) in [("asyncssh", ASYNCSSH), ("paramiko", PARAMIKO)] {
@@ -152,6 +153,9 @@ fn asyncssh_and_paramiko_work_over_a_relay_needs_python_clients() {
         "cksum asyncssh paramiko | cut -d' ' -f1,2 | uniq | wc -l",
     );
     assert_eq!(text(&hash.stdout).trim(), "1");
+    // Otherwise it would outlive the network by ten minutes.
+    let ended = requester.json(&["end", "--json", lease.lease()]);
+    assert_eq!(ended["proof_verified"], true, "{ended}");
 }
 
 const ASYNCSSH: &str = r"
