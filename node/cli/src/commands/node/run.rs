@@ -1,8 +1,10 @@
 //! `souk node init` and `souk node run`.
 
 use std::{
+    error::Error,
     fs,
     io::{self, Write as _},
+    iter,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -206,9 +208,7 @@ fn explain(error: &StartError) -> Failure {
         StartError::InUse { .. } => failure
             .hint("stop that node with `souk node stop`, or give this one a data_dir of its own")
             .code(UNAVAILABLE),
-        StartError::Data { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-            failure.hint("free some space; nothing that was recorded is lost")
-        }
+        _ if met_a_full_disk(error) => failure.hint("free some space; nothing that was recorded is lost"),
         StartError::Net(net::StartError::ListenAddress { .. }) => failure.code(CONFIG),
         StartError::Shop(ShopError::Backend(BackendError::Host { what, hint, source })) => {
             let failure = match source {
@@ -220,6 +220,13 @@ fn explain(error: &StartError) -> Failure {
         StartError::Shop(ShopError::Store(StoreError::Full { .. })) => failure.hint("free some space, then start again"),
         _ => failure.code(FAILED),
     }
+}
+
+/// Whether this began with a write for which there was no room, to whichever file.
+fn met_a_full_disk(error: &StartError) -> bool {
+    iter::successors(Some(error as &dyn Error), |&error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::StorageFull)
 }
 
 #[cfg(test)]
