@@ -114,7 +114,7 @@ fn a_card_that_lives_too_long_or_breaks_a_rule_cannot_be_made() {
     let made = |change: fn(&mut souk_market::card::Card)| {
         let mut card = node.plain_card(1);
         change(&mut card);
-        souk_market::card::VerifiedCard::sign(card, &node.card, &node.network).is_ok()
+        VerifiedCard::sign(card, &node.card, &node.network).is_ok()
     };
     assert!(made(|_| ()));
     assert!(!made(|card| card.to = card.from.plus_s(MAX_CARD_LIFE_S + 1)));
@@ -150,7 +150,7 @@ fn a_card_of_a_future_version_is_named_as_such() {
     let at = bytes.windows(name.len()).position(|part| part == name);
     bytes[at.expect("the domain is in the header") + "souk/".len()] = b'2';
     let error = VerifiedCard::open(&bytes, &network(), |_| None).expect_err("another version");
-    let texts = std::iter::successors(Some(&error as &dyn Error), |error| error.source());
+    let texts = std::iter::successors(Some(&error as &dyn Error), |&error| error.source());
     assert!(
         texts
             .map(ToString::to_string)
