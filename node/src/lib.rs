@@ -13,4 +13,7 @@ pub mod net;
 pub mod provider;
 pub mod store;
 
+mod clock;
 mod durable;
+
+pub use clock::unix_now;

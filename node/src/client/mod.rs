@@ -30,14 +30,14 @@ mod talk;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::path::{Path, PathBuf};
 
 use souk_crypto::{HolderKey, HolderPublicKey, NetworkId, NetworkParams, NodeId, UnixTime};
 
-use crate::net::{self, NodeAddress, RelayConnectError, RelayStream};
+use crate::{
+    net::{self, NodeAddress, RelayConnectError, RelayStream},
+    unix_now,
+};
 
 pub use audit::{BundleError, LogError, VerifiedLog};
 pub use connect::{ConnectError, Connected};
@@ -290,15 +290,4 @@ pub fn draw_holder() -> (HolderKey, HolderPublicKey) {
     let key = HolderKey::generate(&mut rand::rng());
     let public = key.public();
     (key, public)
-}
-
-/// The wall clock.
-fn unix_now() -> UnixTime {
-    // A clock before 1970 is as wrong as any other: every card then begins in the future, which is what is said.
-    UnixTime(
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or(Duration::ZERO)
-            .as_secs(),
-    )
 }

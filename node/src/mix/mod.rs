@@ -41,15 +41,4 @@ pub use messenger::{Messenger, MessengerClosed, MessengerParts, Replies, SendErr
 pub use mixer::{FRAME_QUEUE, Mixer, MixerParts};
 pub use tag_log::TagLogError;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use souk_crypto::UnixTime;
-
-/// The wall clock, for epochs.
-fn unix_now() -> UnixTime {
-    // A clock before 1970 means epoch 0, whose packets nobody sends: the node then refuses everything and says so.
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    UnixTime(since.as_secs())
-}
+use crate::unix_now;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!                         ┌───────────────── Driver (one task, owns the swarm) ─────────────────┐
-//!  node.rs, mix, provider │ gate, limits │ identify, ping │ gossip ─► CardValidator │ Kademlia, mDNS │
+//!  node, mix, provider    │ gate, limits │ identify, ping │ gossip ─► CardValidator │ Kademlia, mDNS │
 //!     │                   └──────▲───────────────────────────────────────────────────────▲──────┘
 //!     ├── Peers ─────────────────┘ connect, publish, report                        streams │
 //!     ├── MixLinks            mix      frames between neighbours                           │

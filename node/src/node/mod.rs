@@ -28,11 +28,11 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use prometheus_client::registry::Registry;
-use souk_crypto::{NodeId, UnixTime};
+use souk_crypto::NodeId;
 use souk_market::card::Role;
 use souk_sphinx::{EpochClock, HopAddress, delay::MixDelay};
 use tokio::{
@@ -60,6 +60,7 @@ use crate::{
     },
     net::{self, NodeAddress, NodeConfig, Services},
     provider::MessageGate,
+    unix_now,
 };
 
 /// Streams that a relay brought and that nobody has taken yet; the relay waits while it is full.
@@ -436,12 +437,4 @@ fn agent_of(config: &Config) -> PathBuf {
         program.with_file_name("souk-agent")
     };
     config.provider.agent.clone().unwrap_or_else(beside)
-}
-
-/// The wall clock. A clock before 1970 reads as 1970: every card is then from the future, which the status says.
-fn unix_now() -> UnixTime {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    UnixTime(since.as_secs())
 }

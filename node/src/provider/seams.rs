@@ -1,9 +1,6 @@
 //! What the provider asks of the rest of the node: the time, a way for replies, relays.
 
-use std::{
-    net::IpAddr,
-    time::{Duration, SystemTime},
-};
+use std::{net::IpAddr, time::Duration};
 
 use async_trait::async_trait;
 use souk_crypto::{NodeId, UnixTime};
@@ -11,7 +8,7 @@ use souk_market::units::RelayToken;
 use souk_sphinx::{Surb, message::Reply};
 use tokio::time::{Instant, sleep};
 
-use crate::{mix::Replier, net};
+use crate::{mix::Replier, net, unix_now};
 
 /// Longest sleep between two looks at the clock of the wall, so that a clock that is set is noticed soon.
 const LOOK: Duration = Duration::from_secs(10);
@@ -33,8 +30,7 @@ pub struct SystemClock;
 #[async_trait]
 impl Clock for SystemClock {
     fn now(&self) -> UnixTime {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        UnixTime(since.map_or(0, |d| d.as_secs()))
+        unix_now()
     }
 
     async fn sleep_until(&self, at: UnixTime) {
