@@ -27,7 +27,10 @@ pub const MAX_DEPTH: usize = 16;
 /// If the type's `Encode` reports an error of its own, which a derived one never does.
 #[must_use]
 pub fn encode<T: Encode<()>>(value: &T) -> Vec<u8> {
-    minicbor::to_vec(value).expect("writing to a Vec cannot fail")
+    // Most structures fit, and a buffer that grows from nothing costs more than the encoding.
+    let mut out = Vec::with_capacity(256);
+    minicbor::encode(value, &mut out).expect("writing to a Vec cannot fail");
+    out
 }
 
 /// Decodes one structure of at most `max_bytes`.

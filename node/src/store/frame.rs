@@ -12,14 +12,24 @@ const VERSION: u8 = 1;
 /// Half of a BLAKE3 hash: against accidents, not against whoever can write the file.
 const CHECKSUM_LEN: usize = 16;
 const HEAD_LEN: usize = 1 + CHECKSUM_LEN;
+const DOMAIN: &[u8] = b"souk/1/store/row";
+/// What is hashed before a body: domain, table and key with their lengths. Tables and keys are this crate's own, the
+/// longest key is a hash.
+const MAX_PLACE_LEN: usize = 3 + DOMAIN.len() + 24 + 32;
 
-/// Frames a body for its place.
-pub(super) fn frame(table: &str, key: &[u8], body: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEAD_LEN + body.len());
-    out.push(VERSION);
-    out.extend_from_slice(&checksum(table, key, body));
-    out.extend_from_slice(body);
-    out
+/// Frames what `write` appends to the buffer, for its place. The buffer is the caller's, so that one serves many rows.
+pub(super) fn frame<'a>(
+    buffer: &'a mut Vec<u8>,
+    table: &str,
+    key: &[u8],
+    write: impl FnOnce(&mut Vec<u8>),
+) -> &'a [u8] {
+    buffer.clear();
+    buffer.extend_from_slice(&[VERSION; HEAD_LEN]);
+    write(buffer);
+    let checksum = checksum(table, key, &buffer[HEAD_LEN..]);
+    buffer[1..HEAD_LEN].copy_from_slice(&checksum);
+    buffer
 }
 
 /// The body of a framed row.
@@ -66,13 +76,18 @@ pub(super) const fn table<K: Key + 'static, V: Value + 'static>(
 }
 
 fn checksum(table: &str, key: &[u8], body: &[u8]) -> [u8; CHECKSUM_LEN] {
-    let mut hasher = blake3::Hasher::new();
-    for part in [b"souk/1/store/row", table.as_bytes(), key] {
-        hasher.update(&[part.len() as u8]);
-        hasher.update(part);
+    // Few and large updates: each has a price of its own, which short rows would pay several times.
+    let mut place = [0; MAX_PLACE_LEN];
+    let mut len = 0;
+    for part in [DOMAIN, table.as_bytes(), key] {
+        place[len] = u8::try_from(part.len()).expect("tables and keys are short");
+        place[len + 1..][..part.len()].copy_from_slice(part);
+        len += 1 + part.len();
     }
-    hasher.update(body);
-    let hash = hasher.finalize();
+    let hash = blake3::Hasher::new()
+        .update(&place[..len])
+        .update(body)
+        .finalize();
     hash.as_bytes()[..CHECKSUM_LEN]
         .try_into()
         .expect("a hash is longer than its half")

@@ -47,7 +47,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::{
     database::Reopenable,
     frame::{decode, unframe},
-    writer::{Job, LEASES, LOG, LOST_LEASE, META, Op, Outcome, QUARANTINE, REQUESTS},
+    writer::{Encoded, Job, LEASES, LOG, LOST_LEASE, META, Op, Outcome, QUARANTINE, REQUESTS},
 };
 
 /// Name of the database in its directory.
@@ -284,7 +284,10 @@ impl Store {
     /// [`StoreError`]; the lease is open and has no entry then.
     pub async fn close(&self, record: LeaseRecord, entry: LogRecord) -> Result<u64, StoreError> {
         let outcomes = self
-            .write(vec![Op::Append(entry, Some(Box::new(record)))])
+            .write(vec![Op::Append(
+                Encoded::of(&entry),
+                Some(Box::new(record)),
+            )])
             .await?;
         Ok(last_index(&outcomes).expect("an append gives an index"))
     }
@@ -303,7 +306,11 @@ impl Store {
             .map(|(key, body)| Op::Meta(key, body))
             .into_iter()
             .collect();
-        ops.extend(entries.into_iter().map(|entry| Op::Append(entry, None)));
+        ops.extend(
+            entries
+                .iter()
+                .map(|entry| Op::Append(Encoded::of(entry), None)),
+        );
         let outcomes = self.write(ops).await?;
         Ok(last_index(&outcomes))
     }
@@ -318,7 +325,7 @@ impl Store {
         entry: LogRecord,
     ) -> Result<Option<u64>, StoreError> {
         let outcomes = self
-            .write(vec![Op::SettleLost(lease.0, Some(entry))])
+            .write(vec![Op::SettleLost(lease.0, Some(Encoded::of(&entry)))])
             .await?;
         Ok(last_index(&outcomes))
     }

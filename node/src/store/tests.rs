@@ -484,7 +484,13 @@ async fn nothing_is_signed_over_a_log_that_was_rolled_back_or_rewritten() {
         }
         write.commit().expect("durable");
     };
-    let row = frame::frame("log", &3u64.to_be_bytes(), &writer::encode(&entry(99)));
+    let mut row = Vec::new();
+    frame::frame(
+        &mut row,
+        "log",
+        &3u64.to_be_bytes(),
+        writer::cbor(&entry(99)),
+    );
     change(3, Some(row));
     let (store, _) = open(log.directory.path()).await;
     let error = log.publisher(&store).await.expect_err("refused");

@@ -35,12 +35,15 @@ const MAX_GROUP: usize = 256;
 /// Transactions that may wait. Each lease has at most one, so this is above any number of leases.
 pub(super) const MAX_WAITING: usize = 1024;
 
+/// Room that an encoder begins with, so that it need not grow: a log record has 223 bytes.
+const USUAL_ROW_BYTES: usize = 256;
+
 /// One change.
 pub(super) enum Op {
     Lease(Box<LeaseRecord>),
     Accept([u8; 32], Accepted),
     /// Appends to the log; of a lease also the record that closes it, which gets the index.
-    Append(LogRecord, Option<Box<LeaseRecord>>),
+    Append(Encoded, Option<Box<LeaseRecord>>),
     Spend {
         surb: [u8; 32],
         epoch: u64,
@@ -53,7 +56,16 @@ pub(super) enum Op {
     Acknowledge([u8; 16], Vec<u8>),
     Quarantine(super::CorruptRow),
     /// Appends the entry of a lease whose row was damaged, where it has none yet, and marks it as settled.
-    SettleLost([u8; 16], Option<LogRecord>),
+    SettleLost([u8; 16], Option<Encoded>),
+}
+
+/// A log record as CBOR, made by the caller: what many callers can do must not be left to the one writer.
+pub(super) struct Encoded(Vec<u8>);
+
+impl Encoded {
+    pub(super) fn of(record: &LogRecord) -> Self {
+        Self(encode(record))
+    }
 }
 
 /// What became of a change.
@@ -117,6 +129,7 @@ fn apply(transaction: &WriteTransaction, group: &[Job]) -> Result<Vec<Vec<Outcom
         quarantine: transaction.open_table(QUARANTINE)?,
         acknowledged: transaction.open_table(ACKNOWLEDGED)?,
         next_index: 0,
+        row: Vec::new(),
     };
     tables.next_index = next_index(&tables.log)?;
     let mut outcomes = Vec::with_capacity(group.len());
@@ -143,6 +156,8 @@ struct Tables<'t> {
     quarantine: Table<'t, &'static str, &'static [u8]>,
     acknowledged: Table<'t, [u8; 16], &'static [u8]>,
     next_index: u64,
+    /// Where rows are framed, one after the other.
+    row: Vec<u8>,
 }
 
 impl Tables<'_> {
@@ -150,8 +165,8 @@ impl Tables<'_> {
         match op {
             Op::Lease(record) => self.put_lease(record)?,
             Op::Accept(request, accepted) => {
-                let row = frame("requests", request, &encode(accepted));
-                self.requests.insert(*request, row.as_slice())?;
+                let row = frame(&mut self.row, "requests", request, cbor(accepted));
+                self.requests.insert(*request, row)?;
             }
             Op::Append(record, closed) => return self.append(record, closed.as_deref()),
             Op::Spend { surb, epoch } => {
@@ -160,8 +175,8 @@ impl Tables<'_> {
                 }
             }
             Op::Meta(key, body) => {
-                let row = frame("meta", key.as_bytes(), body);
-                self.meta.insert(*key, row.as_slice())?;
+                let row = frame(&mut self.row, "meta", key.as_bytes(), bytes(body));
+                self.meta.insert(*key, row)?;
             }
             Op::ForgetLease(lease, request) => {
                 self.leases.remove(*lease)?;
@@ -172,8 +187,8 @@ impl Tables<'_> {
                 self.spent.retain(|_, epoch| epoch >= *before_epoch)?;
             }
             Op::Acknowledge(lease, signed) => {
-                let row = frame("acknowledged", lease, signed);
-                self.acknowledged.insert(*lease, row.as_slice())?;
+                let row = frame(&mut self.row, "acknowledged", lease, bytes(signed));
+                self.acknowledged.insert(*lease, row)?;
             }
             Op::Quarantine(row) => self.quarantine(row)?,
             Op::SettleLost(lease, entry) => return self.settle_lost(*lease, entry.as_ref()),
@@ -183,14 +198,14 @@ impl Tables<'_> {
 
     fn put_lease(&mut self, record: &LeaseRecord) -> Result<(), redb::Error> {
         let key = record.row.lease().0;
-        let row = frame("leases", &key, &encode(record));
-        self.leases.insert(key, row.as_slice())?;
+        let row = frame(&mut self.row, "leases", &key, cbor(record));
+        self.leases.insert(key, row)?;
         Ok(())
     }
 
     fn append(
         &mut self,
-        record: &LogRecord,
+        record: &Encoded,
         closed: Option<&LeaseRecord>,
     ) -> Result<Outcome, redb::Error> {
         if let Some(closed) = closed
@@ -200,8 +215,8 @@ impl Tables<'_> {
             return Ok(Outcome::Index(index));
         }
         let index = self.next_index;
-        let row = frame("log", &index.to_be_bytes(), &encode(record));
-        self.log.insert(index, row.as_slice())?;
+        let row = frame(&mut self.row, "log", &index.to_be_bytes(), bytes(&record.0));
+        self.log.insert(index, row)?;
         self.next_index += 1;
         if let Some(closed) = closed {
             self.put_lease(&LeaseRecord {
@@ -225,7 +240,7 @@ impl Tables<'_> {
     fn settle_lost(
         &mut self,
         lease: [u8; 16],
-        entry: Option<&LogRecord>,
+        entry: Option<&Encoded>,
     ) -> Result<Outcome, redb::Error> {
         let key = hex::encode(lease);
         let Some(bytes) = self
@@ -263,5 +278,17 @@ impl Tables<'_> {
 }
 
 pub(super) fn encode<T: minicbor::Encode<()>>(value: &T) -> Vec<u8> {
-    minicbor::to_vec(value).expect("a Vec takes every write")
+    let mut out = Vec::with_capacity(USUAL_ROW_BYTES);
+    cbor(value)(&mut out);
+    out
+}
+
+/// Appends a value as CBOR.
+pub(super) fn cbor<T: minicbor::Encode<()>>(value: &T) -> impl FnOnce(&mut Vec<u8>) {
+    move |out| minicbor::encode(value, out).expect("a Vec takes every write")
+}
+
+/// Appends bytes as they are.
+fn bytes(body: &[u8]) -> impl FnOnce(&mut Vec<u8>) {
+    move |out| out.extend_from_slice(body)
 }
