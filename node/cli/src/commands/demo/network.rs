@@ -28,6 +28,9 @@ const LOOK: Duration = Duration::from_millis(10);
 /// A node that has not stopped so long after it was asked to is killed.
 const STOP_WITHIN: Duration = Duration::from_secs(7);
 
+/// Leases that have not ended so long after they were asked to are left to their keepers, which end them in time.
+const ENDED_WITHIN: Duration = Duration::from_secs(10);
+
 /// Lines of a node's log that are shown when the demo fails.
 const LOG_LINES: usize = 12;
 
@@ -158,6 +161,13 @@ impl Network {
                     if let Ok(lease) = lease.lease.parse() {
                         let _ = control.end(lease).await;
                     }
+                }
+                // An instance outlives a node that stops before it has ended it.
+                let deadline = Instant::now() + ENDED_WITHIN;
+                while Instant::now() < deadline
+                    && control.leases().await.is_ok_and(|left| !left.is_empty())
+                {
+                    tokio::time::sleep(LOOK).await;
                 }
             }
         }
