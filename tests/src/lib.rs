@@ -9,6 +9,7 @@
 
 mod capture;
 mod hosts;
+mod instances;
 mod network;
 mod process;
 mod programs;

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::{
     hosts::{Host, Lan},
+    instances::Instances,
     process::{Process, succeed},
     programs,
     requester::Requester,
@@ -65,6 +66,8 @@ static TURN: Mutex<()> = Mutex::new(());
 /// One node, running.
 pub struct NodeUnderTest {
     process: Process,
+    /// After the process, so that nothing starts another instance while these are ended.
+    _instances: Instances,
     role: Role,
     folder: PathBuf,
     ready: Value,
@@ -255,6 +258,7 @@ impl NodeUnderTest {
         command: Command,
         host: Option<Host>,
     ) -> Self {
+        let instances = Instances::below(&folder);
         let ready_file = folder.join("ready.json");
         let mut process = Process::start(name, command, &folder);
         let ready = process.until("it is ready", || {
@@ -262,6 +266,7 @@ impl NodeUnderTest {
         });
         Self {
             process,
+            _instances: instances,
             role,
             folder,
             ready,

@@ -1,0 +1,50 @@
+//! Instances of a provider, seen from outside: by the keeper that each of them has.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The instances below the data folder of a node. They outlive a node on purpose, and end here with their fixture.
+pub(crate) struct Instances(PathBuf);
+
+impl Instances {
+    pub(crate) fn below(folder: &Path) -> Self {
+        Self(fs::canonicalize(folder).expect("the folder is there"))
+    }
+
+    /// Process ids of the keepers, each of which dies with its instance and takes it along, in rising order.
+    fn keepers(&self) -> Vec<u32> {
+        let processes = fs::read_dir("/proc").expect("Linux has it");
+        let mut keepers: Vec<_> = processes
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|pid| self.is_keeper(*pid))
+            .collect();
+        keepers.sort_unstable();
+        keepers
+    }
+
+    /// Whether a process is a keeper that holds a file below the folder. Processes may end while they are looked at.
+    fn is_keeper(&self, pid: u32) -> bool {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if arguments.split(|byte| *byte == 0).nth(1) != Some(b"sandbox-keeper") {
+            return false;
+        }
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+            return false;
+        };
+        descriptors
+            .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+            .any(|target| target.starts_with(&self.0))
+    }
+}
+
+impl Drop for Instances {
+    fn drop(&mut self) {
+        for keeper in self.keepers() {
+            let pid = i32::try_from(keeper).expect("a process id");
+            // SAFETY: kill takes no pointers; the process was just seen to be a keeper of this fixture.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+    }
+}
