@@ -241,6 +241,10 @@ impl Inbox {
         fragment: &Fragment,
         gate: &mut dyn Gate,
     ) -> Result<(), Refused> {
+        // First, so that nobody makes room for a message that is not let in.
+        if !gate.admit(now, fragment.message, fragment.class, &fragment.admission) {
+            return Err(Refused::NotAdmitted);
+        }
         let cost = cost(fragment.class);
         // One fragment is a whole message, which is closed again before this call ends.
         let stays = fragment.class.fragments() > 1;
@@ -249,9 +253,6 @@ impl Inbox {
         }
         if stays && self.is_full(cost) {
             return Err(Refused::Full);
-        }
-        if !gate.admit(now, fragment.message, fragment.class, &fragment.admission) {
-            return Err(Refused::NotAdmitted);
         }
         self.partial_bytes += cost;
         let partial = Partial {
