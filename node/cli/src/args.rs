@@ -34,6 +34,9 @@ enum Command {
     Config(commands::config::Config),
     /// Watch a whole lease on this machine.
     Demo(commands::demo::Demo),
+    /// Measure this machine.
+    #[command(subcommand)]
+    Bench(commands::bench::Bench),
     /// Show what can be rented.
     Market(commands::market::Market),
     /// Rent a machine.
@@ -70,6 +73,7 @@ impl Cli {
             Command::Status(status) => status.run(),
             Command::Config(config) => config.run(),
             Command::Demo(demo) => demo.run(),
+            Command::Bench(bench) => bench.run(),
             Command::Market(market) => market.run(),
             Command::Rent(rent) => rent.run(),
             Command::Leases(leases) => leases.run(),

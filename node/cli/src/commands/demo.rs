@@ -26,10 +26,8 @@ use souk_image::{BuildOptions, Store};
 use souk_sandbox::KeeperProgram;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::{
-    network::Network,
-    report::{Report, Step},
-};
+pub(super) use self::network::Network;
+use self::report::{Report, Step};
 use super::wait;
 use crate::failure::{Failure, UNAVAILABLE};
 
@@ -66,7 +64,7 @@ impl Demo {
                 .prefix("souk-demo-")
                 .tempdir()
                 .map_err(|error| Failure::because("cannot make a temporary folder", &error))?;
-            let mut network = Network::default();
+            let mut network = Network::new(MEAN_DELAY_MS);
             let outcome = tokio::select! {
                 outcome = self.play(folder.path(), &mut network) => outcome,
                 _ = interrupt.recv() => Err(Failure::new("interrupted")),
@@ -142,7 +140,7 @@ impl Demo {
 }
 
 /// Says at once what this machine refuses, and the command that allows it.
-fn check_machine(folder: &Path) -> Result<(), Failure> {
+pub(super) fn check_machine(folder: &Path) -> Result<(), Failure> {
     souk_sandbox::check(&KeeperProgram::this_program(), folder).map_err(|error| match &error {
         BackendError::Host { what, hint, source } => match source {
             Some(source) => Failure::because(what, source),
@@ -155,7 +153,7 @@ fn check_machine(folder: &Path) -> Result<(), Failure> {
 }
 
 /// An image of this machine's own programs, in the store of the provider.
-fn build_image(data: &Path) -> Result<BTreeMap<&'static str, String>, Failure> {
+pub(super) fn build_image(data: &Path) -> Result<BTreeMap<&'static str, String>, Failure> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()
         .recursive(true)

@@ -34,9 +34,10 @@ const ENDED_WITHIN: Duration = Duration::from_secs(10);
 /// Lines of a node's log that are shown when the demo fails.
 const LOG_LINES: usize = 12;
 
-/// Nodes that run.
-#[derive(Default)]
-pub(super) struct Network {
+/// Nodes that run, all on one configuration.
+pub(crate) struct Network {
+    /// Mean mixing delay.
+    mean_delay_ms: u32,
     nodes: Vec<Running>,
 }
 
@@ -48,14 +49,22 @@ struct Running {
 }
 
 impl Network {
+    /// A network without nodes yet.
+    pub(crate) fn new(mean_delay_ms: u32) -> Self {
+        Self {
+            mean_delay_ms,
+            nodes: Vec::new(),
+        }
+    }
+
     /// Starts three nodes that are mix, entry and relay. The first is where the others begin.
-    pub(super) async fn start_mixes(&mut self, folder: &Path) -> Result<(), Failure> {
-        let first = Running::start(folder, "mix-1", &[]).await?;
+    pub(crate) async fn start_mixes(&mut self, folder: &Path) -> Result<(), Failure> {
+        let first = Running::start(folder, "mix-1", &[], self.mean_delay_ms).await?;
         let bootstrap = first.ready.addresses.clone();
         self.nodes.push(first);
         let (second, third) = tokio::join!(
-            Running::start(folder, "mix-2", &bootstrap),
-            Running::start(folder, "mix-3", &bootstrap)
+            Running::start(folder, "mix-2", &bootstrap, self.mean_delay_ms),
+            Running::start(folder, "mix-3", &bootstrap, self.mean_delay_ms)
         );
         self.nodes.extend([second?, third?]);
         let addresses: Vec<_> = self
@@ -64,24 +73,29 @@ impl Network {
             .flat_map(|node| node.ready.addresses.first())
             .cloned()
             .collect();
-        write_config(&folder.join("requester"), &addresses, false)
+        write_config(
+            &folder.join("requester"),
+            &addresses,
+            self.mean_delay_ms,
+            false,
+        )
     }
 
     /// Starts the provider.
-    pub(super) async fn start_provider(&mut self, folder: &Path) -> Result<(), Failure> {
+    pub(crate) async fn start_provider(&mut self, folder: &Path) -> Result<(), Failure> {
         let bootstrap: Vec<_> = self
             .nodes
             .iter()
             .flat_map(|node| node.ready.addresses.first())
             .cloned()
             .collect();
-        let provider = Running::start(folder, "provider", &bootstrap).await?;
+        let provider = Running::start(folder, "provider", &bootstrap, self.mean_delay_ms).await?;
         self.nodes.push(provider);
         Ok(())
     }
 
     /// Waits until every node has the cards of all.
-    pub(super) async fn agree(&self) -> Result<(), Failure> {
+    pub(crate) async fn agree(&self) -> Result<(), Failure> {
         let deadline = Instant::now() + READY_WITHIN;
         for node in &self.nodes {
             let mut control = node.control().await?;
@@ -107,7 +121,7 @@ impl Network {
     }
 
     /// How each node stands.
-    pub(super) async fn statuses(
+    pub(crate) async fn statuses(
         &self,
     ) -> Result<Vec<(&'static str, control::v1::StatusReply)>, Failure> {
         let mut all = Vec::new();
@@ -122,18 +136,26 @@ impl Network {
         Ok(all)
     }
 
+    /// The control socket of the provider.
+    pub(crate) async fn provider(&self) -> Result<control::Client, Failure> {
+        match self.nodes.iter().find(|node| node.name == "provider") {
+            Some(node) => node.control().await,
+            None => Err(Failure::new("the provider was not started")),
+        }
+    }
+
     /// The network id.
-    pub(super) fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         self.nodes.first().map_or("", |node| &node.ready.network_id)
     }
 
     /// Names, ids and control sockets.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = (&'static str, &Ready)> {
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (&'static str, &Ready)> {
         self.nodes.iter().map(|node| (node.name, &node.ready))
     }
 
     /// Waits for Ctrl-C or SIGTERM.
-    pub(super) async fn hold(&self, interrupt: &mut Signal, terminate: &mut Signal) {
+    pub(crate) async fn hold(&self, interrupt: &mut Signal, terminate: &mut Signal) {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
@@ -141,7 +163,7 @@ impl Network {
     }
 
     /// The last lines of every node's log, for who wants to know why.
-    pub(super) fn show_logs(&self) {
+    pub(crate) fn show_logs(&self) {
         for node in &self.nodes {
             let log = fs::read_to_string(node.folder.join("log")).unwrap_or_default();
             let lines: Vec<_> = log.lines().collect();
@@ -153,7 +175,7 @@ impl Network {
     }
 
     /// Ends every lease and every node.
-    pub(super) async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         for node in &self.nodes {
             // What cannot be reached is stopped all the same.
             if let Ok(mut control) = node.control().await {
@@ -193,9 +215,10 @@ impl Running {
         folder: &Path,
         name: &'static str,
         bootstrap: &[String],
+        mean_delay_ms: u32,
     ) -> Result<Self, Failure> {
         let folder = folder.join(name);
-        write_config(&folder, bootstrap, name == "provider")?;
+        write_config(&folder, bootstrap, mean_delay_ms, name == "provider")?;
         let failed =
             |error: std::io::Error| Failure::because(format_args!("cannot start {name}"), &error);
         let program = std::env::current_exe().map_err(failed)?;
@@ -252,14 +275,19 @@ impl Running {
     }
 }
 
-fn write_config(folder: &Path, bootstrap: &[String], provider: bool) -> Result<(), Failure> {
+fn write_config(
+    folder: &Path,
+    bootstrap: &[String],
+    mean_delay_ms: u32,
+    provider: bool,
+) -> Result<(), Failure> {
     use std::os::unix::fs::DirBuilderExt as _;
     let list: Vec<_> = bootstrap
         .iter()
         .map(|address| format!("{address:?}"))
         .collect();
     let list = format!("[{}]", list.join(", "));
-    let delay = super::MEAN_DELAY_MS.to_string();
+    let delay = mean_delay_ms.to_string();
     let mut set = vec![
         ("network", "name", "\"demo\""),
         ("network", "test", "true"),
@@ -271,6 +299,8 @@ fn write_config(folder: &Path, bootstrap: &[String], provider: bool) -> Result<(
     if provider {
         set.push(("node", "roles", r#"["provider"]"#));
         set.push(("provider", "allow_shared_kernel", "true"));
+        // A benchmark rents more often than strangers may by default.
+        set.push(("provider", "anonymous_per_hour", "10000"));
     }
     let failed =
         |error| Failure::because(format_args!("cannot write in {}", folder.display()), &error);
