@@ -15,7 +15,7 @@ use souk_market::{
     units::{DurationS, Limits, Resources},
 };
 use souk_node::{
-    client::{self, Client, ClientConfig, Connected, RentRequest},
+    client::{self, Client, Connected, RentRequest},
     config::Config,
 };
 use tokio::io::AsyncReadExt as _;
@@ -169,15 +169,7 @@ impl Part {
 fn open(folder: &Path) -> Result<Client, Failure> {
     let config =
         Config::load(&folder.join("souk.toml")).map_err(|error| super::config::explain(&error))?;
-    let program = std::env::current_exe()
-        .map_err(|error| Failure::because("cannot find this program", &error))?;
-    let settings = ClientConfig::new(
-        config.network.id,
-        config.network.params,
-        config.node.bootstrap,
-        program,
-    );
-    Client::open(folder, settings).map_err(|error| requester::state(&error))
+    requester::client(folder, &config)
 }
 
 /// A small machine with the one image that there is.

@@ -1,17 +1,14 @@
 //! `souk grant`.
 
-use std::{
-    path::PathBuf,
-    process::ExitCode,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
-use souk_crypto::{HolderKey, HolderPublicKey, IssuerKey, NodeId, UnixTime, keyfile, sign};
+use souk_crypto::{HolderKey, HolderPublicKey, IssuerKey, NodeId, keyfile, sign};
 use souk_market::{
     envelope::Voucher,
     units::{DurationS, Resources},
 };
+use souk_node::unix_now;
 
 use super::{ConfigFile, DONE};
 use crate::{
@@ -91,9 +88,6 @@ impl Issue {
         let network = self.config.load()?.network.id;
         let key: IssuerKey = keyfile::load(&self.key).map_err(|error| Failure::of(&error))?;
         let holder = holder(&self.holder)?;
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
         let voucher = Voucher {
             issuer: key.public(),
             holder,
@@ -106,7 +100,7 @@ impl Issue {
                 max_processes: self.max_processes,
             },
             max_duration: DurationS(self.duration_s),
-            not_after: UnixTime(now).plus_s(self.valid_s),
+            not_after: unix_now().plus_s(self.valid_s),
         };
         let signed = sign::sign(voucher, &key, &network).map_err(|error| Failure::of(&error))?;
         out::line(hex::encode(signed.signed().as_bytes()));

@@ -4,8 +4,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde::Serialize;
-use souk_node::client::{Lease, Stage};
-use souk_node::net::peer_id;
+use souk_node::{
+    client::{Lease, Stage},
+    net::peer_id,
+    unix_now,
+};
 
 use super::{
     DONE,
@@ -75,7 +78,7 @@ impl Leases {
 }
 
 fn row(lease: &Lease) -> Row {
-    let stage = lease.stage(requester::now());
+    let stage = lease.stage(unix_now());
     Row {
         name: lease.name(),
         lease: lease.id().map(|id| id.to_string()),

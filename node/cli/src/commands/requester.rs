@@ -1,12 +1,8 @@
 //! What the commands of a requester share: the folder, the network, and how errors are told.
 
-use std::{
-    path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use souk_crypto::UnixTime;
 use souk_node::{
     client::{self, Client, ClientConfig, Connected, Lease, StateError},
     config::{self, Config},
@@ -52,13 +48,7 @@ impl Requester {
         } else {
             self.config.load()?
         };
-        let program = std::env::current_exe().map_err(|error| {
-            Failure::because("cannot find this program for ssh's ProxyCommand", &error)
-        })?;
-        let entries = config.node.bootstrap.clone();
-        let network = config.network.id.clone();
-        let settings = ClientConfig::new(network, config.network.params.clone(), entries, program);
-        let client = Client::open(&folder, settings).map_err(|error| state(&error))?;
+        let client = client(&folder, &config)?;
         if !own.exists() {
             remember(&own, &config).map_err(|error| {
                 Failure::because(format_args!("cannot write {}", own.display()), &error)
@@ -66,6 +56,17 @@ impl Requester {
         }
         Ok(client)
     }
+}
+
+/// The client of that folder, on the network of that configuration.
+pub(crate) fn client(folder: &Path, config: &Config) -> Result<Client, Failure> {
+    let program = std::env::current_exe().map_err(|error| {
+        Failure::because("cannot find this program for ssh's ProxyCommand", &error)
+    })?;
+    let network = &config.network;
+    let entries = config.node.bootstrap.clone();
+    let settings = ClientConfig::new(network.id.clone(), network.params.clone(), entries, program);
+    Client::open(folder, settings).map_err(|error| state(&error))
 }
 
 /// Writes the network and the nodes to ask first.
@@ -113,14 +114,6 @@ pub(crate) async fn connect(client: &Client, progress: &Progress) -> Result<Conn
 /// The lease of that name.
 pub(crate) fn find(client: &Client, name: &str) -> Result<Lease, Failure> {
     client.find(name).map_err(|error| state(&error))
-}
-
-/// The wall clock.
-pub(crate) fn now() -> UnixTime {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    UnixTime(since.as_secs())
 }
 
 /// What a step is, for who watches.
