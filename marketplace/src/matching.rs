@@ -71,8 +71,10 @@ pub enum Mismatch {
     Full,
     /// It costs more, or is priced in another asset.
     Price,
-    /// It does not serve this requester: no voucher of a listed issuer, and too much for an anonymous lease.
+    /// It serves nobody but the holders of a voucher from an issuer that it lists, and this is none.
     Policy,
+    /// It is larger or longer than what it gives to somebody without a voucher.
+    Anonymous,
 }
 
 impl Mismatch {
@@ -87,7 +89,8 @@ impl Mismatch {
             Self::SharedKernel => "with a shared kernel",
             Self::Full => "full",
             Self::Price => "too expensive",
-            Self::Policy => "that do not admit this request",
+            Self::Policy => "that serve holders of a grant from a listed issuer only",
+            Self::Anonymous => "that lease less, or for a shorter time, to somebody without a grant",
         }
     }
 }
@@ -119,7 +122,7 @@ fn candidate(listed: &MarketCard, wanted: &Wanted) -> Result<Candidate, Mismatch
         return Err(Mismatch::Image);
     }
     let price = price(card, wanted)?;
-    let work_bits = admits(&card.policy, wanted).ok_or(Mismatch::Policy)?;
+    let work_bits = admits(&card.policy, wanted);
     let mut closest = Mismatch::Arch;
     for (index, offer) in card.offers.iter().enumerate() {
         let fitting = offer
@@ -138,6 +141,7 @@ fn candidate(listed: &MarketCard, wanted: &Wanted) -> Result<Candidate, Mismatch
         } else if level == Some(Level::None) {
             Mismatch::Full
         } else {
+            let work_bits = work_bits?;
             let class = fitting.expect("checked above");
             let card = Arc::clone(card);
             return Ok(Candidate {
@@ -172,18 +176,17 @@ fn price(card: &VerifiedCard, wanted: &Wanted) -> Result<Money, Mismatch> {
     }
 }
 
-/// Bits of work that the requester has to do; `None` where the policy does not admit it.
-fn admits(policy: &Policy, wanted: &Wanted) -> Option<u8> {
+/// Bits of work that the requester has to do.
+fn admits(policy: &Policy, wanted: &Wanted) -> Result<u8, Mismatch> {
     if let Some(issuer) = &wanted.issuer {
-        return policy.issuers.contains(issuer).then_some(0);
+        let listed = policy.issuers.contains(issuer);
+        return listed.then_some(0).ok_or(Mismatch::Policy);
     }
-    policy
+    let limits = policy
         .anonymous
-        .filter(|limits| {
-            limits.max_concurrent > 0
-                && limits.max_per_hour > 0
-                && wanted.duration <= limits.max_duration
-                && wanted.resources.fits_in(&limits.max_resources)
-        })
-        .map(|limits| limits.work_bits)
+        .filter(|limits| limits.max_concurrent > 0 && limits.max_per_hour > 0)
+        .ok_or(Mismatch::Policy)?;
+    let fits = wanted.duration <= limits.max_duration
+        && wanted.resources.fits_in(&limits.max_resources);
+    fits.then_some(limits.work_bits).ok_or(Mismatch::Anonymous)
 }

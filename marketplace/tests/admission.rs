@@ -425,7 +425,7 @@ fn what_does_not_match_says_why() {
         Mismatch::Limits
     );
     assert_eq!(why(&|w| w.shared_kernel = false), Mismatch::SharedKernel);
-    assert_eq!(why(&|w| w.duration = DurationS(9_999)), Mismatch::Policy);
+    assert_eq!(why(&|w| w.duration = DurationS(9_999)), Mismatch::Anonymous);
     let asset: souk_market::units::Asset = "TEST".parse().expect("an asset");
     assert_eq!(
         why(&|w| w.max_total = Some((asset.clone(), Money(4)))),

@@ -3,6 +3,8 @@
 use std::io::{self, Write as _};
 
 use serde::Serialize;
+use souk_crypto::UnixTime;
+use time::{OffsetDateTime, macros::format_description};
 
 /// Prints one line on stdout. A reader that went away (`souk market | head`) is no failure.
 pub(crate) fn line(text: impl std::fmt::Display) {
@@ -42,8 +44,48 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
+/// An instant for people: the date in UTC, and how far away it is.
+pub(crate) fn time(at: UnixTime, now: UnixTime) -> String {
+    let date = i64::try_from(at.0)
+        .ok()
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
+        .and_then(|date| {
+            date.format(format_description!(
+                "[year]-[month]-[day] [hour]:[minute]:[second] UTC"
+            ))
+            .ok()
+        });
+    let Some(date) = date else {
+        return format!("{} (Unix seconds)", at.0);
+    };
+    match (at.0.checked_sub(now.0), now.0.saturating_sub(at.0)) {
+        (Some(left), _) => format!("{date}, in {}", span(left)),
+        (None, past) => format!("{date}, {} ago", span(past)),
+    }
+}
+
+/// A span in the unit that says enough of it.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use souk_crypto::UnixTime;
+
+    #[test]
+    fn times_are_dates_with_a_distance() {
+        let at = |seconds| super::time(UnixTime(seconds), UnixTime(1_795_200_000));
+        insta::assert_snapshot!(at(1_795_203_543), @"2026-11-20 19:39:03 UTC, in 59 min");
+        insta::assert_snapshot!(at(1_795_100_000), @"2026-11-19 14:53:20 UTC, 27 h ago");
+        insta::assert_snapshot!(at(u64::MAX), @"18446744073709551615 (Unix seconds)");
+    }
+
     #[test]
     fn columns_line_up_by_characters() {
         let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();

@@ -107,7 +107,7 @@ pub enum StateError {
     #[error("a key of the lease cannot be used")]
     Key(#[from] souk_crypto::keyfile::KeyFileError),
     /// No lease has this name, or several do.
-    #[error("{found} leases match {name:?}")]
+    #[error("{} matches {name:?}", if *.found == 0 { "no lease".to_owned() } else { format!("more than one lease ({found})") })]
     Name {
         /// What was looked for.
         name: String,

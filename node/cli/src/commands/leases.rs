@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde::Serialize;
+use souk_crypto::UnixTime;
 use souk_node::{
     client::{Lease, Stage},
     net::peer_id,
@@ -53,6 +54,7 @@ impl Leases {
             out::json(&rows);
             return DONE;
         }
+        let now = unix_now();
         let head = ["NAME", "SSH", "STAGE", "PROVIDER", "VALID TO"]
             .map(str::to_owned)
             .to_vec();
@@ -66,7 +68,7 @@ impl Leases {
                 ),
                 row.provider,
                 row.valid_to_unix_s
-                    .map(|time| time.to_string())
+                    .map(|valid_to| out::time(UnixTime(valid_to), now))
                     .unwrap_or_default(),
             ]
         });

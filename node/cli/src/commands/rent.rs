@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode, time::Ins
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use souk_crypto::{HolderKey, NodeId, keyfile};
+use souk_crypto::{HolderKey, NodeId, UnixTime, keyfile};
 use souk_market::{
     matching::Wanted,
     quorum::Market,
@@ -13,6 +13,7 @@ use souk_market::{
 use souk_node::{
     client::{self, Client, Connected, Lease, RentError, RentRequest, VoucherFile},
     net::peer_id,
+    unix_now,
 };
 
 use super::{
@@ -41,19 +42,19 @@ pub(crate) struct Rent {
     #[arg(long, value_name = "NODE")]
     provider: Option<String>,
     /// CPU, in thousandths of a core
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     cpu_millicores: u32,
     /// Memory, in MiB
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     memory_mib: u32,
     /// Writable disk, in MiB
     #[arg(long, default_value_t = 256)]
     disk_mib: u32,
     /// Processes and threads
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     max_processes: u32,
     /// How long, in seconds
-    #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 3600, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     duration_s: u32,
     /// A limit that must be enforced: cpu, memory, processes or disk; may be repeated
     #[arg(long, value_name = "LIMIT")]
@@ -311,7 +312,7 @@ fn text(rented: &Rented) -> String {
         ("price", rented.price.clone()),
         (
             "valid until",
-            format!("{} (Unix seconds)", rented.valid_to_unix_s),
+            out::time(UnixTime(rented.valid_to_unix_s), unix_now()),
         ),
         ("egress", egress.to_owned()),
         ("limits enforced", limits),
