@@ -138,11 +138,12 @@ fn candidate(listed: &MarketCard, wanted: &Wanted) -> Result<Candidate, Mismatch
             Mismatch::Limits
         } else if offer.shared_kernel && !wanted.shared_kernel {
             Mismatch::SharedKernel
+        } else if let Err(why) = work_bits {
+            why
         } else if level == Some(Level::None) {
             Mismatch::Full
         } else {
-            let work_bits = work_bits?;
-            let class = fitting.expect("checked above");
+            let (class, work_bits) = (fitting.expect("checked above"), work_bits?);
             let card = Arc::clone(card);
             return Ok(Candidate {
                 card,
