@@ -132,6 +132,8 @@ hash_domains! {
     REPLY_KEY = "reply-key";
     /// The public leaf of the usage log: salt and statement. Stops a leaf from being a hash known from elsewhere.
     LOG_LEAF = "log-leaf";
+    /// The name of evidence against a log. Stops other hashes of the same bytes from standing for it.
+    LOG_EVIDENCE = "log-evidence";
     /// The root over a set of cards. Stops a single card's digest from standing for a set of one.
     CARD_SET = "card-set";
     /// Proof of work that admits a request. Stops work for one request from paying for another.

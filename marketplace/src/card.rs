@@ -317,6 +317,12 @@ impl VerifiedCard {
         &self.sub_keys
     }
 
+    /// The list of sub-keys as the node signed it.
+    #[must_use]
+    pub fn key_list(&self) -> &Verified<SubKeys> {
+        &self.sub_keys
+    }
+
     /// To which key requests are sealed; `None` where the node is no provider.
     #[must_use]
     pub fn seal_key(&self) -> Option<&SealPublicKey> {

@@ -11,6 +11,10 @@
 //! without blame, and only [`Verdict::Reject`] counts against the neighbour, because only bad form or a bad signature
 //! is something that every honest neighbour would have noticed.
 //!
+//! The last thing that each provider said of its usage log outlives its card: it is handed out with the cards, so that a
+//! provider that was restored from an old backup learns what it has signed, and so that one that contradicts itself is
+//! found out by whoever saw both ([`Contradiction`]).
+//!
 //! Threats: a stranger that fills the memory (bounds below), that floods with its own valid cards
 //! ([`UPDATE_BURST`]), that shows different cards to different readers (equivocation, and [`crate::quorum`]).
 
@@ -27,6 +31,7 @@ use souk_crypto::{
 use crate::{
     capacity::{CAPACITY_JITTER_S, CAPACITY_LIFE_S, CAPACITY_PERIOD_S, Capacity},
     card::{Address, Age, Card, CardError, VerifiedCard},
+    log::{Contradiction, LogClaim, MAX_CLAIM_BYTES},
     retirement::{RetirementError, VerifiedRetirement},
     snapshot::Snapshot,
 };
@@ -37,6 +42,12 @@ pub const MAX_CARDS: usize = 4096;
 pub const MAX_TOMBSTONES: usize = 4096;
 /// Most proofs of equivocation; when full, the oldest goes.
 pub const MAX_EQUIVOCATIONS: usize = 64;
+/// Most nodes of whose log the last claim is kept, about 900 bytes each; when full, new ones are not kept.
+pub const MAX_CLAIMS: usize = 2 * MAX_CARDS;
+/// A claim is kept for so long, in seconds (30 days): whoever restores a backup later than this is not reminded any more.
+pub const CLAIM_LIFE_S: u64 = 30 * 86_400;
+/// Most evidence against logs, of one node each; when full, the oldest goes.
+pub const MAX_CONTRADICTIONS: usize = 64;
 /// A node may replace its card so many times at once, and once a minute from then on.
 pub const UPDATE_BURST: u8 = 10;
 
@@ -114,6 +125,10 @@ pub struct Directory {
     entries: BTreeMap<NodeId, Entry>,
     tombstones: BTreeMap<NodeId, VerifiedRetirement>,
     equivocations: VecDeque<Equivocation>,
+    claims: BTreeMap<NodeId, Arc<LogClaim>>,
+    contradictions: VecDeque<Arc<Contradiction>>,
+    /// How many of them nobody was told of yet, from the end.
+    untold: usize,
 }
 
 #[derive(Debug)]
@@ -135,6 +150,9 @@ impl Directory {
             entries: BTreeMap::new(),
             tombstones: BTreeMap::new(),
             equivocations: VecDeque::new(),
+            claims: BTreeMap::new(),
+            contradictions: VecDeque::new(),
+            untold: 0,
         }
     }
 
@@ -170,6 +188,7 @@ impl Directory {
         if now.plus_s(MAX_SKEW_S) < capacity.at {
             return Verdict::Ignore(Ignored::Future);
         }
+        self.remember(now, &capacity);
         if now >= capacity.at.plus_s(CAPACITY_LIFE_S + MAX_SKEW_S) {
             return Verdict::Ignore(Ignored::Expired);
         }
@@ -198,6 +217,27 @@ impl Directory {
         }
         entry.capacity = Some(Arc::new(capacity));
         Verdict::Accept
+    }
+
+    /// Takes what a provider said of its log, from a snapshot; says whether it was news.
+    pub fn handle_claim(&mut self, now: UnixTime, bytes: &[u8]) -> bool {
+        if bytes.len() > MAX_CLAIM_BYTES || self.claims.values().any(|c| c.as_bytes() == bytes) {
+            return false;
+        }
+        LogClaim::open(bytes, &self.network).is_ok_and(|claim| self.claim(now, claim))
+    }
+
+    /// Takes evidence against a log; says whether it was news.
+    pub fn handle_contradiction(&mut self, evidence: Contradiction) -> bool {
+        if self.contradiction(&evidence.node()).is_some() {
+            return false;
+        }
+        if self.contradictions.len() >= MAX_CONTRADICTIONS {
+            self.contradictions.pop_front();
+        }
+        self.contradictions.push_back(Arc::new(evidence));
+        self.untold = (self.untold + 1).min(MAX_CONTRADICTIONS);
+        true
     }
 
     /// Takes a signed retirement.
@@ -241,6 +281,7 @@ impl Directory {
         }
         self.tombstones
             .retain(|_, tombstone| !tombstone.is_over(now));
+        self.claims.retain(|_, claim| is_claimed(now, claim));
         before - self.entries.len()
     }
 
@@ -270,7 +311,21 @@ impl Directory {
         let cards = self
             .cards(now)
             .map(|(card, capacity)| (Arc::clone(card), capacity.cloned()));
-        Snapshot::new(&self.network, epoch, cards.collect())
+        // Most claims travel in the capacity messages anyway.
+        let rides = |claim: &LogClaim| {
+            let entry = self.entries.get(&claim.node());
+            let entry = entry.filter(|entry| entry.is_usable(now));
+            entry
+                .and_then(|entry| entry.capacity.as_ref())
+                .is_some_and(|capacity| claim.is_of(capacity))
+        };
+        let claims = self.claims.values().filter(|claim| !rides(claim));
+        Snapshot::new(
+            &self.network,
+            epoch,
+            cards.collect(),
+            claims.cloned().collect(),
+        )
     }
 
     /// Who took over from a node that retired, where both said so.
@@ -297,6 +352,31 @@ impl Directory {
         self.equivocations.iter()
     }
 
+    /// The last that a node said of its log: of the largest size, and then the latest.
+    #[must_use]
+    pub fn log_claim(&self, node: &NodeId) -> Option<&Arc<LogClaim>> {
+        self.claims.get(node)
+    }
+
+    /// Evidence against the log of a node.
+    #[must_use]
+    pub fn contradiction(&self, node: &NodeId) -> Option<&Arc<Contradiction>> {
+        self.contradictions.iter().find(|c| c.node() == *node)
+    }
+
+    /// All evidence against logs, oldest first.
+    pub fn contradictions(&self) -> impl Iterator<Item = &Arc<Contradiction>> {
+        self.contradictions.iter()
+    }
+
+    /// Evidence that came since this was last asked, oldest first.
+    pub fn poll_contradiction(&mut self) -> Option<Arc<Contradiction>> {
+        let at = self.contradictions.len().checked_sub(self.untold)?;
+        let told = self.contradictions.get(at).cloned()?;
+        self.untold -= 1;
+        Some(told)
+    }
+
     /// How many nodes have a card here, usable or not.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -319,6 +399,40 @@ impl Directory {
         self.entries
             .values()
             .any(|entry| entry.card.digest() == digest)
+    }
+
+    /// Keeps what a capacity message says of a log, where the card that is held names its signer: also that of an earlier
+    /// card, or one that says nothing else any more.
+    fn remember(&mut self, now: UnixTime, capacity: &Verified<Capacity>) {
+        let Some(entry) = self.entries.get(&capacity.node) else {
+            return;
+        };
+        let list = entry.card.key_list().clone();
+        if let Ok(claim) = LogClaim::of_capacity(list, capacity.clone()) {
+            self.claim(now, claim);
+        }
+    }
+
+    fn claim(&mut self, now: UnixTime, claim: LogClaim) -> bool {
+        // A checkpoint alone does not say when it was signed, and would be kept for ever.
+        if !is_claimed(now, &claim) {
+            return false;
+        }
+        let node = claim.node();
+        let held = self.claims.get(&node).cloned();
+        if let Some(held) = &held
+            && let Some(evidence) = Contradiction::between(held, &claim)
+        {
+            self.handle_contradiction(evidence);
+        }
+        let news = held.as_ref().map_or_else(
+            || self.claims.len() < MAX_CLAIMS,
+            |held| (held.size(), held.moment()) < (claim.size(), claim.moment()),
+        );
+        if news {
+            self.claims.insert(node, Arc::new(claim));
+        }
+        news
     }
 
     fn open(&self, bytes: &[u8]) -> Result<VerifiedCard, CardError> {
@@ -372,6 +486,13 @@ impl Directory {
         entry.capacity = None;
         Verdict::Accept
     }
+}
+
+/// Whether a claim says when it was made, and that was not long ago nor in the future.
+fn is_claimed(now: UnixTime, claim: &LogClaim) -> bool {
+    claim
+        .moment()
+        .is_some_and(|(_, at)| at <= now.plus_s(MAX_SKEW_S) && now < at.plus_s(CLAIM_LIFE_S))
 }
 
 impl Entry {

@@ -24,6 +24,7 @@ use crate::{
     capacity::{CAPACITY_LIFE_S, Capacity, Level},
     card::{Address, Age, Card, CardError, VerifiedCard},
     directory::MAX_CARDS,
+    log::LogClaim,
     snapshot,
     units::{CardDigest, Digest, Sequence},
 };
@@ -175,6 +176,7 @@ impl Gathering {
                     self.take_capacity(object);
                     continue;
                 }
+                Err(SetError::Card(_)) if LogClaim::is_form_of(object) => continue,
                 Err(error) => return Err(error),
             };
             if cards.last().is_some_and(|(last, _)| *last >= card.node) {

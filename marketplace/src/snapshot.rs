@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use souk_crypto::{NetworkId, Verified, domain};
 
-use crate::{capacity::Capacity, card::VerifiedCard, units::Digest};
+use crate::{capacity::Capacity, card::VerifiedCard, log::LogClaim, units::Digest};
 
 /// A set of cards as it was at one instant; cheap to clone and to keep while it is being sent.
 #[derive(Clone, Debug)]
@@ -17,18 +17,26 @@ pub struct Snapshot {
     epoch: u64,
     root: Digest,
     cards: Arc<[Listed]>,
+    /// What providers said of their logs, where no capacity message above says it.
+    claims: Arc<[Arc<LogClaim>]>,
 }
 
 type Listed = (Arc<VerifiedCard>, Option<Arc<Verified<Capacity>>>);
 
 impl Snapshot {
-    pub(crate) fn new(network: &NetworkId, epoch: u64, cards: Vec<Listed>) -> Self {
+    pub(crate) fn new(
+        network: &NetworkId,
+        epoch: u64,
+        cards: Vec<Listed>,
+        claims: Vec<Arc<LogClaim>>,
+    ) -> Self {
         let digests = cards.iter().map(|(card, _)| card.digest().0);
         let root = root(network, epoch, digests);
         Self {
             epoch,
             root,
             cards: cards.into(),
+            claims: claims.into(),
         }
     }
 
@@ -56,14 +64,17 @@ impl Snapshot {
         self.cards.is_empty()
     }
 
-    /// The signed objects in the order in which they travel: all cards by node, then the capacity messages.
+    /// The objects in the order in which they travel: all cards by node, then the capacity messages, then what providers
+    /// said of their logs ([`LogClaim`]).
     pub fn objects(&self) -> impl Iterator<Item = &[u8]> {
         let cards = self.cards.iter().map(|(card, _)| card.as_bytes());
         let capacities = self
             .cards
             .iter()
             .filter_map(|(_, capacity)| capacity.as_ref());
-        cards.chain(capacities.map(|capacity| capacity.signed().as_bytes()))
+        cards
+            .chain(capacities.map(|capacity| capacity.signed().as_bytes()))
+            .chain(self.claims.iter().map(|claim| claim.as_bytes()))
     }
 }
 

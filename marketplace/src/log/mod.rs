@@ -8,7 +8,8 @@
 //!
 //! Threats:
 //! - *A provider rewrites its past, or shows one log to a requester and another to the rest.* A checkpoint is signed and
-//!   names size and root; [`checkpoint_extends`] finds a rollback and a fork, and [`audit()`] recomputes a whole log.
+//!   names size and root; [`checkpoint_extends`] finds a rollback and a fork, and [`audit()`] recomputes a whole log. Two
+//!   [`LogClaim`]s that cannot both be true make a [`Contradiction`], which proves itself to everybody.
 //! - *A stranger reads who used what.* An entry is a salted commitment, an outcome class and an hour; only the holder of
 //!   the lease has the [`Opening`].
 //! - *A leaf that passes for an inner node, or the other way round.* Leaf and node hashes have different prefixes
@@ -20,6 +21,8 @@
 
 mod audit;
 mod checkpoint;
+mod claim;
+mod contradiction;
 mod entry;
 mod hash;
 mod note;
@@ -28,6 +31,8 @@ mod tree;
 
 pub use audit::{AuditError, Audited, BundleSource, Extension, audit, checkpoint_extends};
 pub use checkpoint::{Checkpoint, CheckpointError, MAX_CHECKPOINT_BYTES, origin};
+pub use claim::{ClaimError, LogClaim, MAX_CLAIM_BYTES, Moment};
+pub use contradiction::{Contradiction, ContradictionError, Contradicts, MAX_CONTRADICTION_BYTES};
 pub use entry::{
     Entry, EntryError, HourBucket, LeaseEntry, MAX_ENTRY_BYTES, MAX_REFUSAL_REASONS,
     MAX_STATEMENT_BYTES, Opening, OutcomeClass, RefusalEntry,
