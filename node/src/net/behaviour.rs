@@ -18,9 +18,11 @@ use libp2p::{
 };
 
 use super::{
+    afresh::Afresh,
     config::Limits,
     gate, gossip,
     names::Names,
+    single,
     streams::{self, Acceptor, Opener},
 };
 
@@ -36,6 +38,7 @@ pub(super) struct Behaviour {
     limits: connection_limits::Behaviour,
     memory: memory_connection_limits::Behaviour,
     pub(super) gate: gate::Behaviour,
+    single: single::Behaviour,
     pub(super) streams: streams::Behaviour,
     pub(super) identify: identify::Behaviour,
     ping: ping::Behaviour,
@@ -68,6 +71,7 @@ impl Behaviour {
             limits: connection_limits(limits),
             memory: memory_limit(limits),
             gate: gate::Behaviour::new(limits.per_ip),
+            single: single::Behaviour::new(peer),
             streams,
             identify: identify::Behaviour::new(identify),
             ping: ping(),
@@ -96,6 +100,7 @@ impl Behaviour {
             limits: connection_limits(&limits),
             memory: memory_limit(&limits),
             gate: gate::Behaviour::new(limits.per_ip),
+            single: single::Behaviour::new(key.public().to_peer_id()),
             streams,
             identify: identify::Behaviour::new(identify),
             ping: ping(),
@@ -104,6 +109,11 @@ impl Behaviour {
             mdns: None.into(),
         };
         (behaviour, opener)
+    }
+
+    /// The gossip router, which a client does not have.
+    pub(super) fn router(&mut self) -> Option<&mut gossip::Router> {
+        self.gossip.as_mut().map(Afresh::router_mut)
     }
 }
 
@@ -122,9 +132,14 @@ fn memory_limit(limits: &Limits) -> memory_connection_limits::Behaviour {
     memory_connection_limits::Behaviour::with_max_bytes(limits.memory_mib.saturating_mul(1 << 20))
 }
 
-/// Pings find dead TCP connections; QUIC notices by itself.
+/// Pings find dead TCP connections, where the other machine vanished without a word: the second that gets no answer closes
+/// them, after 40 s at most. QUIC notices by itself, and sooner.
 fn ping() -> ping::Behaviour {
-    ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(15)))
+    ping::Behaviour::new(
+        ping::Config::new()
+            .with_interval(Duration::from_secs(10))
+            .with_timeout(Duration::from_secs(10)),
+    )
 }
 
 /// Kademlia as a way to find neighbours and nothing else: no record of a stranger is stored.

@@ -14,7 +14,7 @@ pub struct Limits {
     pub inbound: u32,
     /// Connections to others, which strangers cannot use up. Default 256.
     pub outbound: u32,
-    /// Connections with one peer. Default 4: both sides may dial at once, over TCP and QUIC.
+    /// Connections with one peer. Default 4: one is held, and those that it replaced are still closing.
     pub per_peer: u32,
     /// Connections that are being set up, in each direction. Default 64.
     pub pending: u32,

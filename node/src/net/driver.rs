@@ -21,6 +21,7 @@ use libp2p::{
     gossipsub::{self, MessageAcceptance, MessageId},
     identify, kad, mdns,
     metrics::{Metrics, Recorder as _},
+    ping,
     swarm::{
         DialError, SwarmEvent,
         dial_opts::{DialOpts, PeerCondition},
@@ -153,8 +154,7 @@ impl Driver {
     }
 
     fn publish(&mut self, topic: Topic, message: Bytes) -> Result<(), PublishError> {
-        let (Some(gossip), Some(node)) = (self.swarm.behaviour_mut().gossip.as_mut(), &self.node)
-        else {
+        let (Some(gossip), Some(node)) = (self.swarm.behaviour_mut().router(), &self.node) else {
             return Err(PublishError::NotANode);
         };
         match gossip.publish(node.floodgate.hash(topic), message) {
@@ -169,7 +169,7 @@ impl Driver {
     }
 
     fn report(&mut self, id: &MessageId, from: &PeerId, acceptance: MessageAcceptance) {
-        if let Some(gossip) = self.swarm.behaviour_mut().gossip.as_mut() {
+        if let Some(gossip) = self.swarm.behaviour_mut().router() {
             // False where the message has left the cache meanwhile; then there is nothing to forward.
             gossip.report_message_validation_result(id, from, acceptance);
         }
@@ -183,7 +183,7 @@ impl Driver {
         if self.conduct.is_banned(&peer, now) {
             behaviour.gate.ban(peer);
         }
-        if let Some(gossip) = behaviour.gossip.as_mut() {
+        if let Some(gossip) = behaviour.router() {
             gossip.set_application_score(&peer, sentence.score);
         }
         if sentence.disconnect {
@@ -196,7 +196,7 @@ impl Driver {
         let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
         let behaviour = self.swarm.behaviour_mut();
         behaviour.gate.pardon(|peer| !conduct.is_banned(peer, now));
-        if let Some(gossip) = behaviour.gossip.as_mut() {
+        if let Some(gossip) = behaviour.router() {
             for peer in &peers {
                 gossip.set_application_score(peer, conduct.score(peer, now));
             }
@@ -235,7 +235,7 @@ impl Driver {
             mesh: behaviour
                 .gossip
                 .as_ref()
-                .map_or(0, |gossip| gossip.all_mesh_peers().count()),
+                .map_or(0, |gossip| gossip.router().all_mesh_peers().count()),
             routable,
             connections: self
                 .swarm
@@ -328,8 +328,19 @@ impl Driver {
                 if let Some(metrics) = &self.metrics {
                     metrics.record(&event);
                 }
+                self.pinged(event);
             }
             _ => {}
+        }
+    }
+
+    /// Closes a connection over which nothing comes back. That is nobody's fault: a cable may be cut.
+    fn pinged(&mut self, event: ping::Event) {
+        match event.result {
+            Ok(_) | Err(ping::Failure::Unsupported) => {}
+            Err(ping::Failure::Timeout | ping::Failure::Other { .. }) => {
+                self.swarm.close_connection(event.connection);
+            }
         }
     }
 

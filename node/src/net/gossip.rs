@@ -25,7 +25,7 @@ use libp2p::{
     },
 };
 
-use super::{names::Names, rate::TokenBucket};
+use super::{afresh::Afresh, names::Names, rate::TokenBucket};
 
 /// Largest card or retirement, in bytes.
 pub const MAX_CARD_BYTES: usize = 4_096;
@@ -217,7 +217,7 @@ pub(super) fn behaviour(names: &Names) -> Behaviour {
         .prune_backoff(Duration::from_secs(30))
         .build()
         .expect("constants that the tests build");
-    let mut behaviour = gossipsub::Behaviour::new_with_subscription_filter(
+    let mut router = Router::new_with_subscription_filter(
         MessageAuthenticity::Anonymous,
         config,
         gossipsub::WhitelistSubscriptionFilter(
@@ -228,7 +228,7 @@ pub(super) fn behaviour(names: &Names) -> Behaviour {
         ),
     )
     .expect("anonymous messages fit the anonymous validation mode");
-    behaviour
+    router
         .with_peer_score(
             score(topics.iter().map(|topic| topic.hash())),
             PeerScoreThresholds {
@@ -241,15 +241,18 @@ pub(super) fn behaviour(names: &Names) -> Behaviour {
         )
         .expect("constants that the tests build");
     for topic in topics {
-        behaviour
+        router
             .subscribe(&topic)
             .expect("the filter holds these very topics");
     }
-    behaviour
+    Afresh::new(router)
 }
 
-/// The gossipsub behaviour with this network's filter.
-pub(super) type Behaviour = gossipsub::Behaviour<gossipsub::IdentityTransform, OwnTopics>;
+/// gossipsub with this network's filter.
+pub(super) type Router = gossipsub::Behaviour<gossipsub::IdentityTransform, OwnTopics>;
+
+/// The behaviour that the swarm drives.
+pub(super) type Behaviour = Afresh<Router>;
 
 fn score(topics: impl Iterator<Item = TopicHash>) -> PeerScoreParams {
     let topic = TopicScoreParams {

@@ -20,6 +20,7 @@
 //! (see `conduct.rs`). `docs/network.md` lists frames and bounds.
 
 mod address;
+mod afresh;
 mod backoff;
 mod behaviour;
 mod conduct;
@@ -37,6 +38,7 @@ mod node;
 mod peers;
 mod rate;
 mod relay;
+mod single;
 mod snapshot;
 mod streams;
 

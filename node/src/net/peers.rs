@@ -1,10 +1,10 @@
 //! The handle by which everything else uses the swarm.
 
-use std::time::Duration;
+use std::{error::Error, io, time::Duration};
 
 use bytes::Bytes;
 use libp2p::{
-    Multiaddr, PeerId,
+    Multiaddr, PeerId, TransportError,
     gossipsub::MessageId,
     swarm::{ConnectionDenied, DialError},
 };
@@ -49,12 +49,17 @@ pub enum ConnectError {
     /// A bound on connections of this node was reached.
     #[error("the local node refuses more connections")]
     Refused,
-    /// Nobody answered, or the handshake failed.
-    #[error("the node could not be reached: {reason}")]
+    /// Nobody answered at any address, or the handshake failed.
+    #[error("the node did not answer at {}: {reason}", count(*addresses))]
     Unreachable {
+        /// Addresses that were tried.
+        addresses: usize,
         /// What the transports said, without addresses.
         reason: String,
     },
+    /// The attempt was given up before it had an end.
+    #[error("the attempt to reach the node was given up")]
+    GivenUp,
     /// It took too long.
     #[error("the node did not answer within {} s", CONNECT_DEADLINE.as_secs())]
     TimedOut,
@@ -73,21 +78,47 @@ impl ConnectError {
             DialError::WrongPeerId { .. } | DialError::LocalPeerId { .. } => Self::WrongNode,
             DialError::Denied { cause } => Self::denied(cause),
             DialError::Transport(attempts) => Self::Unreachable {
-                reason: attempts
-                    .iter()
-                    .map(|(_, error)| error.to_string())
-                    .collect::<Vec<_>>()
-                    .join("; "),
+                addresses: attempts.len(),
+                reason: reason(attempts.iter().map(|(_, error)| error)),
             },
-            DialError::Aborted | DialError::DialPeerConditionFalse(_) => Self::Unreachable {
-                reason: "the attempt was given up".to_owned(),
-            },
+            DialError::Aborted | DialError::DialPeerConditionFalse(_) => Self::GivenUp,
         }
     }
 
     fn denied(_: &ConnectionDenied) -> Self {
         Self::Refused
     }
+}
+
+fn count(addresses: usize) -> String {
+    match addresses {
+        1 => "its one address".to_owned(),
+        _ => format!("any of its {addresses} addresses"),
+    }
+}
+
+/// What the attempts failed from, each cause once. libp2p's own wrappers say nothing themselves; what they wrap does.
+fn reason<'a>(attempts: impl Iterator<Item = &'a TransportError<io::Error>>) -> String {
+    let mut causes: Vec<String> = Vec::new();
+    for error in attempts {
+        let cause = match error {
+            TransportError::MultiaddrNotSupported(_) => "an address that is not dialed".to_owned(),
+            TransportError::Other(error) => innermost(error),
+        };
+        if !causes.contains(&cause) {
+            causes.push(cause);
+        }
+    }
+    causes.join("; ")
+}
+
+/// The last cause of an error that says anything.
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| (*error).source())
+        .map(ToString::to_string)
+        .filter(|text| !text.is_empty())
+        .last()
+        .unwrap_or_else(|| "no cause was given".to_owned())
 }
 
 /// Why a message was not published.

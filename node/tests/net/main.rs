@@ -2,4 +2,5 @@
 
 mod hostile;
 mod protocols;
+mod returning;
 mod support;

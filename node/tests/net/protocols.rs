@@ -290,6 +290,21 @@ async fn anybody_reads_a_whole_log() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_not_there_is_told_with_the_reason() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let address = format!("/ip4/127.0.0.1/tcp/{port}").parse().unwrap();
+    let nobody = TestNode::start(quiet_config()).await.node.peers().local();
+    let failed = client().peers().connect(nobody, &[address]).await;
+    let error = failed.expect_err("nobody listens there").to_string();
+    assert_eq!(
+        error,
+        "the node did not answer at its one address: Connection refused (os error 111)"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_shows_no_address_no_role_and_a_fresh_identity() {
     let mut server = raw_swarm();
     server

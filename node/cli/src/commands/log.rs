@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
-use souk_node::net::peer_id;
+use souk_node::{client::LogError, net::peer_id};
 
 use super::{
     DONE,
@@ -12,7 +12,11 @@ use super::{
     requester::{self, Requester},
     wait,
 };
-use crate::{failure::Failure, out, progress::Progress};
+use crate::{
+    failure::{Failure, UNAVAILABLE},
+    out,
+    progress::Progress,
+};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Log {
@@ -55,7 +59,7 @@ impl Log {
             connected
                 .verify_log(node)
                 .await
-                .map_err(|error| Failure::of(&error))
+                .map_err(|error| unverified(&error))
         })?;
         let verified = Verified {
             provider: peer_id(&node).to_string(),
@@ -72,5 +76,15 @@ impl Log {
             ));
         }
         DONE
+    }
+}
+
+fn unverified(error: &LogError) -> Failure {
+    let failure = Failure::of(error);
+    match error {
+        LogError::Connect(_) => failure
+            .hint("again in a minute: it may be away, or have moved and its new card not be everywhere yet")
+            .code(UNAVAILABLE),
+        _ => failure,
     }
 }
