@@ -99,8 +99,10 @@ impl HashDomain {
         self.of(network.as_str().as_bytes(), parts)
     }
 
-    /// Like [`Self::hash`], for input that names its network itself, or that is what makes a network.
-    pub(crate) fn hash_unbound(&self, parts: &[&[u8]]) -> [u8; 32] {
+    /// Like [`Self::hash`], for input that names its network itself, that is what makes a network, or that means the same
+    /// on every network.
+    #[must_use]
+    pub fn hash_unbound(&self, parts: &[&[u8]]) -> [u8; 32] {
         self.of(b"", parts)
     }
 
@@ -138,6 +140,16 @@ hash_domains! {
     CARD_SET = "card-set";
     /// Proof of work that admits a request. Stops work for one request from paying for another.
     WORK = "work";
+    /// Digest of a quote or report. Stops the digest of collateral from standing for evidence.
+    EVIDENCE = "evidence";
+    /// Digest of collateral. Stops the digest of evidence from standing for what supports it.
+    COLLATERAL = "collateral";
+    /// What a node's evidence binds. Stops evidence of an instance from standing for its provider.
+    NODE_EVIDENCE = "node-evidence";
+    /// What an instance's evidence binds. Stops evidence of a node from standing for a machine that it rents out.
+    INSTANCE_EVIDENCE = "instance-evidence";
+    /// Digest of a policy. Stops the digest of any other text from standing for a policy.
+    EVIDENCE_POLICY = "evidence-policy";
     /// Proof of work that lets a message of several packets in. Stops it from standing for work that admits a request.
     MESSAGE_WORK = "message-work";
 }

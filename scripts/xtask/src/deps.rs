@@ -16,6 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("souk-backend", &[]),
     ("souk-image", &["souk-backend"]),
     ("souk-sphinx", &["souk-crypto"]),
+    ("souk-attest", &["souk-crypto"]),
     ("souk-market", &["souk-crypto"]),
     ("souk-sandbox", &["souk-backend", "souk-image"]),
     ("souk-agent", &["souk-backend"]),
@@ -33,6 +34,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "souk",
         &[
+            "souk-attest",
             "souk-backend",
             "souk-crypto",
             "souk-image",
@@ -68,6 +70,7 @@ const PURE: &[(&str, &[&str])] = &[
         &["tokio", "libp2p", "redb", "rustix", "libc"],
     ),
     ("souk-crypto", &["tokio", "libp2p", "redb"]),
+    ("souk-attest", &["libp2p", "redb"]),
 ];
 
 /// Checks every arrow.

@@ -1,0 +1,232 @@
+//! Certificates and revocation lists as evidence needs them: parsed once, with their dates, and equal to their bytes.
+//!
+//! Threat: bytes beside the signed ones. A certificate is taken only if encoding it again gives the same bytes, and only
+//! if the two places that name its signature algorithm agree, so that every byte is either signed or a signature.
+
+use souk_crypto::UnixTime;
+use x509_cert::{
+    certificate::{CertificateInner, Raw},
+    crl::CertificateList,
+    der::{Decode as _, Encode as _, asn1::ObjectIdentifier},
+    name::Name,
+    spki::AlgorithmIdentifierOwned,
+    time::Time,
+};
+
+use crate::refusal::{Part, Refusal};
+
+/// A certificate is no larger, in bytes; Intel's and AMD's have 700 to 1,700.
+pub(crate) const MAX_CERT_BYTES: usize = 8 * 1024;
+
+/// A revocation list is no larger, in bytes; Intel's list of PCKs grows with the machines that it revokes.
+pub(crate) const MAX_CRL_BYTES: usize = 256 * 1024;
+
+/// A certificate whose form was checked, and nothing else.
+#[derive(Clone, Debug)]
+pub(crate) struct Cert {
+    der: Vec<u8>,
+    parsed: CertificateInner<Raw>,
+}
+
+impl PartialEq for Cert {
+    fn eq(&self, other: &Self) -> bool {
+        self.der == other.der
+    }
+}
+impl Eq for Cert {}
+
+impl Cert {
+    pub(crate) fn from_der(der: &[u8], part: Part) -> Result<Self, Refusal> {
+        bounded(part, der.len(), MAX_CERT_BYTES)?;
+        let parsed = CertificateInner::<Raw>::from_der(der)
+            .map_err(|error| Refusal::malformed(part, error))?;
+        if parsed.to_der().ok().as_deref() != Some(der) {
+            return Err(Refusal::malformed(part, "not in distinguished encoding"));
+        }
+        if parsed.signature_algorithm() != parsed.tbs_certificate().signature() {
+            return Err(Refusal::malformed(part, "two signature algorithms"));
+        }
+        Ok(Self {
+            der: der.to_vec(),
+            parsed,
+        })
+    }
+
+    pub(crate) fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    pub(crate) fn serial(&self) -> &[u8] {
+        self.parsed.tbs_certificate().serial_number().as_bytes()
+    }
+
+    pub(crate) fn subject(&self) -> &Name {
+        self.parsed.tbs_certificate().subject()
+    }
+
+    pub(crate) fn issuer(&self) -> &Name {
+        self.parsed.tbs_certificate().issuer()
+    }
+
+    pub(crate) fn window(&self) -> (UnixTime, UnixTime) {
+        let validity = self.parsed.tbs_certificate().validity();
+        (instant(&validity.not_before), instant(&validity.not_after))
+    }
+
+    /// The public key without its algorithm.
+    pub(crate) fn public_key(&self) -> &[u8] {
+        let info = self.parsed.tbs_certificate().subject_public_key_info();
+        info.subject_public_key.raw_bytes()
+    }
+
+    /// The contents of an extension; `None` where there is none or more than one.
+    pub(crate) fn extension(&self, oid: ObjectIdentifier) -> Option<&[u8]> {
+        let extensions = self.parsed.tbs_certificate().extensions()?;
+        let mut found = extensions.iter().filter(|found| found.extn_id == oid);
+        match (found.next(), found.next()) {
+            (Some(one), None) => Some(one.extn_value.as_bytes()),
+            _ => None,
+        }
+    }
+
+    /// Refuses a certificate outside its dates.
+    pub(crate) fn check_dates(&self, part: Part, now: UnixTime) -> Result<(), Refusal> {
+        let (from, to) = self.window();
+        check_window(part, from, to, now)
+    }
+}
+
+/// A revocation list whose form was checked, and nothing else.
+#[derive(Clone, Debug)]
+pub(crate) struct Crl {
+    der: Vec<u8>,
+    parsed: CertificateList<Raw>,
+    this_update: UnixTime,
+    next_update: UnixTime,
+}
+
+impl PartialEq for Crl {
+    fn eq(&self, other: &Self) -> bool {
+        self.der == other.der
+    }
+}
+impl Eq for Crl {}
+
+impl Crl {
+    pub(crate) fn from_der(der: &[u8], part: Part) -> Result<Self, Refusal> {
+        bounded(part, der.len(), MAX_CRL_BYTES)?;
+        let parsed = CertificateList::<Raw>::from_der(der)
+            .map_err(|error| Refusal::malformed(part, error))?;
+        if parsed.to_der().ok().as_deref() != Some(der) {
+            return Err(Refusal::malformed(part, "not in distinguished encoding"));
+        }
+        if parsed.signature_algorithm != parsed.tbs_cert_list.signature {
+            return Err(Refusal::malformed(part, "two signature algorithms"));
+        }
+        let next_update = parsed
+            .tbs_cert_list
+            .next_update
+            .as_ref()
+            .ok_or_else(|| Refusal::malformed(part, "it never ends"))?;
+        Ok(Self {
+            der: der.to_vec(),
+            this_update: instant(&parsed.tbs_cert_list.this_update),
+            next_update: instant(next_update),
+            parsed,
+        })
+    }
+
+    pub(crate) fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    pub(crate) fn issuer(&self) -> &Name {
+        &self.parsed.tbs_cert_list.issuer
+    }
+
+    pub(crate) fn this_update(&self) -> UnixTime {
+        self.this_update
+    }
+
+    pub(crate) fn next_update(&self) -> UnixTime {
+        self.next_update
+    }
+
+    pub(crate) fn signature_algorithm(&self) -> &AlgorithmIdentifierOwned {
+        &self.parsed.signature_algorithm
+    }
+
+    /// What is signed, and the signature.
+    pub(crate) fn signed(&self) -> Option<(Vec<u8>, &[u8])> {
+        let tbs = self.parsed.tbs_cert_list.to_der().ok()?;
+        Some((tbs, self.parsed.signature.as_bytes()?))
+    }
+
+    /// Whether it names `cert`, which its issuer issued.
+    pub(crate) fn revokes(&self, cert: &Cert) -> bool {
+        let listed = self.parsed.tbs_cert_list.revoked_certificates.as_deref();
+        cert.issuer() == self.issuer()
+            && listed
+                .unwrap_or_default()
+                .iter()
+                .any(|entry| entry.serial_number.as_bytes() == cert.serial())
+    }
+
+    /// Refuses a list outside its dates.
+    pub(crate) fn check_dates(&self, part: Part, now: UnixTime) -> Result<(), Refusal> {
+        check_window(part, self.this_update, self.next_update, now)
+    }
+}
+
+/// Refuses what begins after `now` or ended before it; both ends belong to it (RFC 5280 section 4.1.2.5).
+pub(crate) fn check_window(
+    part: Part,
+    from: UnixTime,
+    to: UnixTime,
+    now: UnixTime,
+) -> Result<(), Refusal> {
+    if now < from {
+        return Err(Refusal::NotYetValid { part, from });
+    }
+    if now > to {
+        return Err(Refusal::Expired { part, to });
+    }
+    Ok(())
+}
+
+pub(crate) fn bounded(part: Part, len: usize, max: usize) -> Result<(), Refusal> {
+    if len > max {
+        return Err(Refusal::TooLarge { part, len, max });
+    }
+    Ok(())
+}
+
+/// SHA-256 of a root certificate: how a policy names it.
+pub(crate) fn fingerprint(der: &[u8]) -> [u8; 32] {
+    let digest = ring::digest::digest(&ring::digest::SHA256, der);
+    digest.as_ref().try_into().expect("SHA-256 gives 32 bytes")
+}
+
+/// Writes certificates as PEM (RFC 7468, strict form).
+pub(crate) fn to_pem(certs: &[Cert]) -> String {
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    certs
+        .iter()
+        .map(|cert| pem::encode_config(&pem::Pem::new("CERTIFICATE", cert.der()), config))
+        .collect()
+}
+
+/// Reads at most `max` PEM blocks with certificates, whatever stands around them.
+pub(crate) fn from_pem(text: &[u8], part: Part, max: usize) -> Result<Vec<Cert>, Refusal> {
+    bounded(part, text.len(), max * MAX_CERT_BYTES * 2)?;
+    let blocks = pem::parse_many(text).map_err(|error| Refusal::malformed(part, error))?;
+    bounded(part, blocks.len(), max)?;
+    blocks
+        .iter()
+        .map(|block| Cert::from_der(block.contents(), part))
+        .collect()
+}
+
+fn instant(time: &Time) -> UnixTime {
+    UnixTime(time.to_unix_duration().as_secs())
+}
