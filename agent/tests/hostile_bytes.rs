@@ -6,11 +6,11 @@ use std::{
     fs,
     io::{ErrorKind, Read as _, Write as _},
     net::TcpStream,
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
-    time::Duration,
 };
 
-use common::{Agent, PATIENCE, noise};
+use common::{Agent, PATIENCE, eventually, noise};
 
 fn connect(agent: &Agent) -> TcpStream {
     let stream = TcpStream::connect(agent.address()).expect("the listener accepts");
@@ -114,22 +114,26 @@ fn a_flood_before_login_leaves_the_agent_small() {
     let agent = Agent::start();
     works(&agent);
     let before = common::resident_kib(&agent);
+    let flooding = AtomicUsize::new(0);
     thread::scope(|scope| {
         for seed in 0..8 {
-            let agent = &agent;
+            let (agent, flooding) = (&agent, &flooding);
             scope.spawn(move || {
                 let mut stream = connect(agent);
                 let _ = stream.write_all(b"SSH-2.0-stranger\r\n");
                 // Ignored messages are the most that a stranger may send without breaking a rule.
                 let ignore = packet(&[&[2, 0, 0, 64, 0][..], &noise(16 << 10, seed)].concat());
-                for _ in 0..1000 {
-                    if stream.write_all(&ignore).is_err() {
-                        return;
-                    }
+                let mut sent = (0..1000).map(|_| stream.write_all(&ignore));
+                let began = sent.next().is_some_and(|first| first.is_ok());
+                flooding.fetch_add(1, Ordering::Relaxed);
+                if began {
+                    let _ = sent.find(Result::is_err);
                 }
             });
         }
-        thread::sleep(Duration::from_millis(50));
+        eventually("all of them flood", || {
+            flooding.load(Ordering::Relaxed) == 8
+        });
         works(&agent);
     });
     let after = common::resident_kib(&agent);

@@ -7,7 +7,11 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     os::unix::{fs::MetadataExt as _, process::ExitStatusExt as _},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
@@ -98,19 +102,26 @@ fn a_program_that_never_reads_leaves_the_agent_small() {
     let mut lines = BufReader::new(client.stdout.take().expect("piped")).lines();
     assert_eq!(lines.next().expect("a line").expect("read"), "started");
     let mut stdin = client.stdin.take().expect("piped");
+    let taken = Arc::new(AtomicUsize::new(0));
     // Ends with an error when the client is killed below; until then it is stuck, which is the point.
-    let writer = thread::spawn(move || stdin.write_all(&noise(64 * MIB, 3)));
-    assert_eq!(agent.exec("echo still here").stdout, b"still here\n");
-    eventually("the client is stopped by its window", || {
-        let before = resident_kib(&agent);
-        thread::sleep(std::time::Duration::from_millis(300));
-        resident_kib(&agent) == before
+    let writer = thread::spawn({
+        let taken = Arc::clone(&taken);
+        move || {
+            noise(64 * MIB, 3).chunks(64 << 10).try_for_each(|part| {
+                stdin.write_all(part)?;
+                taken.fetch_add(part.len(), Ordering::Relaxed);
+                Ok::<_, std::io::Error>(())
+            })
+        }
     });
-    assert!(
-        resident_kib(&agent) < 64 * 1024,
-        "{} KiB",
-        resident_kib(&agent)
-    );
+    eventually("the client has sent what its first window allows", || {
+        taken.load(Ordering::Relaxed) >= 2 * MIB
+    });
+    for _ in 0..16 {
+        assert_eq!(agent.exec("echo still here").stdout, b"still here\n");
+        let resident = resident_kib(&agent);
+        assert!(resident < 64 * 1024, "{resident} KiB");
+    }
     client.kill().expect("killed");
     client.wait().expect("ended");
     assert!(writer.join().expect("no panic").is_err());
@@ -173,22 +184,10 @@ fn a_shell_takes_commands_over_a_terminal_and_reports_its_exit() {
     drop(stdin);
 }
 
-#[test]
-fn sftp_carries_64_mib_both_ways() {
-    let agent = Agent::start();
-    let here = agent.dir().join("here");
-    fs::write(&here, noise(64 * MIB, 4)).expect("written");
+/// Runs a batch of commands in OpenSSH's `sftp`, which stops at the first that fails.
+fn sftp(agent: &Agent, commands: &str) -> Output {
     let batch = agent.dir().join("batch");
-    let back = agent.dir().join("back");
-    fs::write(
-        &batch,
-        format!(
-            "mkdir sub\nput {} sub/there\nchmod 640 sub/there\nrename sub/there sub/moved\nls -l sub\nget sub/moved {}\ndf\n",
-            here.display(),
-            back.display()
-        ),
-    )
-    .expect("written");
+    fs::write(&batch, commands).expect("written");
     let output = agent
         .openssh("sftp")
         .arg("-b")
@@ -197,6 +196,23 @@ fn sftp_carries_64_mib_both_ways() {
         .output()
         .expect("sftp runs");
     assert!(output.status.success(), "{}", text(&output.stderr));
+    output
+}
+
+#[test]
+fn sftp_carries_64_mib_both_ways() {
+    let agent = Agent::start();
+    let here = agent.dir().join("here");
+    fs::write(&here, noise(64 * MIB, 4)).expect("written");
+    let back = agent.dir().join("back");
+    let output = sftp(
+        &agent,
+        &format!(
+            "mkdir sub\nput {} sub/there\nchmod 640 sub/there\nrename sub/there sub/moved\nls -l sub\nget sub/moved {}\ndf\n",
+            here.display(),
+            back.display()
+        ),
+    );
     assert!(
         text(&output.stdout).contains("-rw-r-----"),
         "{}",
@@ -237,21 +253,11 @@ fn scp_works_in_both_of_its_protocols() {
 #[test]
 fn file_transfer_runs_as_the_tenant_and_not_in_the_agent() {
     let agent = Agent::start();
-    let batch = agent.dir().join("batch");
     let got = agent.dir().join("cmdline");
-    fs::write(
-        &batch,
-        format!("get /proc/self/cmdline {}\n", got.display()),
-    )
-    .expect("written");
-    let output = agent
-        .openssh("sftp")
-        .arg("-b")
-        .arg(&batch)
-        .arg("souk@127.0.0.1")
-        .output()
-        .expect("sftp runs");
-    assert!(output.status.success(), "{}", text(&output.stderr));
+    sftp(
+        &agent,
+        &format!("get /proc/self/cmdline {}\n", got.display()),
+    );
     let cmdline = text(&fs::read(got).expect("a file"));
     assert!(cmdline.contains("sftp-server"), "{cmdline:?}");
 }
@@ -467,7 +473,7 @@ fn what_a_client_started_ends_when_the_client_is_terminated() {
 #[test]
 fn what_a_session_left_behind_lives_until_the_lease_ends() {
     let mut agent = Agent::start_with(&Start {
-        lease_s: 6,
+        lease_s: 12,
         ..Start::default()
     });
     let output = agent.exec("sleep 1000 >/dev/null 2>&1 </dev/null & echo $!");
@@ -574,16 +580,7 @@ fn a_tenant_with_ids_of_its_own_keeps_nothing_of_root_needs_root() {
             "{path} of the agent is open"
         );
     }
-    let batch = agent.dir().join("batch");
-    fs::write(&batch, "put /etc/hostname there\n").expect("written");
-    let output = agent
-        .openssh("sftp")
-        .arg("-b")
-        .arg(&batch)
-        .arg("souk@127.0.0.1")
-        .output()
-        .expect("sftp runs");
-    assert!(output.status.success(), "{}", text(&output.stderr));
+    sftp(&agent, "put /etc/hostname there\n");
     let owner = fs::metadata(agent.home().join("there"))
         .expect("arrived")
         .uid();

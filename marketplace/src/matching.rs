@@ -90,7 +90,9 @@ impl Mismatch {
             Self::Full => "full",
             Self::Price => "too expensive",
             Self::Policy => "that serve holders of a grant from a listed issuer only",
-            Self::Anonymous => "that lease less, or for a shorter time, to somebody without a grant",
+            Self::Anonymous => {
+                "that lease less, or for a shorter time, to somebody without a grant"
+            }
         }
     }
 }
@@ -187,7 +189,7 @@ fn admits(policy: &Policy, wanted: &Wanted) -> Result<u8, Mismatch> {
         .anonymous
         .filter(|limits| limits.max_concurrent > 0 && limits.max_per_hour > 0)
         .ok_or(Mismatch::Policy)?;
-    let fits = wanted.duration <= limits.max_duration
-        && wanted.resources.fits_in(&limits.max_resources);
+    let fits =
+        wanted.duration <= limits.max_duration && wanted.resources.fits_in(&limits.max_resources);
     fits.then_some(limits.work_bits).ok_or(Mismatch::Anonymous)
 }

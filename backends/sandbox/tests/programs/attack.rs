@@ -243,7 +243,6 @@ fn forks(most: u64) {
             _ => break,
         }
     }
-    std::thread::sleep(Duration::from_millis(500));
     println!("{}", children.len());
     for child in children {
         unsafe {

@@ -293,19 +293,24 @@ fn nothing_is_inherited(fixture: &Fixture) {
 fn other_leases_are_out_of_reach(fixture: &Fixture) {
     let (one, other) = (fixture.instance(), fixture.instance());
     let start = |guest: &Guest<'_>| {
-        guest.output("echo mine > /tmp/mine; (sleep 60 > /dev/null 2>&1 &) ; sleep 0.1");
+        guest.output("echo mine > /tmp/mine; (sleep 1000 > /dev/null 2>&1 &)");
+    };
+    let sleeps = |guest: &Guest<'_>, expected: bool| {
+        let list = "for p in /proc/[0-9]*; do read -r c < $p/comm && echo $c; done";
+        let until = Instant::now() + Duration::from_secs(60);
+        while guest.output(list).contains("sleep") != expected {
+            assert!(Instant::now() < until, "a sleeping program: not {expected}");
+        }
     };
     start(&one);
     start(&other);
+    sleeps(&one, true);
+    sleeps(&other, true);
     one.output("echo changed > /tmp/mine; echo changed >> /etc/passwd || true");
     one.run("kill -KILL -1");
     assert_eq!(other.output("cat /tmp/mine"), "mine");
     assert!(!other.output("cat /etc/passwd").contains("changed"));
-    let sleeping = "for p in /proc/[0-9]*; do read -r c < $p/comm && echo $c; done";
-    assert!(other.output(sleeping).contains("sleep"));
+    sleeps(&other, true);
     // Its own are gone, as soon as its agent has waited for them.
-    let until = Instant::now() + Duration::from_secs(10);
-    while one.output(sleeping).contains("sleep") {
-        assert!(Instant::now() < until, "what was killed is still there");
-    }
+    sleeps(&one, false);
 }

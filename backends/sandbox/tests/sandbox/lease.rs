@@ -83,7 +83,7 @@ fn a_lease_outlives_its_driver_and_is_found_by_the_next(fixture: &Fixture) {
 
 fn a_lease_ends_itself_when_its_time_is_over(fixture: &Fixture) {
     let mut spec = fixture.spec();
-    spec.valid_to_unix_s = unix_s() + 2;
+    spec.valid_to_unix_s = unix_s() + 6;
     let instance = fixture.provision(&spec).unwrap();
     let rt = &fixture.runtime;
     let watch = fixture.sandbox.watch(spec.lease, Duration::from_secs(30));
