@@ -15,5 +15,12 @@ pub mod store;
 
 mod clock;
 mod durable;
+#[cfg(feature = "failpoints")]
+pub mod failpoint;
+#[cfg(not(feature = "failpoints"))]
+mod failpoint;
+
+#[cfg(all(feature = "failpoints", not(debug_assertions)))]
+compile_error!("failpoints and planted bugs are for test builds; a release must not have them");
 
 pub use clock::unix_now;

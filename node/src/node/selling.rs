@@ -34,6 +34,7 @@ use crate::{
     net::{self, RelayedStream},
     provider::{
         Clock as _, Offering, Provider, ProviderParts, PublishedLog, Settings, Stand, SystemClock,
+        SystemRandomness, TcpDoors,
     },
     store::{Found, PublishError, Publisher, Store, StoreError},
 };
@@ -175,6 +176,8 @@ impl Selling {
             offering: on_offer,
             epochs: self.clock,
             clock: Arc::new(SystemClock),
+            doors: Arc::new(TcpDoors),
+            randomness: Arc::new(SystemRandomness),
             settings: shop.settings,
             shutdown: self.stop.clone(),
         };

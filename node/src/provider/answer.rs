@@ -12,6 +12,8 @@ use souk_market::{
 use souk_sphinx::{Surb, message};
 
 use super::Shared;
+#[cfg(feature = "failpoints")]
+use crate::failpoint::failpoint;
 use crate::store::Contract;
 
 /// SURBs kept for one lease: those of the last request and what was left before. The oldest give way.
@@ -70,6 +72,8 @@ impl Surbs {
     /// Each is journalled as spent before it is used: a copy of an envelope brings the same ones again, and a SURB that is
     /// used twice shows two packets of one header.
     pub(super) async fn send(&mut self, shared: &Shared, to: Addressee<'_>, body: Body) -> bool {
+        #[cfg(feature = "failpoints")]
+        let kind = Kind::of(&body);
         let Some(sealed) = seal(shared, &to, body) else {
             return false;
         };
@@ -83,7 +87,10 @@ impl Surbs {
                 .spend_surb(surb.fingerprint(), u64::from(epoch.0))
                 .await
             {
-                Ok(true) => {}
+                Ok(true) => {
+                    #[cfg(feature = "failpoints")]
+                    kind.spent();
+                }
                 Ok(false) => continue,
                 Err(error) => {
                     tracing::error!(%error, "a reply was not sent: its SURB could not be journalled");
@@ -92,6 +99,8 @@ impl Surbs {
             }
             match shared.replies.reply(surb, &sealed) {
                 Ok(()) => {
+                    #[cfg(feature = "failpoints")]
+                    kind.sent();
                     shared.counters.replies.fetch_add(1, Ordering::Relaxed);
                     return true;
                 }
@@ -100,6 +109,42 @@ impl Surbs {
         }
         shared.counters.unanswered.fetch_add(1, Ordering::Relaxed);
         false
+    }
+}
+
+/// Which failpoints a reply passes.
+#[cfg(feature = "failpoints")]
+#[derive(Clone, Copy)]
+enum Kind {
+    Receipt,
+    Statement,
+    Other,
+}
+
+#[cfg(feature = "failpoints")]
+impl Kind {
+    fn of(body: &Body) -> Self {
+        match body {
+            Body::Receipt(_) => Self::Receipt,
+            Body::Statement(_) => Self::Statement,
+            _ => Self::Other,
+        }
+    }
+
+    fn spent(self) {
+        match self {
+            Self::Receipt => failpoint!(ReceiptSurbSpent),
+            Self::Statement => failpoint!(StatementSurbSpent),
+            Self::Other => failpoint!(ReplySurbSpent),
+        }
+    }
+
+    fn sent(self) {
+        match self {
+            Self::Receipt => failpoint!(ReceiptSent),
+            Self::Statement => failpoint!(StatementSent),
+            Self::Other => failpoint!(ReplySent),
+        }
     }
 }
 
@@ -119,7 +164,7 @@ fn seal(shared: &Shared, to: &Addressee<'_>, body: Body) -> Option<message::Repl
         &shared.card_key,
         to.reply_key,
         &shared.network,
-        &mut rand::rng(),
+        &mut shared.randomness.rng(),
     );
     match sealed {
         Ok(bytes) => message::Reply::new(bytes),

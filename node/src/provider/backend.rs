@@ -1,16 +1,11 @@
 //! The market's words in those of a backend, and back.
 
-use std::{net::SocketAddr, time::Duration};
-
 use souk_backend::{BackendError, Blame, Instance};
 use souk_crypto::UnixTime;
 use souk_market::{lifecycle::Usage, refusal::Reason, units};
-use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 
+use super::Doors;
 use crate::store::{Contract, InstanceRecord};
-
-/// How long an instance that calls itself ready may take to say so over SSH.
-const BANNER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a backend has to know of a lease.
 pub(super) fn spec(
@@ -74,11 +69,12 @@ pub(super) fn usage(usage: &souk_backend::Usage) -> Usage {
 }
 
 /// The record of an instance that has shown that it speaks SSH; `None` where it does not, or has an impossible user.
-pub(super) async fn proven(instance: &Instance, now: UnixTime) -> Option<InstanceRecord> {
-    if !timeout(BANNER_PATIENCE, speaks_ssh(instance.ssh))
-        .await
-        .unwrap_or(false)
-    {
+pub(super) async fn proven(
+    doors: &dyn Doors,
+    instance: &Instance,
+    now: UnixTime,
+) -> Option<InstanceRecord> {
+    if !doors.greets(instance.ssh).await {
         return None;
     }
     Some(InstanceRecord {
@@ -87,13 +83,4 @@ pub(super) async fn proven(instance: &Instance, now: UnixTime) -> Option<Instanc
         host_key: units::HostKey(instance.host_key.0),
         since: now,
     })
-}
-
-/// Whether an SSH server greets (RFC 4253 §4.2).
-async fn speaks_ssh(address: SocketAddr) -> bool {
-    let Ok(mut stream) = TcpStream::connect(address).await else {
-        return false;
-    };
-    let mut greeting = [0; 8];
-    stream.read_exact(&mut greeting).await.is_ok() && greeting == *b"SSH-2.0-"
 }

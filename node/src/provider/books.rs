@@ -15,7 +15,10 @@ use super::{
     Shared,
     backend::{lease_id, usage},
 };
-use crate::store::{LogRecord, PublishError, StoreError, StoredOpening};
+use crate::{
+    failpoint::{failpoint, planted},
+    store::{LogRecord, PublishError, StoreError, StoredOpening},
+};
 
 /// Size and root of the last checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +38,9 @@ pub(super) async fn publish(shared: Arc<Shared>) {
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = beats.tick() => {}
+            biased;
             () = shared.shutdown.cancelled() => return,
+            _ = beats.tick() => {}
         }
         if let Err(error) = publish_once(&shared).await {
             tracing::error!(error = &error as &dyn std::error::Error, "no checkpoint");
@@ -45,33 +49,45 @@ pub(super) async fn publish(shared: Arc<Shared>) {
 }
 
 async fn publish_once(shared: &Arc<Shared>) -> Result<(), PublishError> {
+    #[cfg(feature = "failpoints")]
+    if crate::failpoint::is_simulated() {
+        let head = next_head(shared).await?;
+        show(shared, head);
+        return Ok(());
+    }
     let runtime = tokio::runtime::Handle::current();
     let for_thread = Arc::clone(shared);
     // Files are written and synced: not on a thread that others need.
-    let published = tokio::task::spawn_blocking(move || {
-        runtime.block_on(async {
-            let mut publisher = for_thread.publisher.lock().await;
-            publisher.publish(&for_thread.store).await?;
-            Ok::<_, PublishError>(Head {
-                size: publisher.size(),
-                root: publisher.root(),
-            })
-        })
+    let published =
+        tokio::task::spawn_blocking(move || runtime.block_on(next_head(&for_thread))).await;
+    // It fails only while the runtime goes down.
+    if let Ok(head) = published {
+        show(shared, head?);
+    }
+    Ok(())
+}
+
+/// Publishes what is new and says where the log stands. It waits for files.
+async fn next_head(shared: &Shared) -> Result<Head, PublishError> {
+    let mut publisher = shared.publisher.lock().await;
+    publisher.publish(&shared.store).await?;
+    Ok(Head {
+        size: publisher.size(),
+        root: publisher.root(),
     })
-    .await;
-    let Ok(head) = published else {
-        // Only while the runtime goes down.
-        return Ok(());
-    };
-    let head = head?;
+}
+
+fn show(shared: &Shared, head: Head) {
     shared
         .head
         .send_if_modified(|last| std::mem::replace(last, head) != head);
-    Ok(())
 }
 
 /// Ends every instance that carries the id of no open lease: what an earlier life of this node left, or lost.
 pub(super) async fn reap(shared: &Shared, backend: &Arc<dyn Backend>) {
+    if planted!(ForgetsReaping) {
+        return;
+    }
     let known: HashSet<_> = shared.board.views().iter().map(|view| view.lease).collect();
     let instances = match backend.list().await {
         Ok(instances) => instances,
@@ -91,7 +107,10 @@ pub(super) async fn reap(shared: &Shared, backend: &Arc<dyn Backend>) {
             continue;
         }
         tracing::warn!(%lease, backend = backend.name(), "an instance of no open lease is removed");
-        if let Err(error) = backend.terminate(instance.lease).await {
+        failpoint!(BeforeReap);
+        let removed = backend.terminate(instance.lease).await;
+        failpoint!(AfterReap);
+        if let Err(error) = removed {
             tracing::error!(%lease, error = &error as &dyn std::error::Error, "an orphan could not be removed");
         }
     }
@@ -136,7 +155,7 @@ pub(super) async fn settle(
         charge: Money(0),
         evidence: None,
     };
-    let opening = Opening::draw(statement.to_bytes(), &mut rand::rng());
+    let opening = Opening::draw(statement.to_bytes(), &mut shared.randomness.rng());
     let entry = Entry::Lease(LeaseEntry {
         commitment: opening.commitment(&shared.network),
         outcome: OutcomeClass::of(Outcome::RecordLost),

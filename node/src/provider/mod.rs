@@ -27,7 +27,7 @@ mod served;
 mod tests;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, atomic::AtomicU64},
 };
 
@@ -36,7 +36,9 @@ pub use books::Head;
 pub use carry::CarryError;
 pub use gate::MessageGate;
 pub(crate) use gate::work_bits;
-pub use seams::{Clock, Relays, ReplySink, Settings, SystemClock};
+pub use seams::{
+    Clock, Doors, Randomness, Relays, ReplySink, Settings, SystemClock, SystemRandomness, TcpDoors,
+};
 pub use served::PublishedLog;
 use souk_backend::Backend;
 use souk_crypto::{CardKey, NetworkId, NodeId, SealKey};
@@ -58,7 +60,10 @@ use self::{
     board::Board,
     router::{Order, Router},
 };
-use crate::store::{Found, Publisher, Store};
+use crate::{
+    failpoint::failpoint,
+    store::{Found, Publisher, Store},
+};
 
 /// Orders of the operator that wait.
 const ORDER_QUEUE: usize = 16;
@@ -112,6 +117,10 @@ pub struct ProviderParts {
     pub epochs: EpochClock,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// How instances are tried.
+    pub doors: Arc<dyn Doors>,
+    /// Where ids, keys and salts are drawn from.
+    pub randomness: Arc<dyn Randomness>,
     /// How the work is done.
     pub settings: Settings,
     /// Ends it.
@@ -145,6 +154,8 @@ struct Shared {
     relays: Arc<dyn Relays>,
     epochs: EpochClock,
     clock: Arc<dyn Clock>,
+    doors: Arc<dyn Doors>,
+    randomness: Arc<dyn Randomness>,
     settings: Settings,
     board: Board,
     sessions: Semaphore,
@@ -182,6 +193,8 @@ impl Provider {
             relays: parts.relays,
             epochs: parts.epochs,
             clock: parts.clock,
+            doors: parts.doors,
+            randomness: parts.randomness,
             settings: parts.settings,
             board: Board::default(),
             sessions: Semaphore::new(carry::MAX_SESSIONS),
@@ -194,7 +207,7 @@ impl Provider {
             .iter()
             .map(|s| Arc::clone(&s.backend))
             .collect();
-        let backends: HashMap<_, _> = parts
+        let backends: BTreeMap<_, _> = parts
             .stands
             .into_iter()
             .map(|stand| (stand.name, (stand.backend, stand.total)))
@@ -210,7 +223,9 @@ impl Provider {
             parts.offering,
             backends,
         );
+        failpoint!(StoreOpened);
         router.recover(parts.found);
+        failpoint!(Recovered);
         let (orders, to_obey) = mpsc::channel(ORDER_QUEUE);
         let for_work = Arc::clone(&shared);
         let work = tokio::spawn(async move {

@@ -5,7 +5,7 @@
 //! is counted and gets no answer.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, atomic::Ordering},
 };
 
@@ -36,7 +36,10 @@ use super::{
     books,
     lease::{Ended, LeaseTask, ToLease, Wish},
 };
-use crate::store::{self, Contract, Found, LeaseRecord, LogRecord};
+use crate::{
+    failpoint::failpoint,
+    store::{self, Contract, Found, LeaseRecord, LogRecord},
+};
 
 /// Tasks of leases at one time, the open ones and those that answer for closed ones. Each takes about 50 KiB.
 pub(super) const MAX_TASKS: usize = 512;
@@ -59,13 +62,13 @@ pub(super) struct Router {
     shared: Arc<Shared>,
     seal_keys: Vec<SealKey>,
     offering: watch::Receiver<Arc<Offering>>,
-    backends: HashMap<BackendName, (Arc<dyn Backend>, Resources)>,
+    backends: BTreeMap<BackendName, (Arc<dyn Backend>, Resources)>,
     admission: Admission,
     /// Totals that were taken and could not be appended yet.
     unwritten: Option<RefusalTotals>,
     requests: HashMap<RequestId, LeaseId>,
     /// Closed leases, and when their statement may be forgotten.
-    closed: HashMap<LeaseId, (UnixTime, RequestId)>,
+    closed: BTreeMap<LeaseId, (UnixTime, RequestId)>,
     slots: HashMap<LeaseId, mpsc::Sender<ToLease>>,
     /// Messages for leases whose task was just ending.
     late: HashMap<LeaseId, ToLease>,
@@ -82,7 +85,7 @@ impl Router {
         shared: Arc<Shared>,
         seal_keys: Vec<SealKey>,
         offering: watch::Receiver<Arc<Offering>>,
-        backends: HashMap<BackendName, (Arc<dyn Backend>, Resources)>,
+        backends: BTreeMap<BackendName, (Arc<dyn Backend>, Resources)>,
     ) -> Self {
         let admission = Admission::new(shared.network.clone(), shared.node);
         Self {
@@ -93,7 +96,7 @@ impl Router {
             admission,
             unwritten: None,
             requests: HashMap::new(),
-            closed: HashMap::new(),
+            closed: BTreeMap::new(),
             slots: HashMap::new(),
             late: HashMap::new(),
             tasks: JoinSet::new(),
@@ -151,17 +154,19 @@ impl Router {
         let shutdown = self.shared.shutdown.clone();
         loop {
             tokio::select! {
+                // What strangers send comes last, so that no flood of it holds up the rest.
+                biased;
+                () = shutdown.cancelled() => break,
+                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended).await,
+                Some(_) = self.reaping.join_next() => {}
+                Some(order) = orders.recv() => self.obey(order),
+                _ = totals.tick() => self.write_totals().await,
+                _ = reaping.tick() => self.reap(),
+                _ = forgetting.tick() => self.forget().await,
                 message = messages.recv() => match message {
                     Some(message) => self.read(&message.bytes),
                     None => break,
                 },
-                Some(order) = orders.recv() => self.obey(order),
-                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended).await,
-                _ = totals.tick() => self.write_totals().await,
-                _ = reaping.tick() => self.reap(),
-                Some(_) = self.reaping.join_next() => {}
-                _ = forgetting.tick() => self.forget().await,
-                () = shutdown.cancelled() => break,
             }
         }
         self.write_totals().await;
@@ -236,7 +241,7 @@ impl Router {
             // voucher and the proof of work: neither pays for a second lease.
             self.admission.refuse(Reason::Replayed)
         } else {
-            let lease = LeaseId(rand::rng().random());
+            let lease = LeaseId(self.shared.randomness.rng().random());
             self.admission
                 .handle_envelope(now, &situation, envelope, lease)
         };
@@ -287,7 +292,7 @@ impl Router {
             duration: grant.duration,
             prices: offering.card.prices.clone(),
             price: accepted.price,
-            relay_token: RelayToken(rand::rng().random()),
+            relay_token: RelayToken(self.shared.randomness.rng().random()),
             anonymous: accepted.anonymous,
             forget_at: accepted.forget_at,
             backend: offering.card.offers[accepted.offer].backend.clone(),
@@ -299,6 +304,7 @@ impl Router {
             refusal: None,
             log_index: None,
         };
+        failpoint!(EnvelopeAccepted);
         self.shared.board.show(&record);
         self.requests.insert(grant.request, accepted.lease);
         self.spawn(core, record, surbs);
@@ -469,10 +475,12 @@ impl Router {
             .map(|(lease, (_, request))| (*lease, *request))
             .collect();
         for (lease, request) in over {
+            failpoint!(BeforeForget);
             if let Err(error) = self.shared.store.forget_lease(lease, request).await {
                 tracing::error!(%lease, error = &error as &dyn std::error::Error, "a closed lease was not forgotten");
                 return;
             }
+            failpoint!(Forgotten);
             self.closed.remove(&lease);
             self.requests.remove(&request);
         }

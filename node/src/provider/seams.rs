@@ -1,12 +1,20 @@
 //! What the provider asks of the rest of the node: the time, a way for replies, relays.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use async_trait::async_trait;
+use rand::CryptoRng;
 use souk_crypto::{NodeId, UnixTime};
 use souk_market::units::RelayToken;
 use souk_sphinx::{Surb, message::Reply};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
 
 use crate::{mix::Replier, net, unix_now};
 
@@ -92,6 +100,50 @@ impl Relays for net::RelayRegistrations {
 
     fn dismiss(&self, token: RelayToken) {
         self.remove_token(&net::RelayToken::from_bytes(token.0));
+    }
+}
+
+/// Tries the doors of instances.
+#[async_trait]
+pub trait Doors: Send + Sync + 'static {
+    /// Whether an SSH server greets there, within a patience of its own.
+    async fn greets(&self, ssh: SocketAddr) -> bool;
+}
+
+/// Doors that are reached over TCP.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpDoors;
+
+/// How long an instance that calls itself ready may take to say so over SSH.
+const GREETING_PATIENCE: Duration = Duration::from_secs(10);
+
+#[async_trait]
+impl Doors for TcpDoors {
+    async fn greets(&self, ssh: SocketAddr) -> bool {
+        // RFC 4253 §4.2.
+        let greeting = async {
+            let mut stream = TcpStream::connect(ssh).await.ok()?;
+            let mut greeting = [0; 8];
+            stream.read_exact(&mut greeting).await.ok()?;
+            Some(greeting)
+        };
+        timeout(GREETING_PATIENCE, greeting).await == Ok(Some(*b"SSH-2.0-"))
+    }
+}
+
+/// Where ids, keys and salts are drawn from.
+pub trait Randomness: Send + Sync + 'static {
+    /// A source for the next few draws.
+    fn rng(&self) -> Box<dyn CryptoRng>;
+}
+
+/// The randomness of this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemRandomness;
+
+impl Randomness for SystemRandomness {
+    fn rng(&self) -> Box<dyn CryptoRng> {
+        Box::new(rand::rng())
     }
 }
 

@@ -192,6 +192,7 @@ struct Inner {
     database: Arc<Reopenable>,
     /// `None` only while the last handle is dropped.
     jobs: Option<mpsc::Sender<Job>>,
+    /// `None` also where the writer is a task of a simulation.
     writer: Option<JoinHandle<()>>,
 }
 
@@ -233,11 +234,34 @@ impl Store {
             .name("store".to_owned())
             .spawn(move || writer::run(&for_writer, waiting))
             .map_err(|e| StoreError::Thread(Arc::new(e)))?;
+        Self::begin(database, jobs, Some(writer)).await
+    }
+
+    /// Opens a store whose writer is a task of this runtime and whose file is whatever `open` opens, for a simulation that
+    /// decides about both.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    #[cfg(feature = "failpoints")]
+    pub async fn open_simulated(
+        open: impl Fn() -> Result<Database, DatabaseError> + Send + Sync + 'static,
+    ) -> Result<(Self, Found), StoreError> {
+        let database = Arc::new(Reopenable::open(FILE.into(), Box::new(open))?);
+        let (jobs, waiting) = mpsc::channel(writer::MAX_WAITING);
+        tokio::spawn(writer::run_here(Arc::clone(&database), waiting));
+        Self::begin(database, jobs, None).await
+    }
+
+    async fn begin(
+        database: Arc<Reopenable>,
+        jobs: mpsc::Sender<Job>,
+        writer: Option<JoinHandle<()>>,
+    ) -> Result<(Self, Found), StoreError> {
         let store = Self {
             inner: Arc::new(Inner {
                 database,
                 jobs: Some(jobs),
-                writer: Some(writer),
+                writer,
             }),
         };
         // Makes the tables, so that readers find them.

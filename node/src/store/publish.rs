@@ -25,6 +25,7 @@ use souk_market::log::{
 };
 
 use super::{SignedHead, Store, StoreError, writer::encode};
+use crate::failpoint::failpoint;
 
 /// Name of the row that holds the last checkpoint, and of its file.
 const CHECKPOINT: &str = "checkpoint";
@@ -130,7 +131,9 @@ impl Publisher {
     pub async fn publish(&mut self, store: &Store) -> Result<u64, PublishError> {
         let size = store.log_size()?;
         if size > self.size() {
+            failpoint!(BeforeTiles);
             self.extend(store, size)?;
+            failpoint!(TilesWritten);
             self.sign(store).await?;
         }
         Ok(size)
@@ -259,6 +262,7 @@ impl Publisher {
                 let bytes =
                     encode_bundle(entries).map_err(|e| PublishError::Tile(e.to_string()))?;
                 self.directory.write(&path.to_string(), &bytes)?;
+                failpoint!(BundleWritten);
             }
             // The first bundle may begin with entries that the tree has already.
             let known = frontier.size().saturating_sub(start) as usize;
@@ -287,8 +291,11 @@ impl Publisher {
             note: note.clone(),
         };
         store.put_meta(CHECKPOINT, encode(&head)).await?;
+        failpoint!(CheckpointRowWritten);
         self.note = note;
-        self.directory.write(CHECKPOINT, self.note.as_bytes())
+        self.directory.write(CHECKPOINT, self.note.as_bytes())?;
+        failpoint!(CheckpointPublished);
+        Ok(())
     }
 }
 

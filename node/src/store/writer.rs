@@ -14,6 +14,7 @@ use super::{
     database::Reopenable,
     frame::{decode, frame, table},
 };
+use crate::failpoint::failpoint;
 
 pub(super) const LEASES: TableDefinition<[u8; 16], &[u8]> = table("leases");
 pub(super) const REQUESTS: TableDefinition<[u8; 32], &[u8]> = table("requests");
@@ -86,27 +87,40 @@ pub(super) struct Job {
 /// Runs until every [`super::Store`] is gone.
 pub(super) fn run(database: &Reopenable, mut jobs: mpsc::Receiver<Job>) {
     while let Some(first) = jobs.blocking_recv() {
-        let mut group = vec![first];
-        while group.len() < MAX_GROUP
-            && let Ok(job) = jobs.try_recv()
-        {
-            group.push(job);
-        }
-        let result = database.with(|db| commit(db, &group));
-        if result.is_err() {
-            database.reopen();
-        }
-        match result {
-            Ok(outcomes) => {
-                for (job, outcomes) in group.into_iter().zip(outcomes) {
-                    // Who no longer waits has gone; the rows are durable all the same.
-                    let _ = job.done.send(Ok(outcomes));
-                }
+        serve(database, first, &mut jobs);
+    }
+}
+
+/// The same without a thread, so that a simulation decides when it runs.
+#[cfg(feature = "failpoints")]
+pub(super) async fn run_here(database: Arc<Reopenable>, mut jobs: mpsc::Receiver<Job>) {
+    while let Some(first) = jobs.recv().await {
+        serve(&database, first, &mut jobs);
+    }
+}
+
+/// Commits one job and those that wait behind it.
+fn serve(database: &Reopenable, first: Job, jobs: &mut mpsc::Receiver<Job>) {
+    let mut group = vec![first];
+    while group.len() < MAX_GROUP
+        && let Ok(job) = jobs.try_recv()
+    {
+        group.push(job);
+    }
+    let result = database.with(|db| commit(db, &group));
+    if result.is_err() {
+        database.reopen();
+    }
+    match result {
+        Ok(outcomes) => {
+            for (job, outcomes) in group.into_iter().zip(outcomes) {
+                // Who no longer waits has gone; the rows are durable all the same.
+                let _ = job.done.send(Ok(outcomes));
             }
-            Err(error) => {
-                for job in group {
-                    let _ = job.done.send(Err(error.clone()));
-                }
+        }
+        Err(error) => {
+            for job in group {
+                let _ = job.done.send(Err(error.clone()));
             }
         }
     }
@@ -115,7 +129,9 @@ pub(super) fn run(database: &Reopenable, mut jobs: mpsc::Receiver<Job>) {
 fn commit(db: &Database, group: &[Job]) -> Result<Vec<Vec<Outcome>>, Arc<redb::Error>> {
     let transaction = db.begin_write().map_err(redb::Error::from)?;
     let outcomes = apply(&transaction, group)?;
+    failpoint!(BeforeCommit);
     transaction.commit().map_err(redb::Error::from)?;
+    failpoint!(Committed);
     Ok(outcomes)
 }
 

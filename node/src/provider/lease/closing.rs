@@ -10,7 +10,10 @@ use souk_market::{
 use tokio::time::sleep;
 
 use super::{LeaseTask, MAX_STORE_PAUSE, STORE_PAUSE};
-use crate::store::{LogRecord, StoredOpening};
+use crate::{
+    failpoint::{failpoint, planted},
+    store::{LeaseRecord, LogRecord, StoreError, StoredOpening},
+};
 
 impl LeaseTask {
     pub(super) async fn close(&mut self, row: Row) {
@@ -19,7 +22,7 @@ impl LeaseTask {
             unreachable!("a lease is closed with a closed row");
         };
         let statement = self.statement(outcome, at);
-        let opening = Opening::draw(statement.to_bytes(), &mut rand::rng());
+        let opening = Opening::draw(statement.to_bytes(), &mut self.shared.randomness.rng());
         let entry = Entry::Lease(LeaseEntry {
             commitment: opening.commitment(&self.shared.network),
             outcome: OutcomeClass::of(outcome),
@@ -34,13 +37,15 @@ impl LeaseTask {
             }),
         };
         let mut pause = STORE_PAUSE;
+        failpoint!(BeforeClose);
         loop {
-            match self
-                .shared
-                .store
-                .close(self.record.clone(), record.clone())
-                .await
-            {
+            let written = if planted!(DoubleAppend) {
+                self.close_in_two(record.clone()).await
+            } else {
+                let closed = self.record.clone();
+                self.shared.store.close(closed, record.clone()).await
+            };
+            match written {
                 Ok(index) => {
                     self.record.log_index = Some(index);
                     break;
@@ -52,10 +57,22 @@ impl LeaseTask {
             sleep(pause).await;
             pause = (pause * 2).min(MAX_STORE_PAUSE);
         }
+        failpoint!(Closed);
         self.shared.relays.dismiss(self.record.contract.relay_token);
         self.direct = None;
         self.shared.board.show(&self.record);
         self.core.persisted(row.version());
+    }
+
+    /// What the one transaction is there to prevent: an entry without its row, for a moment.
+    async fn close_in_two(&self, entry: LogRecord) -> Result<u64, StoreError> {
+        let index = self.shared.store.append(vec![entry], None).await?;
+        let closed = LeaseRecord {
+            log_index: index,
+            ..self.record.clone()
+        };
+        self.shared.store.save(closed).await?;
+        Ok(index.unwrap_or_default())
     }
 
     fn statement(&self, outcome: Outcome, at: UnixTime) -> Statement {

@@ -15,7 +15,7 @@ use std::{sync::Arc, time::Duration};
 
 use souk_backend::{Backend, BackendError, Instance, InstanceState, UsageSample};
 use souk_market::{
-    lifecycle::{Action, Command, Event, Lease, Phase, Row},
+    lifecycle::{Action, Command, Event, Lease, Phase, Reply, Row},
     refusal::Reason,
     reply::LeaseState,
     units::{Counter, Digest, LeaseId},
@@ -33,7 +33,10 @@ use super::{
     books::Head,
     carry::DirectPort,
 };
-use crate::store::LeaseRecord;
+use crate::{
+    failpoint::{failpoint, planted},
+    store::LeaseRecord,
+};
 
 /// How long a call to provision may still take once its lease drains; it is given up then.
 const PROVISION_GRACE: Duration = Duration::from_secs(30);
@@ -150,13 +153,14 @@ impl LeaseTask {
         let shutdown = self.shared.shutdown.clone();
         loop {
             tokio::select! {
+                biased;
+                // Whatever has been written is where the next start goes on.
+                () = shutdown.cancelled() => return Ended::Rests,
                 done = self.act() => {
                     if let Err(ended) = done {
                         return ended;
                     }
                 }
-                // Whatever has been written is where the next start goes on.
-                () = shutdown.cancelled() => return Ended::Rests,
             }
             if self.is_finished() {
                 self.commands.close();
@@ -169,14 +173,15 @@ impl LeaseTask {
             let (clock, deadline) = (Arc::clone(&self.shared.clock), self.core.next_deadline());
             let is_active = self.core.row().phase() == Phase::Active;
             tokio::select! {
-                Some(message) = self.commands.recv() => self.take(message).await,
+                biased;
+                () = shutdown.cancelled() => return Ended::Rests,
                 Some(done) = self.calls.join_next() => self.done(done).await,
                 () = clock.sleep_until(deadline.unwrap_or_default()), if deadline.is_some() => {
                     self.handle(Event::Tick);
                 }
                 _ = self.samples.tick(), if is_active && !self.sampling => self.sample(),
                 Ok(()) = self.head.changed(), if self.owed => self.send_statement().await,
-                () = shutdown.cancelled() => return Ended::Rests,
+                Some(message) = self.commands.recv() => self.take(message).await,
             }
         }
     }
@@ -229,9 +234,13 @@ impl LeaseTask {
                 if self.core.row().phase() != Phase::Provisioning {
                     return;
                 }
-                match proven(&instance, self.shared.clock.now()).await {
+                let doors = Arc::clone(&self.shared.doors);
+                match proven(&*doors, &instance, self.shared.clock.now()).await {
                     Some(record) => {
                         self.record.instance = Some(record);
+                        if planted!(ReceiptBeforeJournal) {
+                            self.reply(Reply::Receipt).await;
+                        }
                         self.handle(Event::Provisioned);
                     }
                     None => {
@@ -297,7 +306,18 @@ impl LeaseTask {
     }
 
     async fn persist(&mut self, row: Row) -> Result<(), Ended> {
+        #[cfg(feature = "failpoints")]
+        let step = Step::between(&self.record.row, &row);
         self.record.row = row;
+        if planted!(ActBeforeIntent) && row.version() == 1 {
+            self.provision();
+        }
+        if planted!(LostDraining) && matches!(row.phase(), Phase::Draining { .. }) {
+            self.core.persisted(row.version());
+            return Ok(());
+        }
+        #[cfg(feature = "failpoints")]
+        step.before();
         let mut pause = STORE_PAUSE;
         loop {
             let record = self.record.clone();
@@ -318,6 +338,8 @@ impl LeaseTask {
             sleep(pause).await;
             pause = (pause * 2).min(MAX_STORE_PAUSE);
         }
+        #[cfg(feature = "failpoints")]
+        step.after();
         self.shared.board.show(&self.record);
         self.core.persisted(row.version());
         Ok(())
@@ -337,7 +359,10 @@ impl LeaseTask {
         let turn = Arc::clone(&self.provision_turn);
         self.provisioning = Some(self.calls.spawn(async move {
             let _turn = turn.lock().await;
-            Done::Provisioned(backend.provision(&spec).await)
+            failpoint!(BeforeProvision);
+            let instance = backend.provision(&spec).await;
+            failpoint!(AfterProvision);
+            Done::Provisioned(instance)
         }));
     }
 
@@ -355,7 +380,10 @@ impl LeaseTask {
             {
                 provisioning.abort();
             }
-            Done::Terminated(backend.terminate(lease).await)
+            failpoint!(BeforeTerminate);
+            let last = backend.terminate(lease).await;
+            failpoint!(AfterTerminate);
+            Done::Terminated(last)
         });
     }
 
@@ -407,6 +435,52 @@ impl LeaseTask {
 
     fn lease(&self) -> LeaseId {
         self.record.row.lease()
+    }
+}
+
+/// What a row changes, for its failpoints.
+#[cfg(feature = "failpoints")]
+#[derive(Clone, Copy)]
+enum Step {
+    Accept,
+    Intent,
+    Instance,
+    Update,
+    Drain,
+}
+
+#[cfg(feature = "failpoints")]
+impl Step {
+    fn between(before: &Row, after: &Row) -> Self {
+        match (before.phase(), after.phase()) {
+            _ if after.version() == 1 => Self::Accept,
+            (Phase::Reserved, Phase::Provisioning) => Self::Intent,
+            (Phase::Provisioning, Phase::Active) => Self::Instance,
+            (Phase::Reserved | Phase::Provisioning | Phase::Active, Phase::Draining { .. }) => {
+                Self::Drain
+            }
+            _ => Self::Update,
+        }
+    }
+
+    fn before(self) {
+        match self {
+            Self::Accept => failpoint!(BeforeAcceptRow),
+            Self::Intent => failpoint!(BeforeIntentRow),
+            Self::Instance => failpoint!(BeforeInstanceRow),
+            Self::Update => failpoint!(BeforeUpdateRow),
+            Self::Drain => failpoint!(BeforeDrainRow),
+        }
+    }
+
+    fn after(self) {
+        match self {
+            Self::Accept => failpoint!(AcceptRowWritten),
+            Self::Intent => failpoint!(IntentRowWritten),
+            Self::Instance => failpoint!(InstanceRowWritten),
+            Self::Update => failpoint!(UpdateRowWritten),
+            Self::Drain => failpoint!(DrainRowWritten),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use souk_market::{
 };
 
 use super::{LeaseTask, state_of};
-use crate::{provider::answer::Addressee, store::LogRecord};
+use crate::{failpoint::failpoint, provider::answer::Addressee, store::LogRecord};
 
 impl LeaseTask {
     pub(super) async fn reply(&mut self, reply: Reply) {
@@ -153,8 +153,13 @@ impl LeaseTask {
         );
         if !is_right {
             self.instead = Some(Reason::WrongStatement);
-        } else if let Err(error) = self.shared.store.acknowledge(self.lease(), signed).await {
-            tracing::error!(lease = %self.lease(), %error, "an acknowledgement was not kept");
+            return;
         }
+        failpoint!(BeforeAcknowledgement);
+        if let Err(error) = self.shared.store.acknowledge(self.lease(), signed).await {
+            tracing::error!(lease = %self.lease(), %error, "an acknowledgement was not kept");
+            return;
+        }
+        failpoint!(Acknowledged);
     }
 }

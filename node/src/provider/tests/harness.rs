@@ -37,7 +37,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    super::{Clock, Offering, Provider, ProviderParts, Relays, ReplySink, Settings, Stand},
+    super::{
+        Clock, Offering, Provider, ProviderParts, Relays, ReplySink, Settings, Stand,
+        SystemRandomness, TcpDoors,
+    },
     support::{NOW, Node, Requester, large, network},
 };
 use crate::store::{Publisher, Store};
@@ -381,6 +384,8 @@ impl World {
             offering,
             epochs: epochs(),
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+            doors: Arc::new(TcpDoors),
+            randomness: Arc::new(SystemRandomness),
             settings: self.settings.clone(),
             shutdown: shutdown.clone(),
         });
