@@ -13,15 +13,21 @@
 //! Threats: evidence with arbitrary reference values, of another day, bound to nothing, of another node, or minted by a
 //! test. The crate knows nothing of the marketplace: cards, mixes and receipts use it, not the other way round.
 
+pub mod binding;
+mod cache;
 pub mod date;
 mod digest;
+mod policy;
 mod refusal;
 mod snp;
+pub mod soft;
 mod tdx;
 mod verified;
 mod x509;
 
+pub use cache::{Answer, MAX_ANSWERS, REFUSAL_LIFE_S, VerifiedCache};
 pub use digest::{CollateralDigest, EvidenceDigest, HexError, Measurement, ReportData, RootId};
+pub use policy::{Decision, Expected, Line, MAX_POLICY_BYTES, Mistake, Mistakes, Policy, Verdict};
 pub use refusal::{Blame, Part, Refusal};
 pub use snp::{
     GuestPolicy, MAX_SNP_COLLATERAL_BYTES, Product, REPORT_BYTES, SnpCollateral, SnpFacts,

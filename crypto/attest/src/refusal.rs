@@ -175,7 +175,7 @@ pub enum Refusal {
     #[error("the quoting enclave does not vouch for the attestation key")]
     ForeignAttestationKey,
     /// Something dated begins later.
-    #[error("the {part} is valid from {from} only")]
+    #[error("the {part} is valid from {} only", crate::date::format(*from))]
     NotYetValid {
         /// What is dated.
         part: Part,
@@ -183,7 +183,7 @@ pub enum Refusal {
         from: UnixTime,
     },
     /// Something dated has ended.
-    #[error("the {part} expired at {to}")]
+    #[error("the {part} expired at {}", crate::date::format(*to))]
     Expired {
         /// What is dated.
         part: Part,

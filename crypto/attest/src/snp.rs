@@ -27,6 +27,7 @@ use x509_cert::der::asn1::ObjectIdentifier;
 
 pub(crate) use collateral::amd_root;
 pub use collateral::{MAX_SNP_COLLATERAL_BYTES, SnpCollateral, SnpPieces};
+pub(crate) use report::SIGNATURE_AT;
 pub use report::{GuestPolicy, Product, REPORT_BYTES, SnpReport, SnpTcb};
 
 use crate::{

@@ -172,9 +172,13 @@ impl Crl {
                 .any(|entry| entry.serial_number.as_bytes() == cert.serial())
     }
 
-    /// Refuses a list outside its dates.
+    /// Refuses a list outside its dates; at the moment of its next update it is stale.
     pub(crate) fn check_dates(&self, part: Part, now: UnixTime) -> Result<(), Refusal> {
-        check_window(part, self.this_update, self.next_update, now)
+        let to = self.next_update;
+        if now == to {
+            return Err(Refusal::Expired { part, to });
+        }
+        check_window(part, self.this_update, to, now)
     }
 }
 

@@ -95,6 +95,24 @@ impl SnpTcb {
             && self.microcode >= minimum.microcode
     }
 
+    pub(crate) fn to_bytes(self, product: Product) -> [u8; 8] {
+        let mut bytes = [0; 8];
+        match product {
+            Product::Turin => bytes[..4].copy_from_slice(&[
+                self.fmc.unwrap_or(0),
+                self.bootloader,
+                self.tee,
+                self.snp,
+            ]),
+            Product::Milan | Product::Genoa => {
+                bytes[..2].copy_from_slice(&[self.bootloader, self.tee]);
+                bytes[6] = self.snp;
+            }
+        }
+        bytes[7] = self.microcode;
+        bytes
+    }
+
     pub(crate) const fn of(bytes: [u8; 8], product: Product) -> Self {
         match product {
             Product::Turin => Self {

@@ -1,8 +1,6 @@
 //! Known answers: evidence that real machines made, with the clock of their day.
 
-mod common;
-
-use common::{at, milan, snp_sample, tdx, tdx_sample};
+use crate::common::{at, milan, snp_sample, tdx, tdx_sample};
 use souk_attest::{
     Evidence, FactsRef, Kind, Part, Product, Refusal, SnpPieces, TcbStatus, TdVersion, Trust,
     Verified, verify,
