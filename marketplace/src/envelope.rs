@@ -1,7 +1,7 @@
 //! The envelope: everything a provider needs to start one lease, from somebody it does not know.
 //!
 //! ```text
-//!   HolderKey (one lease only) ── signs ──► Envelope { grant, reply key, ssh key, image, SURBs }
+//!   HolderKey (one lease only) ── signs ──► Envelope { grant, reply key, ssh key, image, SURBs, relays }
 //!                                               │ sealed to the provider's seal key (crate::sealed)
 //!                                               ▼
 //!                                     VerifiedEnvelope ──► crate::admission
@@ -11,7 +11,8 @@
 //! and two leases of one requester share nothing.
 //!
 //! Threats: an envelope that is replayed, changed, or used at another provider (all bound by the holder's signature
-//! and the request id); an image that is not the one that was granted ([`crate::admission`] compares both).
+//! and the request id); an image that is not the one that was granted ([`crate::admission`] compares both); a provider
+//! that sends its requester over a relay of its own and so learns an address (the requester names the relays).
 
 use std::ops::Deref;
 
@@ -24,7 +25,7 @@ use souk_crypto::{
 };
 
 use crate::{
-    reply::Expected,
+    reply::{Endpoint, Expected, MAX_ENDPOINTS, Receipt},
     units::{
         CardDigest, DurationS, EnvelopeDigest, ImageHash, Limits, Money, ReplyKeyHash, RequestId,
         Resources, SshPublicKey,
@@ -40,6 +41,9 @@ pub const MAX_SURBS: usize = 16;
 pub const ACCEPT_BY_BUCKET_S: u64 = 300;
 /// `accept_by` lies at most this far ahead, which bounds how long request ids are remembered.
 pub const MAX_ACCEPT_AHEAD_S: u64 = 2 * 3600;
+/// Most relays that a request names, so that with an address of the provider all of them fit a receipt. One is enough;
+/// the others are there because a relay may be away.
+pub const MAX_NAMED_RELAYS: usize = MAX_ENDPOINTS - 1;
 /// Largest authorization in bytes.
 pub const MAX_AUTHORIZATION_LEN: usize = 1024;
 
@@ -47,6 +51,9 @@ pub const MAX_AUTHORIZATION_LEN: usize = 1024;
 pub const AUTHORIZATION_NONE: u16 = 0;
 /// An authorization by a signed [`Voucher`]. The issuer, together with the provider, can identify its holder.
 pub const AUTHORIZATION_ISSUER_LINKABLE: u16 = 1;
+
+/// Relays that a requester has drawn.
+pub type NamedRelays = List<NodeId, MAX_NAMED_RELAYS>;
 
 /// One reply block, opaque here.
 pub type Surb = Blob<SURB_LEN, SURB_LEN>;
@@ -110,6 +117,9 @@ wire_map! {
         4 => pub image: ImageHash,
         /// How the replies travel.
         5 => pub surbs: List<Surb, MAX_SURBS>,
+        /// The relays over which the holder will come, rising; none where it will come straight to the provider. The
+        /// receipt names no others.
+        6 => pub relays: NamedRelays,
     }
 }
 
@@ -246,7 +256,29 @@ impl Object for Envelope {
     fn validate(&self) -> Result<(), Invalid> {
         self.grant
             .check()
-            .map_err(|rule| Invalid::new("grant", rule))
+            .map_err(|rule| Invalid::new("grant", rule))?;
+        if !self.relays.windows(2).all(|pair| pair[0] < pair[1]) {
+            return Err(Invalid::new("relays", "not a rising list"));
+        }
+        if self.relays.contains(&self.grant.provider) {
+            return Err(Invalid::new("relays", "the provider is no relay to itself"));
+        }
+        Ok(())
+    }
+}
+
+impl Envelope {
+    /// The first relay of a receipt that this request did not name. Whoever answers with one wants to choose who sees
+    /// the holder's address.
+    #[must_use]
+    pub fn unnamed_relay(&self, receipt: &Receipt) -> Option<NodeId> {
+        receipt
+            .endpoints
+            .iter()
+            .find_map(|endpoint| match endpoint {
+                Endpoint::Relay { relay, .. } if !self.relays.contains(relay) => Some(*relay),
+                Endpoint::Relay { .. } | Endpoint::Direct(_) => None,
+            })
     }
 }
 

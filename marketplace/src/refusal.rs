@@ -55,14 +55,18 @@ wire_enum! {
         Busy = 21 => "busy",
         /// The instance did not come up; nothing is owed.
         ProvisionFailed = 22 => "provision-failed",
-        /// No lease was ever accepted under this request id, or it is forgotten.
-        UnknownLease = 23 => "unknown-lease",
         /// The counter is not higher than the last.
-        StaleCounter = 24 => "stale-counter",
+        StaleCounter = 23 => "stale-counter",
         /// This provider does not extend leases.
-        NoTopUp = 25 => "no-top-up",
+        NoTopUp = 24 => "no-top-up",
         /// The acknowledgement is for another statement.
-        WrongStatement = 26 => "wrong-statement",
+        WrongStatement = 25 => "wrong-statement",
+        /// The provider has a card of none of the relays that the request names.
+        RelayUnknown = 26 => "relay-unknown",
+        /// None of the relays that the request names let the holder in.
+        NoRelay = 27 => "no-relay",
+        /// The request names no relay, and the provider is not reached straight.
+        NoDirect = 28 => "no-direct",
     }
 }
 
@@ -75,7 +79,7 @@ impl Reason {
     pub const fn is_about_a_later_request(self) -> bool {
         matches!(
             self,
-            Self::UnknownLease | Self::StaleCounter | Self::NoTopUp | Self::WrongStatement
+            Self::StaleCounter | Self::NoTopUp | Self::WrongStatement
         )
     }
 
@@ -140,12 +144,18 @@ impl Reason {
             Self::ProvisionFailed => {
                 "the machine did not start and nothing is owed: try again or rent elsewhere"
             }
-            Self::UnknownLease => {
-                "the provider knows no such lease: it never accepted it, or it ended over 30 days ago"
-            }
             Self::StaleCounter => "an older request was repeated: poll again",
             Self::NoTopUp => "the provider does not extend leases: rent a new one",
             Self::WrongStatement => "the acknowledgement is for another statement: poll again",
+            Self::RelayUnknown => {
+                "the provider knows none of the relays that were drawn: rent again, which draws others"
+            }
+            Self::NoRelay => {
+                "the provider reached none of the relays that were drawn and nothing is owed: rent again, which draws others"
+            }
+            Self::NoDirect => {
+                "the provider lets nobody in without a relay: rent again without --direct"
+            }
         }
     }
 }

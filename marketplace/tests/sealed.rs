@@ -4,10 +4,10 @@ mod support;
 
 use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
-use souk_crypto::{CardPublicKey, ReplyKey, SealKey, UnixTime, cbor, sign};
+use souk_crypto::{CardPublicKey, NodeId, ReplyKey, SealKey, UnixTime, cbor, sign};
 use souk_market::{
     card::{Card, MAX_CARD_LEN, VerifiedCard},
-    envelope::{MAX_SURBS, VerifiedEnvelope},
+    envelope::{Envelope, MAX_NAMED_RELAYS, MAX_SURBS, VerifiedEnvelope},
     refusal::Reason,
     reply::{
         Body, Endpoint, FinalStatement, LeaseState, MAX_CHECKPOINT_LEN, MAX_PATH_LEN, Receipt,
@@ -24,15 +24,15 @@ use souk_market::{
     },
     wire::{Blob, List},
 };
-use support::{IMAGE, NOW, Node, Requester, full_card, list, network, small, surb};
+use support::{IMAGE, NOW, Node, Requester, full_card, list, network, relay, small, surb};
 
-fn receipt(provider: &Node) -> Body {
+fn receipt() -> Body {
     Body::Receipt(Receipt {
         lease: LeaseId([1; 16]),
         valid_to: NOW.plus_s(3_600),
         endpoints: list(vec![
             Endpoint::Relay {
-                relay: provider.node.public(),
+                relay: relay(),
                 token: RelayToken([5; 32]),
             },
             Endpoint::Direct("192.0.2.1:2222".parse().expect("an address")),
@@ -99,7 +99,7 @@ fn every_reply_has_one_size_whatever_it_says() {
     let (mut provider, requester) = (Node::new(1), Requester::new(1));
     let envelope = requester.envelope(&provider, provider.card(1).digest());
     let bodies = [
-        receipt(&provider),
+        receipt(),
         Body::Refusal(Refusal {
             reason: Reason::NoCapacity,
         }),
@@ -162,7 +162,7 @@ fn a_reply_counts_for_whom_and_what_it_was_made_and_from_whom() {
     let changed = requester.sign(changed);
     let signer = provider.card.public();
     let sealed = seal_reply(
-        reply(&envelope, receipt(&provider)),
+        reply(&envelope, receipt()),
         &provider.card,
         &envelope.reply_key,
         &network(),
@@ -270,6 +270,54 @@ fn an_envelope_is_its_holders_at_one_provider() {
 }
 
 #[test]
+fn the_relays_of_a_request_are_a_rising_list_without_its_provider() {
+    let (provider, requester) = (Node::new(1), Requester::new(1));
+    let mut nodes: Vec<_> = (10..14).map(|n| Node::new(n).node.public()).collect();
+    nodes.sort();
+    let sign = |relays: &[NodeId]| {
+        let mut envelope = requester.plain_envelope(&provider, provider.card(1).digest());
+        envelope.relays = list(relays.to_vec());
+        VerifiedEnvelope::sign(envelope, &requester.holder, &network())
+    };
+    assert!(sign(&[]).is_ok());
+    let most = sign(&nodes[..MAX_NAMED_RELAYS]).expect("in order");
+    let bytes = most.as_bytes();
+    let read = VerifiedEnvelope::open(bytes, &network()).expect("it was signed");
+    assert_eq!(&*read.relays, &nodes[..MAX_NAMED_RELAYS]);
+    assert!(sign(&[nodes[0], nodes[0]]).is_err(), "twice the same");
+    assert!(sign(&[nodes[1], nodes[0]]).is_err(), "another order");
+    assert!(sign(&[provider.node.public()]).is_err());
+    // One too many does not decode, however it was written.
+    let mut plain = requester.plain_envelope(&provider, provider.card(1).digest());
+    plain.relays = List::empty();
+    let mut bytes = cbor::encode(&plain);
+    assert_eq!(bytes.pop(), Some(0x80), "the relays come last");
+    bytes.push(0x80 + u8::try_from(nodes.len()).expect("few"));
+    for node in &nodes {
+        bytes.extend(cbor::encode(node));
+    }
+    assert!(cbor::decode::<Envelope>(&bytes, 9_999).is_err());
+}
+
+#[test]
+fn a_receipt_that_names_another_relay_is_told() {
+    let (provider, requester) = (Node::new(1), Requester::new(1));
+    let envelope = requester.envelope(&provider, provider.card(1).digest());
+    let Body::Receipt(mut receipt) = receipt() else {
+        unreachable!("made above")
+    };
+    assert_eq!(envelope.unnamed_relay(&receipt), None);
+    let other = Node::new(2).node.public();
+    let mut endpoints = receipt.endpoints.into_vec();
+    endpoints.push(Endpoint::Relay {
+        relay: other,
+        token: RelayToken([5; 32]),
+    });
+    receipt.endpoints = list(endpoints);
+    assert_eq!(envelope.unnamed_relay(&receipt), Some(other));
+}
+
+#[test]
 fn the_fullest_card_fits_and_one_image_more_than_fits_is_refused() {
     let node = Node::new(1);
     let fits = |images| VerifiedCard::sign(full_card(&node, images), &node.card, &node.network);
@@ -303,10 +351,7 @@ fn an_unknown_critical_key_is_refused_and_an_ignorable_one_is_not() {
     let statement = statement().to_bytes();
     for key in [100, 127] {
         assert!(cbor::decode::<Card>(&with_entry(&card, key), 9_999).is_err());
-        assert!(
-            cbor::decode::<souk_market::envelope::Envelope>(&with_entry(&envelope, key), 9_999)
-                .is_err()
-        );
+        assert!(cbor::decode::<Envelope>(&with_entry(&envelope, key), 9_999).is_err());
         assert!(Statement::from_bytes(&with_entry(&statement, key)).is_err());
     }
     for key in [128, 255] {
@@ -354,7 +399,7 @@ fn signed_objects_have_the_pinned_bytes() {
     let end = sign::sign(end, &requester.holder, &network()).expect("valid");
     pinned("end", end.signed().as_bytes());
     for (name, body) in [
-        ("receipt", receipt(&node)),
+        ("receipt", receipt()),
         (
             "refusal",
             Body::Refusal(Refusal {
@@ -436,7 +481,7 @@ proptest! {
         check::<souk_market::envelope::Envelope>(
             cbor::encode(&requester.plain_envelope(&node, digest)), &flips,
         );
-        check::<Reply>(cbor::encode(&reply(&envelope, receipt(&node))), &flips);
+        check::<Reply>(cbor::encode(&reply(&envelope, receipt())), &flips);
         check::<Reply>(cbor::encode(&reply(&envelope, largest_statement())), &flips);
         check::<Statement>(statement().to_bytes(), &flips);
     }

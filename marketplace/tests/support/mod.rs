@@ -7,8 +7,8 @@
 
 use rand::{SeedableRng as _, rngs::StdRng};
 use souk_crypto::{
-    CardKey, HolderKey, LogKey, MixKey, MixPublicKey, NetworkId, NetworkParams, NodeKey, ReplyKey,
-    SealKey, Signed, SubKeys, UnixTime, Window, sign,
+    CardKey, HolderKey, LogKey, MixKey, MixPublicKey, NetworkId, NetworkParams, NodeId, NodeKey,
+    ReplyKey, SealKey, Signed, SubKeys, UnixTime, Window, sign,
 };
 use souk_market::{
     capacity::{Capacity, Level},
@@ -219,6 +219,7 @@ impl Requester {
             ssh_key: SshPublicKey([9; 32]),
             image: IMAGE,
             surbs: list(vec![surb(1), surb(2)]),
+            relays: list(vec![relay()]),
         }
     }
 
@@ -229,6 +230,11 @@ impl Requester {
     pub(crate) fn envelope(&self, provider: &Node, offer: CardDigest) -> VerifiedEnvelope {
         self.sign(self.plain_envelope(provider, offer))
     }
+}
+
+/// The relay that every request here names.
+pub(crate) fn relay() -> NodeId {
+    NodeKey::generate(&mut StdRng::seed_from_u64(77)).public()
 }
 
 pub(crate) fn surb(fill: u8) -> Surb {

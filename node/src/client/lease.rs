@@ -24,7 +24,7 @@ use souk_market::{
 };
 
 use super::{
-    proof::{ProvenStatement, check_terms, verify_statement},
+    proof::{ProvenStatement, StatementError, check_terms, verify_statement},
     state::{LeaseFolder, StateError},
 };
 use crate::net::NodeAddress;
@@ -307,7 +307,7 @@ impl Lease {
         if let Err(error) = self.take(reply) {
             // It is signed all the same: the holder keeps it to show it.
             self.folder.write(DISPUTED, reply.signed().as_bytes())?;
-            return Err(RecordError::Statement(error));
+            return Err(RecordError::Disputed(error));
         }
         self.folder.write(name, reply.signed().as_bytes())?;
         Ok(())
@@ -322,9 +322,14 @@ impl Lease {
         Ok(reply)
     }
 
-    fn take(&mut self, reply: &Reply) -> Result<(), super::proof::StatementError> {
+    fn take(&mut self, reply: &Reply) -> Result<(), Dispute> {
         match &reply.body {
-            Body::Receipt(receipt) => self.receipt = Some(receipt.clone()),
+            Body::Receipt(receipt) => {
+                if let Some(relay) = self.envelope.unnamed_relay(receipt) {
+                    return Err(Dispute::OtherRelay(relay));
+                }
+                self.receipt = Some(receipt.clone());
+            }
             Body::Refusal(refusal) => self.refusal = Some(refusal.reason),
             Body::Status(_) => {}
             Body::Statement(claimed) => {
@@ -350,9 +355,22 @@ pub enum RecordError {
     /// It could not be stored.
     #[error("the answer could not be stored")]
     State(#[from] StateError),
-    /// It is a final statement that is not proven.
-    #[error("the provider sent a final statement that does not hold")]
-    Statement(#[source] super::proof::StatementError),
+    /// It is signed, and yet not what it must be; it is kept.
+    #[error("the signed answer breaks what was agreed")]
+    Disputed(#[from] Dispute),
+}
+
+/// What is wrong with a signed answer; all of it is the provider's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum Dispute {
+    /// A final statement that is not proven.
+    #[error("the final statement does not hold")]
+    Statement(#[from] StatementError),
+    /// A receipt with a relay that the request did not name: the provider wants to choose who sees the requester.
+    #[error(
+        "the receipt names relay {0}, which this client did not draw and will not use: end the lease and rent elsewhere"
+    )]
+    OtherRelay(NodeId),
 }
 
 #[derive(Debug, thiserror::Error)]

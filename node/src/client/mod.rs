@@ -14,7 +14,7 @@
 //! everybody in the end.
 //!
 //! Threats: entries that show a requester a market of its own (a quorum of them must agree), a provider or relay that
-//! learns who rents (the mix, and a relay that is neither entry nor provider), replies that were made for somebody
+//! learns who rents (the mix, and a relay that the client draws and that is neither entry nor provider), replies that were made for somebody
 //! else (bound to the envelope), a crash that starts a lease twice (the same envelope is the same lease).
 
 mod audit;
@@ -22,6 +22,7 @@ mod connect;
 mod lease;
 mod market;
 mod proof;
+mod relays;
 mod rent;
 mod ssh;
 mod state;
@@ -41,7 +42,7 @@ use crate::{
 
 pub use audit::{BundleError, LogError, VerifiedLog};
 pub use connect::{ConnectError, Connected};
-pub use lease::{Lease, RecordError, RelayWay, Stage};
+pub use lease::{Dispute, Lease, RecordError, RelayWay, Stage};
 pub use market::{EntryFailure, MarketError};
 pub use proof::{ProvenStatement, StatementError, verify_statement};
 pub use rent::{RentError, RentRequest, VoucherFile};

@@ -7,9 +7,10 @@
 use rand::{RngExt as _, seq::SliceRandom as _};
 use souk_crypto::{HolderKey, IssuerPublicKey, NodeId, ReplyKey, Verified, keyfile, sign};
 use souk_market::{
-    card::is_public,
+    card::{Role, VerifiedCard, is_public},
     envelope::{
-        Envelope, EnvelopeError, Grant, MAX_SURBS, Typed, VerifiedEnvelope, Voucher, accept_by,
+        Envelope, EnvelopeError, Grant, MAX_SURBS, NamedRelays, Typed, VerifiedEnvelope, Voucher,
+        accept_by,
     },
     matching::{Candidate, Mismatch, Wanted, candidates},
     refusal::Reason,
@@ -17,6 +18,7 @@ use souk_market::{
     request::Action,
     sealed::{SealRequestError, seal_envelope},
     units::{Money, RequestId},
+    wire::List,
     work,
 };
 
@@ -26,7 +28,7 @@ use super::{
         CARD, DIRECT, ENVELOPE, HOLDER_KEY, KNOWN_HOSTS, RELAYS, REPLY_KEY, SSH_CONFIG, SSH_KEY,
         WAY,
     },
-    market, ssh,
+    market, relays, ssh,
     state::LeaseFolder,
     talk::{TalkError, is_starting},
     unix_now,
@@ -80,6 +82,14 @@ pub enum RentError {
         /// The lease that was refused.
         lease: Box<Lease>,
     },
+    /// Every relay is barred.
+    #[error(
+        "none of the {relays} relays can be used: each is the entry of this client or of one operator with the entry or the provider; --direct goes without, and shows the provider your address"
+    )]
+    NoRelay {
+        /// Relays of the market.
+        relays: usize,
+    },
     /// The voucher does not open, or was issued for another key.
     #[error("the voucher is not good for this key")]
     Voucher,
@@ -107,8 +117,10 @@ pub enum RentError {
         /// The lease.
         name: String,
     },
-    /// The provider never saw the request, and it is too late for it.
-    #[error("the request {name} never arrived and is too old to be sent again: rent again")]
+    /// No answer came, and it is too late to send the request again.
+    #[error(
+        "no answer came for {name}, and it is too old to be sent again: if it never arrived, nothing runs and nothing is owed; if the provider is only away, resume it later"
+    )]
     Lapsed {
         /// The lease.
         name: String,
@@ -225,6 +237,11 @@ impl Connected {
                 Some(found.await.expect("hashing does not panic"))
             }
         };
+        let relays = if request.direct {
+            List::empty()
+        } else {
+            self.draw_relays(&candidate.card)?
+        };
         let reply = ReplyKey::generate(&mut rand::rng());
         let (ssh_key, ssh_private) = ssh::draw_key();
         let (surbs, replies) = self
@@ -251,6 +268,7 @@ impl Connected {
             ssh_key,
             image: wanted.image,
             surbs,
+            relays,
         };
         let envelope =
             VerifiedEnvelope::sign(envelope, &holder, network).map_err(RentError::Envelope)?;
@@ -271,6 +289,17 @@ impl Connected {
             name: folder.name(),
         });
         Ok((Lease::load(folder, network)?, replies))
+    }
+
+    /// The relays over which a lease at `provider` will be reached.
+    fn draw_relays(&self, provider: &VerifiedCard) -> Result<NamedRelays, RentError> {
+        let drawn = relays::draw(&self.market, self.entry(), provider, &mut rand::rng());
+        if drawn.is_empty() {
+            let cards = self.market.cards.iter();
+            let relays = cards.filter(|l| l.card.has_role(Role::Relay)).count();
+            return Err(RentError::NoRelay { relays });
+        }
+        Ok(drawn)
     }
 
     /// Sends the stored envelope, which may be a second time: the same envelope is the same lease.
@@ -339,12 +368,6 @@ impl Connected {
                 }
                 // It has ended meanwhile; the receipt was lost, and is of no use any more.
                 Some(Body::Statement(_)) => return Ok(lease),
-                Some(Body::Refusal(Refusal {
-                    reason: Reason::UnknownLease,
-                })) if !is_in_time => return Err(RentError::Lapsed { name: lease.name() }),
-                Some(Body::Refusal(Refusal {
-                    reason: Reason::UnknownLease,
-                })) => {}
                 Some(Body::Refusal(Refusal { reason })) => {
                     let lease = Box::new(lease);
                     return Err(RentError::Refused { reason, lease });
@@ -352,7 +375,11 @@ impl Connected {
                 Some(Body::Status(_)) | None => {}
             }
         }
-        Err(RentError::NoReceipt { name: lease.name() })
+        let name = lease.name();
+        Err(match lease.stage(unix_now()) {
+            Stage::Lapsed => RentError::Lapsed { name },
+            _ => RentError::NoReceipt { name },
+        })
     }
 
     async fn spare_replies(&self, lease: &Lease) -> Result<Replies, RentError> {
@@ -439,15 +466,7 @@ impl Step {
     /// A provider cannot answer about a request that it never saw, so silence brings both by turns. An envelope that
     /// arrives twice is the same lease.
     pub(super) fn after(self, answer: Option<&Body>, is_in_time: bool) -> Self {
-        let unknown = |body: &Body| {
-            matches!(
-                body,
-                Body::Refusal(Refusal {
-                    reason: Reason::UnknownLease
-                })
-            )
-        };
-        let may_be_unseen = answer.map_or(self == Self::Poll, unknown);
+        let may_be_unseen = answer.is_none() && self == Self::Poll;
         if may_be_unseen && is_in_time {
             Self::Envelope
         } else {
@@ -485,6 +504,9 @@ const fn is_local(reason: Reason) -> bool {
             | Reason::AnonymousConcurrent
             | Reason::AnonymousRate
             | Reason::ProvisionFailed
+            | Reason::RelayUnknown
+            | Reason::NoRelay
+            | Reason::NoDirect
     )
 }
 

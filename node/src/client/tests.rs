@@ -4,8 +4,8 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use rand::{SeedableRng as _, rngs::StdRng};
 use souk_crypto::{
-    CardKey, HolderKey, LogKey, MixKey, MixPublicKey, NetworkId, NetworkParams, NodeKey, ReplyKey,
-    SealKey, SubKeys, UnixTime, Window, keyfile, sign,
+    CardKey, HolderKey, LogKey, MixKey, MixPublicKey, NetworkId, NetworkParams, NodeId, NodeKey,
+    ReplyKey, SealKey, SubKeys, UnixTime, Window, keyfile, sign,
 };
 use souk_market::{
     card::{Card, Policy, Role, VerifiedCard},
@@ -24,7 +24,7 @@ use souk_market::{
 };
 
 use super::{
-    Client, ClientConfig, Lease, RecordError, Stage, StateError, StatementError,
+    Client, ClientConfig, Dispute, Lease, RecordError, Stage, StateError, StatementError,
     lease::{CARD, ENVELOPE, HOLDER_KEY, RELAYS, REPLY_KEY, WAY},
     rent::Step,
     state::{Home, LeaseFolder},
@@ -121,6 +121,7 @@ impl Provider {
             ssh_key: SshPublicKey([9; 32]),
             image,
             surbs: List::empty(),
+            relays: List::new(vec![relay()]).expect("one"),
         };
         let envelope = VerifiedEnvelope::sign(envelope, &holder, &self.network).expect("valid");
         home.create_lease(request, |folder| -> Result<(), StateError> {
@@ -201,7 +202,12 @@ impl Provider {
     }
 }
 
-fn receipt(relay: souk_crypto::NodeId) -> Body {
+/// The relay that every request here names.
+fn relay() -> NodeId {
+    NodeKey::generate(&mut StdRng::seed_from_u64(3)).public()
+}
+
+fn receipt(relay: NodeId) -> Body {
     Body::Receipt(Receipt {
         lease: LEASE,
         valid_to: NOW.plus_s(60),
@@ -233,7 +239,7 @@ fn a_lease_moves_on_with_the_answers_that_are_stored() {
     assert_eq!(load().stage(NOW.plus_s(3_600)), Stage::Lapsed);
 
     let mut lease = load();
-    let relay = NodeKey::generate(&mut StdRng::seed_from_u64(3)).public();
+    let relay = relay();
     lease
         .record(&provider.answer(&lease, receipt(relay)))
         .expect("stored");
@@ -272,7 +278,7 @@ fn a_lease_moves_on_with_the_answers_that_are_stored() {
 }
 
 #[test]
-fn a_provider_that_never_saw_the_request_does_not_refuse_it() {
+fn only_a_refusal_of_the_envelope_itself_refuses_the_lease() {
     let folder = tempfile::tempdir().expect("a folder");
     let (client, provider) = (client(&folder.path().join("home")), Provider::new());
     provider.request(&client.home, 1);
@@ -283,13 +289,43 @@ fn a_provider_that_never_saw_the_request_does_not_refuse_it() {
         lease.record(&answer).expect("taken");
         (lease.stage(NOW), load().stage(NOW))
     };
-    // The stored envelope can still be sent.
     assert_eq!(
-        refuse(Reason::UnknownLease),
+        refuse(Reason::StaleCounter),
         (Stage::Requested, Stage::Requested)
     );
     let refused = Stage::Refused(Reason::NoCapacity);
     assert_eq!(refuse(Reason::NoCapacity), (refused, refused));
+}
+
+#[test]
+fn a_receipt_with_a_relay_that_was_not_drawn_is_kept_as_evidence_and_not_used() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (client, provider) = (client(&folder.path().join("home")), Provider::new());
+    provider.request(&client.home, 1);
+    let load = || client.leases().expect("listed").remove(0).expect("loads");
+    let mut lease = load();
+    let other = NodeKey::generate(&mut StdRng::seed_from_u64(4)).public();
+    let answer = provider.answer(&lease, receipt(other));
+    assert!(matches!(
+        lease.record(&answer),
+        Err(RecordError::Disputed(Dispute::OtherRelay(relay))) if relay == other
+    ));
+    assert_eq!((lease.id(), load().id()), (None, None));
+    assert_eq!(load().stage(NOW), Stage::Requested);
+    let kept = lease.folder.read("disputed").expect("readable");
+    assert_eq!(kept.as_deref(), Some(answer.signed().as_bytes()));
+    // Nor is it believed where somebody put it among the answers.
+    lease
+        .folder
+        .write("receipt", answer.signed().as_bytes())
+        .expect("written");
+    let error = client.leases().expect("listed").remove(0);
+    assert!(matches!(error, Err(StateError::Damaged { .. })));
+    fs::remove_file(lease.folder.file("receipt")).expect("it was written");
+    // The provider may still give a receipt that keeps to the request.
+    let answer = provider.answer(&lease, receipt(relay()));
+    lease.record(&answer).expect("stored");
+    assert_eq!(load().stage(NOW), Stage::Active);
 }
 
 #[test]
@@ -306,15 +342,9 @@ fn an_envelope_that_may_not_have_arrived_is_sent_again_while_it_is_in_time() {
     let by_turns = [Step::Poll, Step::Envelope, Step::Poll, Step::Envelope];
     assert_eq!(silence(Step::Envelope, true), by_turns);
     assert_eq!(silence(Step::Envelope, false), [Step::Poll; 4]);
-    let unknown = Body::Refusal(Refusal {
-        reason: Reason::UnknownLease,
-    });
+    // Who answers anything has the envelope.
     for step in [Step::Envelope, Step::Poll] {
-        assert_eq!(step.after(Some(&unknown), true), Step::Envelope);
-        assert_eq!(step.after(Some(&unknown), false), Step::Poll);
-        // Who answers anything else has the envelope.
-        let relay = NodeKey::generate(&mut StdRng::seed_from_u64(9)).public();
-        assert_eq!(step.after(Some(&receipt(relay)), true), Step::Poll);
+        assert_eq!(step.after(Some(&receipt(relay())), true), Step::Poll);
     }
 }
 
@@ -355,7 +385,9 @@ fn a_statement_beyond_what_was_agreed_is_kept_as_evidence_and_not_agreed_to() {
         let answer = provider.answer(&lease, Body::Statement(claimed));
         assert!(matches!(
             lease.record(&answer),
-            Err(RecordError::Statement(StatementError::Beyond(_)))
+            Err(RecordError::Disputed(Dispute::Statement(
+                StatementError::Beyond(_)
+            )))
         ));
         assert!(lease.statement().is_none());
         let kept = lease.folder.read("disputed").expect("readable");
@@ -490,7 +522,7 @@ fn a_relay_is_neither_the_entry_nor_the_provider() {
     let folder = tempfile::tempdir().expect("a folder");
     let (client, provider) = (client(&folder.path().join("home")), Provider::new());
     let stored = provider.request(&client.home, 1);
-    let relay = NodeKey::generate(&mut StdRng::seed_from_u64(3)).public();
+    let relay = relay();
     let mut lease = client.leases().expect("listed").remove(0).expect("loads");
     lease
         .record(&provider.answer(&lease, receipt(relay)))

@@ -59,8 +59,8 @@ pub use node::{Client, Node, Services, StartError};
 pub use peers::{ConnectError, NetInfo, Peers, PublishError};
 pub(crate) use rate::TokenBucket;
 pub use relay::{
-    MAX_RELAYS, RelayConnectError, RelayRegistrations, RelayStream, RelayToken, RelayedStream,
-    connect_via,
+    MAX_REGISTRATIONS, RelayConnectError, RelayRegistrations, RelayStream, RelayToken,
+    RelayedStream, WARM_RELAYS, connect_via,
 };
 pub use snapshot::{
     MAX_OBJECTS, MAX_SNAPSHOT_BYTES, Snapshot, SnapshotError, SnapshotHead, SnapshotSource,

@@ -401,7 +401,7 @@ fn net_config(config: &Config, keys: &Keys) -> NodeConfig {
     }
 }
 
-/// Keeps links to all nodes at which packets go on or end, and a provider's registrations with relays, as the cards say.
+/// Keeps links to all nodes at which packets go on or end, and tells a provider which relays there are, as the cards say.
 async fn keep_links(net: net::Node, cards: Arc<Cards>, provider: bool, stop: CancellationToken) {
     let mut changed = cards.changed();
     loop {
@@ -409,7 +409,7 @@ async fn keep_links(net: net::Node, cards: Arc<Cards>, provider: bool, stop: Can
             .set_links(cards.dialable(&[Role::Mix, Role::Entry, Role::Provider]));
         if provider {
             net.registrations()
-                .set_relays(relays(net.peers().local(), &cards));
+                .set_known(relays(net.peers().local(), &cards));
         }
         tokio::select! {
             changed = changed.changed() => if changed.is_err() { return },
@@ -418,8 +418,8 @@ async fn keep_links(net: net::Node, cards: Arc<Cards>, provider: bool, stop: Can
     }
 }
 
-/// Relays to register with, in an order that is this node's own: so that providers do not all crowd at the same few, and
-/// one of them does not change its relays when a card comes or goes.
+/// All relays, in an order that is this node's own: so that providers do not all keep the same few warm, and one of them
+/// does not change those when a card comes or goes.
 fn relays(local: NodeId, cards: &Cards) -> Vec<(NodeId, Vec<net::Multiaddr>)> {
     let mut relays = cards.dialable(&[Role::Relay]);
     relays.sort_by_cached_key(|(node, _)| {

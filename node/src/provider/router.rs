@@ -11,7 +11,7 @@ use std::{
 
 use rand::RngExt as _;
 use souk_backend::Backend;
-use souk_crypto::{SealKey, UnixTime};
+use souk_crypto::{NodeId, SealKey, UnixTime};
 use souk_market::{
     admission::{Accepted, Admission, Decision, Situation},
     envelope::VerifiedEnvelope,
@@ -240,6 +240,8 @@ impl Router {
             // Its first envelope has expired, its lease is still known. The id hangs on the holder key, and so do a
             // voucher and the proof of work: neither pays for a second lease.
             self.admission.refuse(Reason::Replayed)
+        } else if is_new && let Some(reason) = self.no_way_in(&envelope.relays) {
+            self.admission.refuse(reason)
         } else {
             let lease = LeaseId(self.shared.randomness.rng().random());
             self.admission
@@ -254,6 +256,17 @@ impl Router {
                     .send_modify(|totals| totals.count(reason));
                 self.refuse(envelope, reason, surbs);
             }
+        }
+    }
+
+    /// Why a requester who names these relays could not get in, as far as that is known without dialing anybody.
+    fn no_way_in(&self, relays: &[NodeId]) -> Option<Reason> {
+        if relays.is_empty() {
+            let is_direct = self.shared.settings.direct.is_some();
+            (!is_direct).then_some(Reason::NoDirect)
+        } else {
+            let is_known = relays.iter().any(|relay| self.shared.relays.knows(relay));
+            (!is_known).then_some(Reason::RelayUnknown)
         }
     }
 
@@ -296,6 +309,7 @@ impl Router {
             anonymous: accepted.anonymous,
             forget_at: accepted.forget_at,
             backend: offering.card.offers[accepted.offer].backend.clone(),
+            relays: envelope.relays.clone(),
         };
         let record = LeaseRecord {
             row: *core.row(),

@@ -13,7 +13,7 @@ use souk_sphinx::{Surb, message::Reply};
 use tokio::{
     io::AsyncReadExt as _,
     net::TcpStream,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
 use crate::{mix::Replier, net, unix_now};
@@ -65,37 +65,34 @@ impl ReplySink for Replier {
     }
 }
 
-/// Lets requesters in through relays.
+/// Lets requesters in through the relays that they name.
 #[async_trait]
 pub trait Relays: Send + Sync + 'static {
-    /// Lets the holder of a token in for a time; returns the relays that know it already.
-    async fn admit(&self, token: RelayToken, lifetime: Duration) -> Vec<NodeId>;
+    /// Whether this provider could register with the relay: it has a verified card of it.
+    fn knows(&self, relay: &NodeId) -> bool;
+
+    /// Lets the holder of a token in for a time, through these relays and no others; returns those that know it by now.
+    async fn admit(&self, token: RelayToken, lifetime: Duration, relays: &[NodeId]) -> Vec<NodeId>;
 
     /// Lets nobody in by it any more.
     fn dismiss(&self, token: RelayToken);
 }
 
-/// How long a receipt waits for the first relay to know its token.
-const RELAY_PATIENCE: Duration = Duration::from_secs(5);
-/// How long it then waits for more, and how many are enough. The entry of a requester is no relay for it, and the
-/// provider does not know which that is: with two there is always one that can be used.
-const MORE_PATIENCE: Duration = Duration::from_secs(2);
-const ENOUGH_RELAYS: usize = 2;
-/// Between two looks: registrations come and go, so there is nothing single to wait for.
-const RELAY_LOOK: Duration = Duration::from_millis(50);
+/// How long a lease waits for the first of its relays: a dial, and after a restart the cards that say where they are.
+const RELAY_PATIENCE: Duration = Duration::from_secs(10);
+/// How long it then waits for the others: one relay is enough, and a slow one must not hold up the requester.
+const RELAY_GRACE: Duration = Duration::from_millis(100);
 
 #[async_trait]
 impl Relays for net::RelayRegistrations {
-    async fn admit(&self, token: RelayToken, lifetime: Duration) -> Vec<NodeId> {
+    fn knows(&self, relay: &NodeId) -> bool {
+        Self::knows(self, relay)
+    }
+
+    async fn admit(&self, token: RelayToken, lifetime: Duration, relays: &[NodeId]) -> Vec<NodeId> {
         let token = net::RelayToken::from_bytes(token.0);
-        self.add_token(token.clone(), lifetime);
-        let mut relays = self.relays_with(&token, RELAY_PATIENCE).await;
-        let until = Instant::now() + MORE_PATIENCE;
-        while relays.len() < ENOUGH_RELAYS && Instant::now() < until {
-            sleep(RELAY_LOOK).await;
-            relays = self.relays_with(&token, Duration::ZERO).await;
-        }
-        relays
+        self.add_token(&token, lifetime, relays);
+        self.relays_with(&token, RELAY_PATIENCE, RELAY_GRACE).await
     }
 
     fn dismiss(&self, token: RelayToken) {

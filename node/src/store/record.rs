@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use minicbor::{Decode, Encode};
 use souk_crypto::{HolderPublicKey, ReplyPublicKey, UnixTime};
 use souk_market::{
+    envelope::NamedRelays,
     lifecycle::Row,
     price::Prices,
     refusal::Reason,
@@ -92,6 +93,10 @@ pub struct Contract {
     /// Which backend carries it.
     #[n(16)]
     pub backend: BackendName,
+    /// Over which relays its holder comes; none where it comes straight to this host.
+    #[n(17)]
+    #[cbor(default)]
+    pub relays: NamedRelays,
 }
 
 /// How an instance is reached.

@@ -61,6 +61,7 @@ fn record(n: u8) -> LeaseRecord {
             anonymous: true,
             forget_at: UnixTime(1_200),
             backend: "sandbox".parse().expect("a name"),
+            relays: souk_market::wire::List::empty(),
         },
         instance: None,
         refusal: None,

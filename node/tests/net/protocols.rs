@@ -204,10 +204,10 @@ async fn provider_behind(relay: &TestNode) -> (TestNode, RelayToken) {
     let provider = TestNode::start(quiet_config()).await;
     let address = relay.address("quic").await;
     let registrations = provider.node.registrations();
-    registrations.set_relays(vec![(address.node(), vec![address.address().clone()])]);
+    registrations.set_known(vec![(address.node(), vec![address.address().clone()])]);
     let token = RelayToken::from_bytes([3; 32]);
-    registrations.add_token(token.clone(), Duration::from_secs(3600));
-    let relays = registrations.relays_with(&token, PATIENCE).await;
+    registrations.add_token(&token, Duration::from_secs(3600), &[address.node()]);
+    let relays = registrations.relays_with(&token, PATIENCE, PATIENCE).await;
     assert_eq!(relays, [address.node()]);
     (provider, token)
 }

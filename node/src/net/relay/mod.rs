@@ -24,7 +24,7 @@ use souk_crypto::NodeId;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 pub use client::{RelayConnectError, connect_via};
-pub use provider::{MAX_RELAYS, RelayRegistrations};
+pub use provider::{MAX_REGISTRATIONS, RelayRegistrations, WARM_RELAYS};
 pub(super) use server::Server;
 
 use super::{

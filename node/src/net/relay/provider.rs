@@ -1,11 +1,16 @@
-//! The provider's side: registrations with relays, and the streams that they splice.
+//! The provider's side: registrations with the relays that its requesters name, and the streams that they splice.
 //!
 //! ```text
-//!  set_relays ──► connecting ──► registering tokens ──► registered ◄──► Add / Remove as leases come and go
-//!                    ▲   │ failed       │                  │ the stream ends
-//!                    │   ▼              ▼                  │
-//!                    waiting (doubling, with jitter) ◄─────┘
+//!  a lease names it ─┐
+//!  one of the warm ──┴► connecting ──► registering tokens ──► registered ◄──► Add / Remove as leases come and go
+//!                          ▲   │ failed       │                  │ the stream ends
+//!                          │   ▼              ▼                  │
+//!                          waiting (doubling, with jitter) ◄─────┘
 //! ```
+//!
+//! Threat: a stranger whose requests make this node dial. Only relays of verified cards are dialed, at the addresses of
+//! those cards, and at most [`MAX_REGISTRATIONS`] are held at one time; a relay is told the tokens of the leases that
+//! name it and of no others.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,7 +23,7 @@ use souk_crypto::NodeId;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::{sleep, timeout_at},
 };
 
 use crate::net::{
@@ -36,8 +41,13 @@ use super::{
     Splice, Status, TokenHash,
 };
 
-/// Relays that one provider registers with.
-pub const MAX_RELAYS: usize = 8;
+/// Registrations of one provider at one time: a connection and a task each. Leases share them. When all are taken, a
+/// lease goes over those of its relays that are among them, and is refused where none is.
+pub const MAX_REGISTRATIONS: usize = 64;
+
+/// Registrations that are kept when no lease needs them, which saves some leases the time of a dial. Nobody but the
+/// requester chooses among them.
+pub const WARM_RELAYS: usize = 8;
 
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
@@ -46,17 +56,39 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct RelayRegistrations {
     peers: Peers,
-    relays: Arc<Mutex<HashMap<NodeId, Relay>>>,
+    book: Arc<Mutex<Book>>,
     tokens: Arc<watch::Sender<Tokens>>,
+    /// Told whenever a relay has confirmed a token.
+    confirmations: Arc<watch::Sender<()>>,
     relayed: mpsc::Sender<RelayedStream>,
 }
 
-/// The tokens of all leases, and until when each is to be known.
-type Tokens = HashMap<TokenHash, (RelayToken, Instant)>;
+/// The tokens of all leases; as many as there are leases.
+type Tokens = HashMap<TokenHash, Admitted>;
+
+/// Who comes over which relays, and until when.
+#[derive(Debug)]
+struct Admitted {
+    expires: Instant,
+    relays: Box<[NodeId]>,
+}
+
+/// Where relays listen.
+type Addresses = Vec<Multiaddr>;
+
+#[derive(Debug, Default)]
+struct Book {
+    /// Relays of verified cards; bounded by the card directory.
+    known: HashMap<NodeId, Addresses>,
+    /// The first of them.
+    warm: Vec<NodeId>,
+    /// At most [`MAX_REGISTRATIONS`].
+    held: HashMap<NodeId, Relay>,
+}
 
 #[derive(Debug)]
 struct Relay {
-    addresses: Vec<Multiaddr>,
+    addresses: Addresses,
     confirmed: watch::Receiver<HashSet<TokenHash>>,
     task: JoinHandle<()>,
 }
@@ -71,35 +103,41 @@ impl RelayRegistrations {
     pub(in crate::net) fn new(peers: Peers, relayed: mpsc::Sender<RelayedStream>) -> Self {
         Self {
             peers,
-            relays: Arc::default(),
+            book: Arc::default(),
             tokens: Arc::new(watch::Sender::new(Tokens::new())),
+            confirmations: Arc::default(),
             relayed,
         }
     }
 
-    /// Keeps registrations with exactly these relays, at most [`MAX_RELAYS`]; this node itself is left out.
-    pub fn set_relays(&self, wanted: Vec<(NodeId, Vec<Multiaddr>)>) {
+    /// Takes the relays of all verified cards, those first that are to be kept warm; this node itself is left out.
+    pub fn set_known(&self, relays: Vec<(NodeId, Vec<Multiaddr>)>) {
         let local = self.peers.local();
-        let wanted: HashMap<_, _> = wanted
-            .into_iter()
-            .filter(|(node, _)| *node != local)
-            .take(MAX_RELAYS)
-            .collect();
-        let mut relays = self.relays();
-        relays.retain(|node, relay| wanted.get(node) == Some(&relay.addresses));
-        for (node, addresses) in wanted {
-            relays
-                .entry(node)
-                .or_insert_with(|| self.keep(node, addresses));
-        }
+        let relays: Vec<_> = relays.into_iter().filter(|r| r.0 != local).collect();
+        let mut book = self.book();
+        book.warm = relays.iter().take(WARM_RELAYS).map(|r| r.0).collect();
+        book.known = relays.into_iter().collect();
+        self.settle(&mut book);
     }
 
-    /// Lets the holder of `token` in for `lifetime`, through every relay.
-    pub fn add_token(&self, token: RelayToken, lifetime: Duration) {
-        let (hash, expires) = (token.hash(), Instant::now() + lifetime);
+    /// Whether a verified card says where this relay is.
+    #[must_use]
+    pub fn knows(&self, relay: &NodeId) -> bool {
+        self.book().known.contains_key(relay)
+    }
+
+    /// Lets the holder of `token` in for `lifetime` through these relays, and registers with those that are not held yet.
+    pub fn add_token(&self, token: &RelayToken, lifetime: Duration, relays: &[NodeId]) {
+        let hash = token.hash();
+        let admitted = Admitted {
+            expires: Instant::now() + lifetime,
+            relays: relays.into(),
+        };
         self.tokens.send_modify(|tokens| {
-            tokens.insert(hash, (token, expires));
+            tokens.retain(|_, other| Instant::now() < other.expires);
+            tokens.insert(hash, admitted);
         });
+        self.settle(&mut self.book());
     }
 
     /// Lets nobody in with `token` any more; sessions that run go on.
@@ -107,48 +145,83 @@ impl RelayRegistrations {
         self.tokens.send_modify(|tokens| {
             tokens.remove(&token.hash());
         });
+        self.settle(&mut self.book());
     }
 
-    /// The relays that have confirmed `token`, after waiting up to `patience` for the first of them.
-    pub async fn relays_with(&self, token: &RelayToken, patience: Duration) -> Vec<NodeId> {
+    /// The relays of `token` that have confirmed it. The first is waited for up to `patience`, and the others then up to
+    /// `grace`.
+    pub async fn relays_with(
+        &self,
+        token: &RelayToken,
+        patience: Duration,
+        grace: Duration,
+    ) -> Vec<NodeId> {
         let hash = token.hash();
-        let waits: Vec<_> = self
-            .relays()
-            .values()
-            .map(|relay| {
-                let mut confirmed = relay.confirmed.clone();
-                Box::pin(async move {
-                    confirmed
-                        .wait_for(|tokens| tokens.contains(&hash))
-                        .await
-                        .is_ok()
-                })
-            })
-            .collect();
-        if !waits.is_empty() {
-            // Whoever comes first ends the waiting; nobody at all leaves the list empty.
-            let _ = timeout(patience, futures::future::select_all(waits)).await;
+        let named = self
+            .tokens
+            .borrow()
+            .get(&hash)
+            .map_or(0, |t| t.relays.len());
+        let mut confirmations = self.confirmations.subscribe();
+        let mut until = tokio::time::Instant::now() + patience;
+        let mut is_first = true;
+        loop {
+            let relays = self.confirmed(&hash);
+            if relays.len() >= named {
+                return relays;
+            }
+            if is_first && !relays.is_empty() {
+                is_first = false;
+                until = until.min(tokio::time::Instant::now() + grace);
+            }
+            if !matches!(timeout_at(until, confirmations.changed()).await, Ok(Ok(()))) {
+                return relays;
+            }
         }
-        self.relays()
+    }
+
+    fn confirmed(&self, hash: &TokenHash) -> Vec<NodeId> {
+        let book = self.book();
+        let confirmed = book
+            .held
             .iter()
-            .filter(|(_, relay)| relay.confirmed.borrow().contains(&hash))
-            .map(|(node, _)| *node)
-            .collect()
+            .filter(|(_, relay)| relay.confirmed.borrow().contains(hash));
+        confirmed.map(|(node, _)| *node).collect()
     }
 
-    fn relays(&self) -> MutexGuard<'_, HashMap<NodeId, Relay>> {
-        self.relays.lock().unwrap_or_else(|e| e.into_inner())
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn keep(&self, node: NodeId, addresses: Vec<Multiaddr>) -> Relay {
+    /// Holds the registrations that are wanted, and no others.
+    fn settle(&self, book: &mut Book) {
+        let needed = needed(&self.tokens.borrow(), Instant::now());
+        let wanted = wanted(book, &needed);
+        book.held.retain(|node, relay| {
+            // A relay that moved is registered with anew; one whose card has ended serves its leases to their end.
+            let stays = |at: &Addresses| *at == relay.addresses;
+            wanted.contains(node) && book.known.get(node).is_none_or(stays)
+        });
+        for node in wanted {
+            if !book.held.contains_key(&node)
+                && let Some(addresses) = book.known.get(&node).cloned()
+            {
+                book.held.insert(node, self.keep(node, addresses));
+            }
+        }
+    }
+
+    fn keep(&self, node: NodeId, addresses: Addresses) -> Relay {
         let (confirm, confirmed) = watch::channel(HashSet::new());
-        let task = tokio::spawn(keep_registration(
-            self.peers.clone(),
-            node,
-            addresses.clone(),
-            self.tokens.subscribe(),
+        let registration = Registrar {
+            peers: self.peers.clone(),
+            relay: node,
+            addresses: addresses.clone(),
+            tokens: self.tokens.subscribe(),
             confirm,
-        ));
+            confirmations: Arc::clone(&self.confirmations),
+        };
+        let task = tokio::spawn(registration.run());
         Relay {
             addresses,
             confirmed,
@@ -172,7 +245,7 @@ impl RelayRegistrations {
 
     async fn take(&self, mut stream: PeerStream) -> Option<Offence> {
         let relay =
-            address::node_id(&stream.peer()).filter(|node| self.relays().contains_key(node));
+            address::node_id(&stream.peer()).filter(|node| self.book().held.contains_key(node));
         let splice: Splice = match frame::read_message(&mut stream, REQUEST_CAP, STEP).await {
             Ok(splice) => splice,
             Err(error) => return error.offence(),
@@ -182,7 +255,10 @@ impl RelayRegistrations {
             .tokens
             .borrow()
             .get(&token.hash())
-            .is_some_and(|(_, expires)| Instant::now() < *expires);
+            .is_some_and(|admitted| {
+                let named = relay.is_some_and(|relay| admitted.relays.contains(&relay));
+                named && Instant::now() < admitted.expires
+            });
         // A relay that this provider has left a moment ago is no offender; it is only refused.
         let place = match (relay, alive) {
             (Some(relay), true) => match self.relayed.try_reserve() {
@@ -207,79 +283,111 @@ impl RelayRegistrations {
     }
 }
 
-async fn keep_registration(
+/// Relays that leases name now, each once.
+fn needed(tokens: &Tokens, now: Instant) -> Vec<NodeId> {
+    let alive = tokens.values().filter(|admitted| now < admitted.expires);
+    let named: HashSet<_> = alive.flat_map(|a| a.relays.iter().copied()).collect();
+    named.into_iter().collect()
+}
+
+/// The relays to be registered with: first those that leases use already, so that no new lease takes a running one its
+/// way, then those that leases name and that can be dialed, then the warm ones.
+fn wanted(book: &Book, needed: &[NodeId]) -> HashSet<NodeId> {
+    let in_use = needed.iter().filter(|node| book.held.contains_key(node));
+    let known = needed.iter().filter(|node| book.known.contains_key(node));
+    let mut wanted = HashSet::new();
+    for node in in_use.chain(known).chain(&book.warm) {
+        if wanted.len() >= MAX_REGISTRATIONS {
+            break;
+        }
+        wanted.insert(*node);
+    }
+    wanted
+}
+
+/// Keeps one registration.
+struct Registrar {
     peers: Peers,
     relay: NodeId,
-    addresses: Vec<Multiaddr>,
-    mut tokens: watch::Receiver<Tokens>,
+    addresses: Addresses,
+    tokens: watch::Receiver<Tokens>,
     confirm: watch::Sender<HashSet<TokenHash>>,
-) {
-    let mut backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
-    loop {
-        let opened = match peers.connect(relay, &addresses).await {
-            Ok(()) => peers.open(relay, What::RelayRegister).await.ok(),
-            Err(_) => None,
-        };
-        if let Some(stream) = opened {
-            let since = Instant::now();
-            // Whatever ended it, the answer is the same: try again.
-            let _ = register(stream, &mut tokens, &confirm).await;
-            confirm.send_replace(HashSet::new());
-            backoff.handle_success(since.elapsed());
+    confirmations: Arc<watch::Sender<()>>,
+}
+
+impl Registrar {
+    async fn run(mut self) {
+        let mut backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
+        loop {
+            let opened = match self.peers.connect(self.relay, &self.addresses).await {
+                Ok(()) => self.peers.open(self.relay, What::RelayRegister).await.ok(),
+                Err(_) => None,
+            };
+            if let Some(stream) = opened {
+                let since = Instant::now();
+                // Whatever ended it, the answer is the same: try again.
+                let _ = self.register(stream).await;
+                self.confirm.send_replace(HashSet::new());
+                backoff.handle_success(since.elapsed());
+            }
+            if self.tokens.has_changed().is_err() {
+                return;
+            }
+            let pause = backoff.pause(&mut rand::rng());
+            sleep(pause).await;
         }
-        if tokens.has_changed().is_err() {
-            return;
+    }
+
+    /// Keeps the relay's list equal to ours until the stream ends or the provider does.
+    async fn register(&mut self, stream: PeerStream) -> Result<(), frame::FrameError> {
+        use tokio::io::AsyncReadExt as _;
+
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let mut told: HashSet<TokenHash> = HashSet::new();
+        loop {
+            let now = Instant::now();
+            let (changes, known) =
+                changes(&self.tokens.borrow_and_update(), self.relay, &told, now);
+            for (hash, change) in changes {
+                frame::write_message(&mut writer, &change).await?;
+                let answer: Answer = frame::read_message(&mut reader, ANSWER_CAP, STEP).await?;
+                self.confirm.send_modify(|confirmed| {
+                    if matches!(change, Registration::Add { .. }) && answer.status == Status::Ok {
+                        confirmed.insert(hash);
+                    } else {
+                        confirmed.remove(&hash);
+                    }
+                });
+                self.confirmations.send_replace(());
+            }
+            told = known;
+            tokio::select! {
+                changed = self.tokens.changed() => if changed.is_err() { return Ok(()) },
+                // The relay only answers; anything else that comes, an end among it, is a reason to start anew.
+                _ = reader.read_u8() => return Err(frame::FrameError::Ended),
+            }
         }
-        let pause = backoff.pause(&mut rand::rng());
-        sleep(pause).await;
     }
 }
 
-/// Keeps the relay's list equal to ours until the stream ends or the provider does.
-async fn register(
-    stream: PeerStream,
-    tokens: &mut watch::Receiver<Tokens>,
-    confirm: &watch::Sender<HashSet<TokenHash>>,
-) -> Result<(), frame::FrameError> {
-    use tokio::io::AsyncReadExt as _;
-
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    let mut told: HashSet<TokenHash> = HashSet::new();
-    loop {
-        let (changes, known) = changes(&tokens.borrow_and_update(), &told, Instant::now());
-        for (hash, change) in changes {
-            frame::write_message(&mut writer, &change).await?;
-            let answer: Answer = frame::read_message(&mut reader, ANSWER_CAP, STEP).await?;
-            confirm.send_modify(|confirmed| {
-                if matches!(change, Registration::Add { .. }) && answer.status == Status::Ok {
-                    confirmed.insert(hash);
-                } else {
-                    confirmed.remove(&hash);
-                }
-            });
-        }
-        told = known;
-        tokio::select! {
-            changed = tokens.changed() => if changed.is_err() { return Ok(()) },
-            // The relay only answers; anything else that comes, an end among it, is a reason to start anew.
-            _ = reader.read_u8() => return Err(frame::FrameError::Ended),
-        }
-    }
-}
-
-/// What the relay must still be told, and what it knows then.
+/// What `relay` must still be told, and what it knows then.
 fn changes(
     tokens: &Tokens,
+    relay: NodeId,
     told: &HashSet<TokenHash>,
     now: Instant,
 ) -> (Vec<(TokenHash, Registration)>, HashSet<TokenHash>) {
     let known: HashSet<TokenHash> = tokens
         .iter()
-        .filter(|(_, (_, expires))| now < *expires)
+        .filter(|(_, admitted)| now < admitted.expires && admitted.relays.contains(&relay))
         .map(|(hash, _)| *hash)
         .collect();
     let added = known.difference(told).map(|hash| {
-        let left = tokens[hash].1.saturating_duration_since(now).as_secs() + 1;
+        let left = tokens[hash]
+            .expires
+            .saturating_duration_since(now)
+            .as_secs()
+            + 1;
         let add = Registration::Add {
             hash: hash.0.into(),
             lifetime_s: u32::try_from(left).unwrap_or(u32::MAX),
@@ -298,22 +406,77 @@ fn changes(
 
 #[cfg(test)]
 mod tests {
+    use souk_crypto::NodeKey;
+
     use super::*;
 
-    #[test]
-    fn the_relay_is_told_what_changed_and_no_more() {
+    fn node() -> NodeId {
+        NodeKey::generate(&mut rand::rng()).public()
+    }
+
+    fn admitted(n: u8, expires: Instant, relays: &[NodeId]) -> (TokenHash, Admitted) {
+        let admitted = Admitted {
+            expires,
+            relays: relays.into(),
+        };
+        (RelayToken::from_bytes([n; 32]).hash(), admitted)
+    }
+
+    #[tokio::test]
+    async fn a_relay_is_told_what_changed_for_those_who_name_it_and_no_more() {
         let (now, hour) = (Instant::now(), Duration::from_secs(3600));
-        let token = |n| RelayToken::from_bytes([n; 32]);
-        let mut tokens = Tokens::new();
-        for n in 0..3 {
-            tokens.insert(token(n).hash(), (token(n), now + hour * u32::from(n)));
-        }
-        // The first has expired at once.
-        let (first, told) = changes(&tokens, &HashSet::new(), now);
+        let (relay, other) = (node(), node());
+        let mut tokens: Tokens = (0..3)
+            .map(|n| admitted(n, now + hour * u32::from(n), &[relay, other]))
+            .collect();
+        tokens.extend([admitted(9, now + hour, &[other])]);
+        // The first has expired at once, the last is another relay's.
+        let (first, told) = changes(&tokens, relay, &HashSet::new(), now);
         assert_eq!((first.len(), told.len()), (2, 2));
-        assert!(changes(&tokens, &told, now).0.is_empty());
-        let (second, told) = changes(&tokens, &told, now + hour);
+        assert!(changes(&tokens, relay, &told, now).0.is_empty());
+        let (second, told) = changes(&tokens, relay, &told, now + hour);
         assert!(matches!(second[..], [(_, Registration::Remove { .. })]));
-        assert_eq!(told, HashSet::from([token(2).hash()]));
+        assert_eq!(told, HashSet::from([admitted(2, now, &[]).0]));
+    }
+
+    #[tokio::test]
+    async fn registrations_are_bounded_and_no_new_lease_takes_a_running_one_its_relay() {
+        let idle = || Relay {
+            addresses: Vec::new(),
+            confirmed: watch::channel(HashSet::new()).1,
+            task: tokio::spawn(async {}),
+        };
+        let (in_use, warm, nonsense) = (node(), node(), node());
+        let crowd: Vec<_> = (0..2 * MAX_REGISTRATIONS).map(|_| node()).collect();
+        let known = crowd.iter().chain([&warm]);
+        let book = Book {
+            known: known.map(|node| (*node, Vec::new())).collect(),
+            warm: vec![warm],
+            // Its card has ended, the lease over it has not.
+            held: HashMap::from([(in_use, idle())]),
+        };
+        let few = wanted(&book, &[in_use, nonsense]);
+        assert_eq!(few, HashSet::from([in_use, warm]));
+        let mut needed = crowd.clone();
+        needed.push(in_use);
+        let most = wanted(&book, &needed);
+        assert_eq!(most.len(), MAX_REGISTRATIONS);
+        assert!(most.contains(&in_use));
+        assert!(
+            !most.contains(&warm),
+            "leases come before what is only warm"
+        );
+    }
+
+    #[test]
+    fn only_living_leases_need_relays() {
+        let now = Instant::now();
+        let (dead, alive) = (node(), node());
+        let tokens = Tokens::from([
+            admitted(1, now, &[dead]),
+            admitted(2, now + Duration::from_secs(1), &[alive]),
+            admitted(3, now + Duration::from_secs(1), &[alive]),
+        ]);
+        assert_eq!(needed(&tokens, now), [alive]);
     }
 }

@@ -86,7 +86,8 @@ pub(super) enum Ended {
 
 /// What a call to the backend brought.
 enum Done {
-    Provisioned(Result<Instance, BackendError>),
+    /// The instance, or why there is none, and whether there is a way to it.
+    Provisioned(Result<Instance, BackendError>, bool),
     Terminated(Result<UsageSample, BackendError>),
     Sampled(Option<UsageSample>),
     Exited,
@@ -229,9 +230,15 @@ impl LeaseTask {
 
     async fn done(&mut self, done: Result<Done, tokio::task::JoinError>) {
         match done {
-            Ok(Done::Provisioned(Ok(instance))) => {
+            Ok(Done::Provisioned(Ok(instance), is_reachable)) => {
                 self.provisioning = None;
                 if self.core.row().phase() != Phase::Provisioning {
+                    return;
+                }
+                if !is_reachable {
+                    tracing::warn!(lease = %self.lease(), "none of the relays that the request names was reached");
+                    self.record.refusal = Some(Reason::NoRelay);
+                    self.handle(Event::ProvisionFailed);
                     return;
                 }
                 let doors = Arc::clone(&self.shared.doors);
@@ -250,7 +257,7 @@ impl LeaseTask {
                     }
                 }
             }
-            Ok(Done::Provisioned(Err(error))) => {
+            Ok(Done::Provisioned(Err(error), _)) => {
                 self.provisioning = None;
                 tracing::warn!(lease = %self.lease(), error = &error as &dyn std::error::Error, "no instance");
                 self.record.refusal = Some(reason(&error));
@@ -357,12 +364,15 @@ impl LeaseTask {
             self.record.row.terms().valid_to(),
         );
         let turn = Arc::clone(&self.provision_turn);
+        // The relays are dialed while the instance starts: whoever waits for the receipt waits for the longer of the two.
+        let door = self.open_door();
         self.provisioning = Some(self.calls.spawn(async move {
             let _turn = turn.lock().await;
             failpoint!(BeforeProvision);
             let instance = backend.provision(&spec).await;
             failpoint!(AfterProvision);
-            Done::Provisioned(instance)
+            let is_reachable = instance.is_ok() && door.await;
+            Done::Provisioned(instance, is_reachable)
         }));
     }
 
@@ -388,18 +398,16 @@ impl LeaseTask {
     }
 
     fn watch(&mut self) {
-        let (lease, contract) = (self.lease(), &self.record.contract);
-        if let (Some(ip), Some(instance)) = (self.shared.settings.direct, &self.record.instance) {
-            self.direct = DirectPort::open(ip, instance.ssh);
+        let lease = self.lease();
+        if self.record.contract.relays.is_empty() {
+            if let (Some(ip), Some(instance)) = (self.shared.settings.direct, &self.record.instance)
+            {
+                self.direct = DirectPort::open(ip, instance.ssh);
+            }
+        } else {
+            // After a restart nobody has let the holder in yet.
+            drop(self.open_door());
         }
-        let lifetime = self
-            .record
-            .row
-            .terms()
-            .valid_to()
-            .since_s(self.shared.clock.now());
-        let (relays, token) = (Arc::clone(&self.shared.relays), contract.relay_token);
-        tokio::spawn(async move { relays.admit(token, Duration::from_secs(lifetime)).await });
         let Some(backend) = self.backend.clone() else {
             return;
         };
@@ -415,6 +423,23 @@ impl LeaseTask {
                 }
             }
         });
+    }
+
+    /// Has the relays let the holder in, from now on; the outcome says whether one of them does, or none is needed.
+    fn open_door(&self) -> impl Future<Output = bool> + Send + use<> {
+        let contract = &self.record.contract;
+        let (relays, token) = (Arc::clone(&self.shared.relays), contract.relay_token);
+        let (named, lifetime) = (contract.relays.clone(), self.time_left());
+        let admitting = tokio::spawn(async move {
+            named.is_empty() || !relays.admit(token, lifetime, &named).await.is_empty()
+        });
+        async move { admitting.await.unwrap_or(false) }
+    }
+
+    /// What is left of the lease's time.
+    fn time_left(&self) -> Duration {
+        let valid_to = self.record.row.terms().valid_to();
+        Duration::from_secs(valid_to.since_s(self.shared.clock.now()))
     }
 
     fn sample(&mut self) {

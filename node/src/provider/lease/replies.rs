@@ -1,7 +1,5 @@
 //! What the holder of a lease is told.
 
-use std::time::Duration;
-
 use souk_market::{
     lifecycle::Reply,
     refusal::Reason,
@@ -49,13 +47,17 @@ impl LeaseTask {
     async fn receipt(&self) -> Option<Receipt> {
         let instance = self.record.instance.as_ref()?;
         let terms = self.record.row.terms();
-        let token = self.record.contract.relay_token;
-        let lifetime = terms.valid_to().since_s(self.shared.clock.now());
-        let relays = self
-            .shared
-            .relays
-            .admit(token, Duration::from_secs(lifetime))
-            .await;
+        let contract = &self.record.contract;
+        let token = contract.relay_token;
+        let relays = if contract.relays.is_empty() {
+            Vec::new()
+        } else {
+            let admitting = self
+                .shared
+                .relays
+                .admit(token, self.time_left(), &contract.relays);
+            admitting.await
+        };
         let mut endpoints: Vec<_> = relays
             .into_iter()
             .take(reply::MAX_ENDPOINTS - 1)
@@ -67,7 +69,7 @@ impl LeaseTask {
                 .map(|port| Endpoint::Direct(port.address())),
         );
         if endpoints.is_empty() {
-            tracing::warn!(lease = %self.lease(), "no relay leads to the instance yet");
+            tracing::warn!(lease = %self.lease(), "nothing leads to the instance now");
             return None;
         }
         Some(Receipt {

@@ -41,7 +41,7 @@ use super::{
         Clock, Offering, Provider, ProviderParts, Relays, ReplySink, Settings, Stand,
         SystemRandomness, TcpDoors,
     },
-    support::{NOW, Node, Requester, large, network},
+    support::{NOW, Node, Requester, large, network, relay},
 };
 use crate::store::{Publisher, Store};
 
@@ -268,15 +268,40 @@ async fn serve(listener: TcpListener, mute: bool) {
     }
 }
 
-/// One relay that knows every token at once.
-struct OneRelay(NodeId);
+/// The network's relays: those that the provider has a card of, and of these the ones that answer, at once.
+#[derive(Default)]
+pub(super) struct TestRelays {
+    pub(super) known: Mutex<Vec<NodeId>>,
+    pub(super) silent: Mutex<Vec<NodeId>>,
+    /// Who was asked to let a token in, for every call.
+    pub(super) asked: Mutex<Vec<Vec<NodeId>>>,
+    /// Tokens that are let in now.
+    pub(super) admitted: Mutex<Vec<RelayToken>>,
+}
 
 #[async_trait]
-impl Relays for OneRelay {
-    async fn admit(&self, _: RelayToken, _: Duration) -> Vec<NodeId> {
-        vec![self.0]
+impl Relays for TestRelays {
+    fn knows(&self, relay: &NodeId) -> bool {
+        self.known.lock().expect("not poisoned").contains(relay)
     }
-    fn dismiss(&self, _: RelayToken) {}
+
+    async fn admit(&self, token: RelayToken, _: Duration, relays: &[NodeId]) -> Vec<NodeId> {
+        self.asked
+            .lock()
+            .expect("not poisoned")
+            .push(relays.to_vec());
+        self.admitted.lock().expect("not poisoned").push(token);
+        let silent = self.silent.lock().expect("not poisoned");
+        let answers = relays
+            .iter()
+            .filter(|r| self.knows(r) && !silent.contains(r));
+        answers.copied().collect()
+    }
+
+    fn dismiss(&self, token: RelayToken) {
+        let mut admitted = self.admitted.lock().expect("not poisoned");
+        admitted.retain(|other| *other != token);
+    }
 }
 
 struct Captured(mpsc::UnboundedSender<([u8; 32], Vec<u8>)>);
@@ -295,6 +320,7 @@ pub(super) struct World {
     pub(super) machines: Arc<Machines>,
     pub(super) clock: Arc<TestClock>,
     pub(super) settings: Settings,
+    pub(super) relays: Arc<TestRelays>,
     offer: CardDigest,
     replies: Arc<Captured>,
     received: mpsc::UnboundedReceiver<([u8; 32], Vec<u8>)>,
@@ -331,6 +357,10 @@ impl World {
                 forget_period: Duration::from_millis(50),
                 ..Settings::default()
             },
+            relays: Arc::new(TestRelays {
+                known: Mutex::new(vec![relay()]),
+                ..TestRelays::default()
+            }),
             offer,
             replies: Arc::new(Captured(captured)),
             received,
@@ -380,7 +410,7 @@ impl World {
             }],
             messages: to_read,
             replies: Arc::clone(&self.replies) as Arc<dyn ReplySink>,
-            relays: Arc::new(OneRelay(self.node.node.public())),
+            relays: Arc::clone(&self.relays) as Arc<dyn Relays>,
             offering,
             epochs: epochs(),
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,

@@ -1,6 +1,7 @@
 //! The provider from sealed request to proven statement, and across what goes wrong on the way.
 
 mod harness;
+mod relays;
 #[path = "../../../../marketplace/tests/support/mod.rs"]
 mod support;
 
