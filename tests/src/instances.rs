@@ -14,7 +14,7 @@ impl Instances {
     }
 
     /// Process ids of the keepers, each of which dies with its instance and takes it along, in rising order.
-    fn keepers(&self) -> Vec<u32> {
+    pub(crate) fn keepers(&self) -> Vec<u32> {
         let processes = fs::read_dir("/proc").expect("Linux has it");
         let mut keepers: Vec<_> = processes
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())

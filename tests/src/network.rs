@@ -29,6 +29,8 @@ pub struct Plan {
     pub sells: bool,
     /// The provider may be reached directly, for requesters who choose so.
     pub direct: bool,
+    /// Nodes listen for QUIC, where nobody is told that a process was killed; else for TCP.
+    pub quic: bool,
 }
 
 impl Default for Plan {
@@ -38,6 +40,7 @@ impl Default for Plan {
             mean_delay_ms: 5,
             sells: true,
             direct: false,
+            quic: false,
         }
     }
 }
@@ -67,7 +70,7 @@ static TURN: Mutex<()> = Mutex::new(());
 pub struct NodeUnderTest {
     process: Process,
     /// After the process, so that nothing starts another instance while these are ended.
-    _instances: Instances,
+    instances: Instances,
     role: Role,
     folder: PathBuf,
     ready: Value,
@@ -131,16 +134,32 @@ impl Network {
         &self.nodes[1..]
     }
 
+    /// Starts the provider again after it has ended: on the same data, on other ports, and with the mixes as bootstrap nodes. It had
+    /// none when it was the first of them all, and nobody would know where it is now.
+    ///
+    /// # Panics
+    /// If it still runs, or does not start.
+    pub fn start_provider_again(&mut self, name: &str) {
+        let bootstrap = self.mixes_addresses();
+        let folder = self.provider().folder.clone();
+        let config = self.config(Some(Role::Provider), &folder, bootstrap, None);
+        fs::write(folder.join("souk.toml"), config).expect("written");
+        self.nodes[0].start_again(name);
+    }
+
+    fn mixes_addresses(&self) -> Vec<String> {
+        self.mixes()
+            .iter()
+            .flat_map(NodeUnderTest::addresses)
+            .collect()
+    }
+
     /// A requester with a folder of its own, on the host if one is given.
     #[must_use]
     pub fn requester(&self, name: &str, host: Option<&Host>) -> Requester {
         let folder = self.folder.path().join(name);
         fs::create_dir(&folder).expect("a new folder");
-        let bootstrap = self
-            .mixes()
-            .iter()
-            .flat_map(NodeUnderTest::addresses)
-            .collect();
+        let bootstrap = self.mixes_addresses();
         let config = folder.join("souk.toml");
         fs::write(&config, self.config(None, &folder, bootstrap, host)).expect("written");
         Requester::new(folder, config, host.cloned())
@@ -230,7 +249,7 @@ test = true
 [node]
 data_dir = {data:?}
 roles = [{roles}]
-listen = ["/ip4/{ip}/tcp/0"]
+listen = ["/ip4/{ip}/{port}"]
 bootstrap = {bootstrap:?}
 
 [provider]
@@ -244,6 +263,11 @@ direct_address = {direct:?}
 [log]
 filter = "debug"
 "#,
+            port = if self.plan.quic {
+                "udp/0/quic-v1"
+            } else {
+                "tcp/0"
+            },
             delay = self.plan.mean_delay_ms,
             data = folder.join("data"),
         )
@@ -259,14 +283,10 @@ impl NodeUnderTest {
         host: Option<Host>,
     ) -> Self {
         let instances = Instances::below(&folder);
-        let ready_file = folder.join("ready.json");
-        let mut process = Process::start(name, command, &folder);
-        let ready = process.until("it is ready", || {
-            serde_json::from_slice(&fs::read(&ready_file).ok()?).ok()
-        });
+        let (process, ready) = start_process(name, command, &folder);
         Self {
             process,
-            _instances: instances,
+            instances,
             role,
             folder,
             ready,
@@ -322,6 +342,24 @@ impl NodeUnderTest {
         &mut self.process
     }
 
+    fn start_again(&mut self, name: &str) {
+        assert!(self.process.ended().is_some(), "{name} still runs");
+        assert!(self.host.is_none(), "{name} was on a host of its own");
+        let ready_file = self.folder.join("ready.json");
+        // A node that stopped in order has removed it; one that was killed has not.
+        if ready_file.exists() {
+            fs::remove_file(&ready_file).expect("it is ours");
+        }
+        let command = node_command(&self.folder.join("souk.toml"), &ready_file);
+        (self.process, self.ready) = start_process(name, command, &self.folder);
+    }
+
+    /// Process ids of the keepers of its instances, whether the node runs or not.
+    #[must_use]
+    pub fn keepers(&self) -> Vec<u32> {
+        self.instances.keepers()
+    }
+
     /// Memory that it has in use, in KiB.
     #[must_use]
     pub fn resident_kib(&self) -> u64 {
@@ -359,6 +397,16 @@ impl NodeUnderTest {
             (status["cards"].as_u64()? >= wanted as u64).then_some(())
         });
     }
+}
+
+/// Starts a node and waits for what it says when it is ready.
+fn start_process(name: &str, command: Command, folder: &Path) -> (Process, Value) {
+    let ready_file = folder.join("ready.json");
+    let mut process = Process::start(name, command, folder);
+    let ready = process.until("it is ready", || {
+        serde_json::from_slice(&fs::read(&ready_file).ok()?).ok()
+    });
+    (process, ready)
 }
 
 /// `souk node run` with a configuration.
