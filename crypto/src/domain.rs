@@ -14,6 +14,19 @@ use crate::{
     network::NetworkId,
 };
 
+/// The version in the domain strings of signed objects.
+pub(crate) const VERSION: u32 = 1;
+
+/// The version in a domain string: `souk/<version>/…`, written without a leading zero.
+pub(crate) fn version(domain: &str) -> Option<u32> {
+    let (version, _) = domain.strip_prefix("souk/")?.split_once('/')?;
+    let digits = version.bytes().all(|byte| byte.is_ascii_digit());
+    version
+        .parse()
+        .ok()
+        .filter(|_| digits && !version.starts_with('0'))
+}
+
 /// A kind of signed object: its domain string, its media type, its signer and its largest size.
 pub struct SignDomain<U> {
     name: &'static str,

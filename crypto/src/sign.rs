@@ -146,6 +146,7 @@ fn open_signed<T: Object>(
 
     let protected = cose.protected.original_data.as_deref().unwrap_or_default();
     cbor::check_canonical(protected, max)?;
+    check_version::<T>(&cose.protected.header)?;
     let (signer, verifying) = PublicKey::<T::Signer>::parse(&cose.protected.header.key_id)?;
     check_header(&cose, &header::<T>(&signer, network))?;
 
@@ -189,6 +190,12 @@ pub enum OpenError {
         /// What differs: `algorithm`, `kind`, `domain`, `network`, or `header` for anything that should not be there.
         field: &'static str,
     },
+    /// The same kind of object in a later version of its format; nothing else of it was looked at.
+    #[error("signed as version {version} of its kind, which this program does not know")]
+    LaterVersion {
+        /// The version in the domain string.
+        version: u32,
+    },
     /// The signer named in the header is not a key.
     #[error("no valid signer")]
     Signer(#[from] KeyError),
@@ -201,6 +208,19 @@ pub enum OpenError {
     /// The content breaks a rule of its kind.
     #[error("invalid object")]
     Invalid(#[from] Invalid),
+}
+
+impl OpenError {
+    /// Whether a later version of souk could have made the object: one of a later version, or one whose signature verifies and
+    /// whose content holds what is not known here. Who passes it on is not to blame.
+    #[must_use]
+    pub const fn may_be_of_later_version(&self) -> bool {
+        matches!(
+            self,
+            Self::LaterVersion { .. }
+                | Self::Payload(DecodeError::Structure(_) | DecodeError::NotUnderstood)
+        )
+    }
 }
 
 /// Bytes that claim to be a signed `T`; nothing in them can be read before [`Signed::open`].
@@ -240,6 +260,12 @@ impl<T> Signed<T> {
     /// The raw bytes, to be stored or passed on unchanged.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The same bytes without a copy, to be kept for as long as they are being sent.
+    #[must_use]
+    pub const fn shared_bytes(&self) -> &Arc<[u8]> {
         &self.bytes
     }
 
@@ -425,4 +451,19 @@ fn check_header(cose: &CoseSign1, expected: &Header) -> Result<(), OpenError> {
         "header"
     };
     Err(OpenError::Header { field })
+}
+
+/// Refuses another version of the same kind before anything in it is taken for a mistake.
+fn check_version<T: Object>(found: &Header) -> Result<(), OpenError> {
+    let text = |label: &Label| {
+        let entry = found.rest.iter().find(|(l, _)| l == label);
+        entry.and_then(|(_, value)| value.as_text())
+    };
+    if text(&TYP) != Some(T::DOMAIN.typ()) {
+        return Ok(());
+    }
+    match text(&DOMAIN).and_then(domain::version) {
+        Some(version) if version > domain::VERSION => Err(OpenError::LaterVersion { version }),
+        _ => Ok(()),
+    }
 }

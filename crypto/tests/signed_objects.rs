@@ -236,10 +236,20 @@ fn a_valid_signature_over_anything_but_the_one_form_is_refused() {
         Err(OpenError::Header { field: "header" })
     ));
     let domain = forged(&|h| h.rest[1].1 = Value::Text("souk/2/sub-keys".into()));
-    assert!(matches!(
-        open(&domain),
-        Err(OpenError::Header { field: "domain" })
-    ));
+    let later = open(&domain).expect_err("of a later version");
+    assert!(matches!(later, OpenError::LaterVersion { version: 2 }));
+    assert!(later.may_be_of_later_version());
+    for no_version in [
+        "souk/02/sub-keys",
+        "souk/0/sub-keys",
+        "souk/+2/sub-keys",
+        "souk/sub-keys",
+    ] {
+        let domain = forged(&|h| h.rest[1].1 = Value::Text(no_version.into()));
+        let refused = open(&domain).expect_err("no version");
+        assert!(matches!(refused, OpenError::Header { field: "domain" }));
+        assert!(!refused.may_be_of_later_version());
+    }
     let less = forged(&|h| h.rest.truncate(2));
     assert!(matches!(
         open(&less),

@@ -12,7 +12,7 @@
 //! one sequence (caught by [`crate::directory`]), texts that mean something to a shell or an `ssh_config` (refused by
 //! their types), and addresses that make a reader ask a name server (only literal addresses pass).
 
-use std::{fmt, net::IpAddr, ops::Deref, str::FromStr};
+use std::{fmt, net::IpAddr, ops::Deref, str::FromStr, sync::Arc};
 
 use minicbor::{
     Decode, Decoder, Encode, Encoder,
@@ -252,6 +252,17 @@ pub enum CardError {
     MissingKey(&'static str),
 }
 
+impl CardError {
+    /// Whether a later version of souk could have made the card; who passes it on is not to blame then.
+    #[must_use]
+    pub const fn may_be_of_later_version(&self) -> bool {
+        match self {
+            Self::Card(error) | Self::SubKeys(error) => error.may_be_of_later_version(),
+            Self::Sign(_) | Self::OtherNode | Self::OtherKey | Self::MissingKey(_) => false,
+        }
+    }
+}
+
 impl VerifiedCard {
     /// Opens a signed card. `known` gives the card that is held of a node; where the new one carries the same sub-keys,
     /// their signature is not checked a second time.
@@ -345,6 +356,10 @@ impl VerifiedCard {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         self.card.signed().as_bytes()
+    }
+
+    pub(crate) fn shared_bytes(&self) -> &Arc<[u8]> {
+        self.card.signed().shared_bytes()
     }
 }
 

@@ -15,7 +15,8 @@
 //! provider that was restored from an old backup learns what it has signed, and so that one that contradicts itself is
 //! found out by whoever saw both ([`Contradiction`]).
 //!
-//! Threats: a stranger that fills the memory (bounds below), that floods with its own valid cards
+//! Threats: a stranger that fills the memory (bounds below), that fills every place with nodes it made up
+//! ([`crate::shares`]), that floods with its own valid cards
 //! ([`UPDATE_BURST`]), that shows different cards to different readers (equivocation, and [`crate::quorum`]).
 
 use std::{
@@ -33,12 +34,15 @@ use crate::{
     card::{Address, Age, Card, CardError, VerifiedCard},
     log::{Contradiction, LogClaim, MAX_CLAIM_BYTES},
     retirement::{RetirementError, VerifiedRetirement},
+    shares::{self, Arrivals, Brought, Source},
     snapshot::Snapshot,
 };
 
-/// Most nodes with a card. At 4 KiB a card this is 16 MiB at worst and about 6 MiB in practice.
+/// Most nodes with a card. At 4 KiB a card this is 16 MiB at worst and about 6 MiB in practice; when full, fair shares of
+/// those who brought them decide ([`crate::shares`]).
 pub const MAX_CARDS: usize = 4096;
-/// Most tombstones, about 400 bytes each; when full, the one that ends first goes.
+/// Most tombstones, about 400 bytes each; when full, the same shares decide: retirements of nodes that somebody made up do
+/// not push others out.
 pub const MAX_TOMBSTONES: usize = 4096;
 /// Most proofs of equivocation; when full, the oldest goes.
 pub const MAX_EQUIVOCATIONS: usize = 64;
@@ -86,6 +90,8 @@ pub enum Ignored {
     NoCard,
     /// Its node contradicts itself, and proof of that is kept.
     Equivocal,
+    /// A later version of souk may have made it: who passes it on may know that version.
+    LaterVersion,
 }
 
 /// What is wrong with a message.
@@ -123,7 +129,8 @@ pub struct Directory {
     network: NetworkId,
     private_addresses: bool,
     entries: BTreeMap<NodeId, Entry>,
-    tombstones: BTreeMap<NodeId, VerifiedRetirement>,
+    tombstones: BTreeMap<NodeId, Tombstone>,
+    arrivals: Arrivals,
     equivocations: VecDeque<Equivocation>,
     claims: BTreeMap<NodeId, Arc<LogClaim>>,
     contradictions: VecDeque<Arc<Contradiction>>,
@@ -138,6 +145,13 @@ struct Entry {
     capacity: Option<Arc<Verified<Capacity>>>,
     updates_left: u8,
     refilled_at: UnixTime,
+    brought: Brought,
+}
+
+#[derive(Debug)]
+struct Tombstone {
+    retirement: VerifiedRetirement,
+    brought: Brought,
 }
 
 impl Directory {
@@ -149,6 +163,7 @@ impl Directory {
             private_addresses,
             entries: BTreeMap::new(),
             tombstones: BTreeMap::new(),
+            arrivals: Arrivals::default(),
             equivocations: VecDeque::new(),
             claims: BTreeMap::new(),
             contradictions: VecDeque::new(),
@@ -156,13 +171,16 @@ impl Directory {
         }
     }
 
-    /// Takes a signed card.
-    pub fn handle_card(&mut self, now: UnixTime, bytes: &[u8]) -> Verdict {
+    /// Takes a signed card that came from `source`.
+    pub fn handle_card(&mut self, now: UnixTime, source: Source, bytes: &[u8]) -> Verdict {
         if self.holds(bytes) {
             return Verdict::Ignore(Ignored::Known);
         }
         let card = match self.open(bytes) {
             Ok(card) => card,
+            Err(error) if error.may_be_of_later_version() => {
+                return Verdict::Ignore(Ignored::LaterVersion);
+            }
             Err(error) => return Verdict::Reject(Rejected::Card(error)),
         };
         if !self.private_addresses && !card.addresses.iter().all(Address::is_public) {
@@ -176,13 +194,16 @@ impl Directory {
         if self.tombstones.contains_key(&card.node) {
             return Verdict::Ignore(Ignored::Retired);
         }
-        self.insert(now, Arc::new(card))
+        self.insert(now, source, Arc::new(card))
     }
 
     /// Takes a signed capacity message.
     pub fn handle_capacity(&mut self, now: UnixTime, bytes: &[u8]) -> Verdict {
         let capacity: Verified<Capacity> = match sign::open(bytes, &self.network) {
             Ok(capacity) => capacity,
+            Err(error) if error.may_be_of_later_version() => {
+                return Verdict::Ignore(Ignored::LaterVersion);
+            }
             Err(error) => return Verdict::Reject(Rejected::Capacity(error)),
         };
         if now.plus_s(MAX_SKEW_S) < capacity.at {
@@ -240,10 +261,13 @@ impl Directory {
         true
     }
 
-    /// Takes a signed retirement.
-    pub fn handle_retirement(&mut self, now: UnixTime, bytes: &[u8]) -> Verdict {
+    /// Takes a signed retirement that came from `source`.
+    pub fn handle_retirement(&mut self, now: UnixTime, source: Source, bytes: &[u8]) -> Verdict {
         let retirement = match VerifiedRetirement::open(bytes, &self.network) {
             Ok(retirement) => retirement,
+            Err(error) if error.may_be_of_later_version() => {
+                return Verdict::Ignore(Ignored::LaterVersion);
+            }
             Err(error) => return Verdict::Reject(Rejected::Retirement(error)),
         };
         if retirement.is_future(now) {
@@ -256,15 +280,22 @@ impl Directory {
         if self.tombstones.contains_key(&node) {
             return Verdict::Ignore(Ignored::Known);
         }
+        // Whoever brought its card answers for the tombstone too: the last word of a node that is known is not crowded out.
+        let known = self.entries.get(&node);
+        let source = known.map_or(source, |entry| entry.brought.source());
         if self.tombstones.len() >= MAX_TOMBSTONES {
-            let first = self
-                .tombstones
-                .values()
-                .min_by_key(|t| t.at())
-                .map(VerifiedRetirement::node);
-            first.and_then(|node| self.tombstones.remove(&node));
+            let held = self.tombstones.iter().map(|(node, t)| (*node, t.brought));
+            let Some(gone) = shares::makes_room(source, held) else {
+                return Verdict::Ignore(Ignored::Full);
+            };
+            self.tombstones.remove(&gone);
         }
-        self.tombstones.insert(node, retirement);
+        let brought = self.arrivals.next(source);
+        let tombstone = Tombstone {
+            retirement,
+            brought,
+        };
+        self.tombstones.insert(node, tombstone);
         self.entries.remove(&node);
         Verdict::Accept
     }
@@ -280,7 +311,7 @@ impl Directory {
             entry.capacity.take_if(|capacity| over(capacity));
         }
         self.tombstones
-            .retain(|_, tombstone| !tombstone.is_over(now));
+            .retain(|_, tombstone| !tombstone.retirement.is_over(now));
         self.claims.retain(|_, claim| is_claimed(now, claim));
         before - self.entries.len()
     }
@@ -333,7 +364,7 @@ impl Directory {
     pub fn successor(&self, node: &NodeId) -> Option<NodeId> {
         self.tombstones
             .get(node)
-            .and_then(VerifiedRetirement::successor)
+            .and_then(|tombstone| tombstone.retirement.successor())
     }
 
     /// Whether a node has retired.
@@ -344,7 +375,9 @@ impl Directory {
 
     /// Retirements that are remembered, to be shown to those who join.
     pub fn retirements(&self) -> impl Iterator<Item = &VerifiedRetirement> {
-        self.tombstones.values()
+        self.tombstones
+            .values()
+            .map(|tombstone| &tombstone.retirement)
     }
 
     /// Proofs that nodes contradicted themselves, oldest first.
@@ -441,10 +474,11 @@ impl Directory {
         })
     }
 
-    fn insert(&mut self, now: UnixTime, card: Arc<VerifiedCard>) -> Verdict {
-        let room = self.entries.len() < MAX_CARDS;
+    fn insert(&mut self, now: UnixTime, source: Source, card: Arc<VerifiedCard>) -> Verdict {
+        if !self.entries.contains_key(&card.node) && !self.make_room(source) {
+            return Verdict::Ignore(Ignored::Full);
+        }
         let mut occupied = match self.entries.entry(card.node) {
-            btree_map::Entry::Vacant(_) if !room => return Verdict::Ignore(Ignored::Full),
             btree_map::Entry::Vacant(vacant) => {
                 vacant.insert(Entry {
                     card,
@@ -452,6 +486,7 @@ impl Directory {
                     capacity: None,
                     updates_left: UPDATE_BURST,
                     refilled_at: now,
+                    brought: self.arrivals.next(source),
                 });
                 return Verdict::Accept;
             }
@@ -485,6 +520,19 @@ impl Directory {
         entry.equivocal = false;
         entry.capacity = None;
         Verdict::Accept
+    }
+
+    /// Whether there is room for the card of a new node from `source`, perhaps because another one went.
+    fn make_room(&mut self, source: Source) -> bool {
+        if self.entries.len() < MAX_CARDS {
+            return true;
+        }
+        let held = self
+            .entries
+            .iter()
+            .map(|(node, entry)| (*node, entry.brought));
+        let gone = shares::makes_room(source, held);
+        gone.is_some_and(|node| self.entries.remove(&node).is_some())
     }
 }
 

@@ -24,6 +24,7 @@ pub mod reply;
 pub mod request;
 pub mod retirement;
 pub mod sealed;
+pub mod shares;
 pub mod snapshot;
 pub mod statement;
 pub mod units;

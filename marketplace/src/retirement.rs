@@ -69,6 +69,17 @@ pub enum RetirementError {
     OtherSuccession,
 }
 
+impl RetirementError {
+    /// Whether a later version of souk could have made the retirement; who passes it on is not to blame then.
+    #[must_use]
+    pub const fn may_be_of_later_version(&self) -> bool {
+        match self {
+            Self::Open(error) | Self::Succession(error) => error.may_be_of_later_version(),
+            Self::Sign(_) | Self::OtherNode | Self::OtherSuccession => false,
+        }
+    }
+}
+
 impl VerifiedRetirement {
     /// Opens a signed retirement.
     ///

@@ -67,14 +67,19 @@ impl Snapshot {
     /// The objects in the order in which they travel: all cards by node, then the capacity messages, then what providers
     /// said of their logs ([`LogClaim`]).
     pub fn objects(&self) -> impl Iterator<Item = &[u8]> {
-        let cards = self.cards.iter().map(|(card, _)| card.as_bytes());
+        self.shared_objects().map(|object| &**object)
+    }
+
+    /// The same, as the directory holds them: however many sets are being sent, each object is in memory once.
+    pub fn shared_objects(&self) -> impl Iterator<Item = &Arc<[u8]>> {
+        let cards = self.cards.iter().map(|(card, _)| card.shared_bytes());
         let capacities = self
             .cards
             .iter()
             .filter_map(|(_, capacity)| capacity.as_ref());
         cards
-            .chain(capacities.map(|capacity| capacity.signed().as_bytes()))
-            .chain(self.claims.iter().map(|claim| claim.as_bytes()))
+            .chain(capacities.map(|capacity| capacity.signed().shared_bytes()))
+            .chain(self.claims.iter().map(|claim| claim.shared_bytes()))
     }
 }
 

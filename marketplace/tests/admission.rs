@@ -19,7 +19,7 @@ use souk_market::{
     },
     work,
 };
-use support::{IMAGE, NOW, Node, Requester, large, list, network, small};
+use support::{IMAGE, NOW, Node, Requester, SOURCE, large, list, network, small};
 
 struct Scene {
     provider: Node,
@@ -352,7 +352,7 @@ proptest! {
 fn market(nodes: &[(&Node, VerifiedCard, Option<Level>)]) -> Market {
     let mut directory = Directory::new(network(), true);
     for (node, card, level) in nodes {
-        directory.handle_card(NOW, card.as_bytes());
+        directory.handle_card(NOW, SOURCE, card.as_bytes());
         if let Some(level) = level {
             directory.handle_capacity(NOW, &node.capacity(1, NOW, *level));
         }

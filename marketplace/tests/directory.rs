@@ -9,12 +9,13 @@ use souk_crypto::{UnixTime, domain};
 use souk_market::{
     capacity::{CAPACITY_PERIOD_S, Level},
     card::{MAX_CARD_LIFE_S, Transport, VerifiedCard},
-    directory::{Directory, Ignored, Rejected, UPDATE_BURST, Verdict},
+    directory::{Directory, Ignored, MAX_CARDS, MAX_TOMBSTONES, Rejected, UPDATE_BURST, Verdict},
     quorum::{Gathering, LeftOut, SetError},
     retirement::{VerifiedRetirement, agree_to_succeed},
+    shares::Source,
     units::Sequence,
 };
-use support::{NOW, Node, address, list, network};
+use support::{NOW, Node, SOURCE, address, list, network};
 
 fn directory() -> Directory {
     Directory::new(network(), true)
@@ -32,10 +33,13 @@ fn a_good_card_is_passed_on_once() {
     let (node, mut directory) = (Node::new(1), directory());
     let card = node.card(1);
     assert!(matches!(
-        directory.handle_card(NOW, card.as_bytes()),
+        directory.handle_card(NOW, SOURCE, card.as_bytes()),
         Verdict::Accept
     ));
-    assert_ignored(directory.handle_card(NOW, card.as_bytes()), Ignored::Known);
+    assert_ignored(
+        directory.handle_card(NOW, SOURCE, card.as_bytes()),
+        Ignored::Known,
+    );
     assert_eq!(
         directory.card(NOW, &card.node).expect("held").digest(),
         card.digest()
@@ -47,10 +51,13 @@ fn a_higher_sequence_wins_and_a_lower_one_is_no_news() {
     let (node, mut directory) = (Node::new(1), directory());
     let (old, new) = (node.card(1), node.card(2));
     assert!(matches!(
-        directory.handle_card(NOW, new.as_bytes()),
+        directory.handle_card(NOW, SOURCE, new.as_bytes()),
         Verdict::Accept
     ));
-    assert_ignored(directory.handle_card(NOW, old.as_bytes()), Ignored::Older);
+    assert_ignored(
+        directory.handle_card(NOW, SOURCE, old.as_bytes()),
+        Ignored::Older,
+    );
     assert_eq!(
         directory.card(NOW, &new.node).expect("held").sequence,
         Sequence(2)
@@ -66,9 +73,9 @@ fn two_cards_under_one_sequence_are_both_unused_and_kept_as_proof() {
         card.addresses = list(vec![address("/ip4/127.0.0.1/tcp/9")]);
         card
     });
-    directory.handle_card(NOW, first.as_bytes());
+    directory.handle_card(NOW, SOURCE, first.as_bytes());
     assert!(matches!(
-        directory.handle_card(NOW, second.as_bytes()),
+        directory.handle_card(NOW, SOURCE, second.as_bytes()),
         Verdict::Accept
     ));
     assert!(directory.card(NOW, &first.node).is_none());
@@ -80,7 +87,7 @@ fn two_cards_under_one_sequence_are_both_unused_and_kept_as_proof() {
     );
     // A card with a higher sequence is the way back.
     assert!(matches!(
-        directory.handle_card(NOW, node.card(2).as_bytes()),
+        directory.handle_card(NOW, SOURCE, node.card(2).as_bytes()),
         Verdict::Accept
     ));
     assert!(directory.card(NOW, &first.node).is_some());
@@ -93,15 +100,15 @@ fn what_is_not_of_this_time_is_ignored_and_blames_nobody() {
     let early = UnixTime(card.from.0 - 121);
     let late = UnixTime(card.to.0 + 120);
     assert_ignored(
-        directory.handle_card(early, card.as_bytes()),
+        directory.handle_card(early, SOURCE, card.as_bytes()),
         Ignored::Future,
     );
     assert_ignored(
-        directory.handle_card(late, card.as_bytes()),
+        directory.handle_card(late, SOURCE, card.as_bytes()),
         Ignored::Expired,
     );
     assert!(matches!(
-        directory.handle_card(UnixTime(late.0 - 1), card.as_bytes()),
+        directory.handle_card(UnixTime(late.0 - 1), SOURCE, card.as_bytes()),
         Verdict::Accept
     ));
     assert_eq!(directory.handle_time(late), 1);
@@ -129,12 +136,12 @@ fn a_card_of_another_network_or_with_a_flipped_bit_is_rejected() {
     let card = node.card(1);
     let other = "other.00000000".parse().expect("an id");
     let mut elsewhere = Directory::new(other, true);
-    let verdict = elsewhere.handle_card(NOW, card.as_bytes());
+    let verdict = elsewhere.handle_card(NOW, SOURCE, card.as_bytes());
     assert!(matches!(verdict, Verdict::Reject(Rejected::Card(_))));
     for at in (0..card.as_bytes().len()).step_by(7) {
         let mut bytes = card.as_bytes().to_vec();
         bytes[at] ^= 1;
-        let verdict = directory().handle_card(NOW, &bytes);
+        let verdict = directory().handle_card(NOW, SOURCE, &bytes);
         assert!(
             matches!(verdict, Verdict::Reject(_)),
             "byte {at}: {verdict:?}"
@@ -143,7 +150,7 @@ fn a_card_of_another_network_or_with_a_flipped_bit_is_rejected() {
 }
 
 #[test]
-fn a_card_of_a_future_version_is_named_as_such() {
+fn a_card_of_a_future_version_is_named_as_such_and_nobodys_fault() {
     let card = Node::new(1).card(1);
     let name = domain::CARD.name().as_bytes();
     let mut bytes = card.as_bytes().to_vec();
@@ -154,12 +161,13 @@ fn a_card_of_a_future_version_is_named_as_such() {
     assert!(
         texts
             .map(ToString::to_string)
-            .any(|text| text == "signed as another domain"),
+            .any(|text| text == "signed as version 2 of its kind, which this program does not know"),
         "{error:?}"
     );
+    // Neither passed on nor held against whoever passed it on: they may know that version.
     assert!(matches!(
-        directory().handle_card(NOW, &bytes),
-        Verdict::Reject(Rejected::Card(_))
+        directory().handle_card(NOW, SOURCE, &bytes),
+        Verdict::Ignore(Ignored::LaterVersion)
     ));
 }
 
@@ -167,7 +175,7 @@ fn a_card_of_a_future_version_is_named_as_such() {
 fn private_addresses_pass_on_test_networks_only() {
     let card = Node::new(1).card(1);
     let mut public = Directory::new(network(), false);
-    let verdict = public.handle_card(NOW, card.as_bytes());
+    let verdict = public.handle_card(NOW, SOURCE, card.as_bytes());
     assert!(matches!(verdict, Verdict::Reject(Rejected::PrivateAddress)));
     for inner in [
         "/ip4/10.1.2.3/tcp/1",
@@ -211,7 +219,7 @@ fn a_node_that_floods_its_own_cards_is_slowed_to_one_a_minute() {
     let (node, mut directory) = (Node::new(1), directory());
     let burst = u64::from(UPDATE_BURST);
     for sequence in 0..=burst {
-        let verdict = directory.handle_card(NOW, node.card(sequence).as_bytes());
+        let verdict = directory.handle_card(NOW, SOURCE, node.card(sequence).as_bytes());
         assert!(
             matches!(verdict, Verdict::Accept),
             "{sequence}: {verdict:?}"
@@ -219,11 +227,11 @@ fn a_node_that_floods_its_own_cards_is_slowed_to_one_a_minute() {
     }
     let next = node.card(burst + 1);
     assert_ignored(
-        directory.handle_card(NOW, next.as_bytes()),
+        directory.handle_card(NOW, SOURCE, next.as_bytes()),
         Ignored::TooMany,
     );
     assert!(matches!(
-        directory.handle_card(NOW.plus_s(60), next.as_bytes()),
+        directory.handle_card(NOW.plus_s(60), SOURCE, next.as_bytes()),
         Verdict::Accept
     ));
 }
@@ -233,7 +241,7 @@ fn capacity_counts_for_the_card_it_speaks_of_and_not_more_often_than_its_period(
     let (node, mut directory) = (Node::new(1), directory());
     let message = node.capacity(1, NOW, Level::Some);
     assert_ignored(directory.handle_capacity(NOW, &message), Ignored::NoCard);
-    directory.handle_card(NOW, node.card(1).as_bytes());
+    directory.handle_card(NOW, SOURCE, node.card(1).as_bytes());
     assert!(matches!(
         directory.handle_capacity(NOW, &message),
         Verdict::Accept
@@ -263,7 +271,7 @@ fn capacity_counts_for_the_card_it_speaks_of_and_not_more_often_than_its_period(
 #[test]
 fn capacity_signed_by_another_node_is_rejected() {
     let (node, thief, mut directory) = (Node::new(1), Node::new(2), directory());
-    directory.handle_card(NOW, node.card(1).as_bytes());
+    directory.handle_card(NOW, SOURCE, node.card(1).as_bytes());
     let forged = Node {
         node: node.node.clone(),
         ..thief
@@ -279,7 +287,7 @@ fn capacity_signed_by_another_node_is_rejected() {
 #[test]
 fn a_tombstone_outlives_the_card_and_names_the_heir_that_agreed() {
     let (old, heir, mut directory) = (Node::new(1), Node::new(2), directory());
-    directory.handle_card(NOW, old.card(1).as_bytes());
+    directory.handle_card(NOW, SOURCE, old.card(1).as_bytes());
     let succession = agree_to_succeed(old.node.public(), &heir.node, NOW, &old.network);
     let retirement = VerifiedRetirement::sign(
         &old.node,
@@ -289,14 +297,14 @@ fn a_tombstone_outlives_the_card_and_names_the_heir_that_agreed() {
     )
     .expect("valid");
     assert!(matches!(
-        directory.handle_retirement(NOW, retirement.as_bytes()),
+        directory.handle_retirement(NOW, SOURCE, retirement.as_bytes()),
         Verdict::Accept
     ));
     assert!(directory.is_empty());
     let day = NOW.plus_s(86_400);
     directory.handle_time(day);
     assert_ignored(
-        directory.handle_card(NOW, old.card(2).as_bytes()),
+        directory.handle_card(NOW, SOURCE, old.card(2).as_bytes()),
         Ignored::Retired,
     );
     assert_eq!(
@@ -325,7 +333,7 @@ fn nobody_can_be_retired_or_made_an_heir_by_somebody_else() {
         succession: None,
     };
     let forged = souk_crypto::sign::sign(retirement, &thief.node, &old.network).expect("signed");
-    let verdict = directory().handle_retirement(NOW, forged.signed().as_bytes());
+    let verdict = directory().handle_retirement(NOW, SOURCE, forged.signed().as_bytes());
     assert!(
         matches!(verdict, Verdict::Reject(Rejected::Retirement(_))),
         "{verdict:?}"
@@ -348,7 +356,7 @@ fn with_cards(cards: &[&Node]) -> Directory {
     let mut directory = directory();
     for node in cards {
         assert!(matches!(
-            directory.handle_card(NOW, node.card(1).as_bytes()),
+            directory.handle_card(NOW, SOURCE, node.card(1).as_bytes()),
             Verdict::Accept
         ));
     }
@@ -392,10 +400,10 @@ fn a_card_that_one_entry_alone_shows_is_not_used() {
 fn two_entries_that_show_contradicting_cards_reveal_the_node() {
     let node = Node::new(1);
     let (mut one, mut two) = (directory(), directory());
-    one.handle_card(NOW, node.card(1).as_bytes());
+    one.handle_card(NOW, SOURCE, node.card(1).as_bytes());
     let mut other = node.plain_card(1);
     other.images = list(vec![]);
-    two.handle_card(NOW, node.sign(other).as_bytes());
+    two.handle_card(NOW, SOURCE, node.sign(other).as_bytes());
     let market = gather(&[&one, &two], 1);
     assert_eq!(market.left_out, [(node.node.public(), LeftOut::Equivocal)]);
 }
@@ -404,7 +412,7 @@ fn two_entries_that_show_contradicting_cards_reveal_the_node() {
 fn while_a_new_card_spreads_the_newest_with_a_quorum_counts() {
     let node = Node::new(1);
     let (mut fresh, stale, stale_too) = (directory(), with_cards(&[&node]), with_cards(&[&node]));
-    fresh.handle_card(NOW, node.card(2).as_bytes());
+    fresh.handle_card(NOW, SOURCE, node.card(2).as_bytes());
     let market = gather(&[&fresh, &stale, &stale_too], 2);
     assert_eq!(market.cards[0].card.sequence, Sequence(1));
 }
@@ -466,9 +474,78 @@ proptest! {
             (0..9).map(|i| nodes[i % 3].card(i as u64 / 3)).collect();
         let (mut one, mut two) = (directory(), directory());
         for (i, card) in cards.iter().enumerate() {
-            one.handle_card(NOW, card.as_bytes());
-            two.handle_card(NOW, cards[order[i]].as_bytes());
+            one.handle_card(NOW, SOURCE, card.as_bytes());
+            two.handle_card(NOW, SOURCE, cards[order[i]].as_bytes());
         }
         prop_assert_eq!(one.snapshot(NOW, 1).root(), two.snapshot(NOW, 1).root());
     }
+}
+
+/// A directory that one stranger has filled with the cards of nodes it made up.
+fn full_of(source: Source) -> Directory {
+    let mut directory = directory();
+    for seed in 0..MAX_CARDS {
+        let card = Node::new(1_000 + seed as u64).card(1);
+        let verdict = directory.handle_card(NOW, source, card.as_bytes());
+        assert!(matches!(verdict, Verdict::Accept), "{seed}: {verdict:?}");
+    }
+    directory
+}
+
+#[test]
+fn who_fills_a_directory_keeps_others_neither_out_nor_pushes_them_out() {
+    let (stranger, neighbour) = (Source::Neighbour(66), Source::Neighbour(7));
+    let mut directory = full_of(stranger);
+    let more = Node::new(1).card(1);
+    assert_ignored(
+        directory.handle_card(NOW, stranger, more.as_bytes()),
+        Ignored::Full,
+    );
+    let honest = Node::new(2).card(1);
+    let verdict = directory.handle_card(NOW, neighbour, honest.as_bytes());
+    assert!(matches!(verdict, Verdict::Accept), "{verdict:?}");
+    assert_eq!(directory.len(), MAX_CARDS);
+    // However much the stranger sends, it stays.
+    for seed in 3..20 {
+        let more = Node::new(seed).card(1);
+        assert_ignored(
+            directory.handle_card(NOW, stranger, more.as_bytes()),
+            Ignored::Full,
+        );
+    }
+    assert!(directory.card(NOW, &honest.node).is_some());
+}
+
+#[test]
+fn who_retires_nodes_it_made_up_pushes_no_tombstone_out_and_keeps_none_out() {
+    let (stranger, neighbour) = (Source::Neighbour(66), Source::Neighbour(7));
+    let mut directory = directory();
+    let retirement = |seed| {
+        let node = Node::new(seed);
+        let retirement = VerifiedRetirement::sign(&node.node, NOW, None, &node.network);
+        (node, retirement.expect("valid"))
+    };
+    let (first, of_first) = retirement(1);
+    directory.handle_retirement(NOW, neighbour, of_first.as_bytes());
+    for seed in 0..MAX_TOMBSTONES as u64 - 1 {
+        let (_, made_up) = retirement(1_000 + seed);
+        let verdict = directory.handle_retirement(NOW, stranger, made_up.as_bytes());
+        assert!(matches!(verdict, Verdict::Accept), "{seed}: {verdict:?}");
+    }
+    let (_, more) = retirement(2);
+    assert_ignored(
+        directory.handle_retirement(NOW, stranger, more.as_bytes()),
+        Ignored::Full,
+    );
+    let (second, of_second) = retirement(3);
+    directory.handle_retirement(NOW, neighbour, of_second.as_bytes());
+    // A node whose card came from elsewhere retires even where the stranger is the one to say it.
+    let known = Node::new(4);
+    directory.handle_card(NOW, neighbour, known.card(1).as_bytes());
+    let (_, of_known) = retirement(4);
+    directory.handle_retirement(NOW, stranger, of_known.as_bytes());
+    for node in [first, second, known] {
+        assert!(directory.is_retired(&node.node.public()));
+    }
+    assert_eq!(directory.retirements().count(), MAX_TOMBSTONES);
 }

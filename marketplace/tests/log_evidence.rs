@@ -12,7 +12,7 @@ use souk_market::{
     },
     units::{Digest, Sequence},
 };
-use support::{NOW, Node, list, network};
+use support::{NOW, Node, SOURCE, list, network};
 
 const PERIOD_S: u64 = CAPACITY_PERIOD_S;
 
@@ -39,7 +39,7 @@ fn claim(node: &Node, card: u64, at: UnixTime, size: u64, root: u8) -> LogClaim 
 fn directory(nodes: &[&Node]) -> Directory {
     let mut directory = Directory::new(network(), true);
     for node in nodes {
-        directory.handle_card(NOW, node.card(1).as_bytes());
+        directory.handle_card(NOW, SOURCE, node.card(1).as_bytes());
     }
     directory
 }
@@ -87,7 +87,7 @@ fn a_claim_that_rides_in_a_capacity_message_does_not_travel_twice() {
 fn a_node_that_replaced_its_card_is_still_reminded_of_what_it_signed_before() {
     let node = Node::new(1);
     let mut directory = directory(&[]);
-    directory.handle_card(NOW, node.card(2).as_bytes());
+    directory.handle_card(NOW, SOURCE, node.card(2).as_bytes());
     hear(
         &mut directory,
         NOW,

@@ -15,8 +15,8 @@ use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use souk_crypto::{NetworkId, NetworkParams, NodeKey};
 use souk_node::net::{
-    CardValidator, Node, NodeAddress, NodeConfig, PublishError, Services, Snapshot, SnapshotSource,
-    Topic, Verdict,
+    CardValidator, Node, NodeAddress, NodeConfig, Origin, PublishError, Services, Snapshot,
+    SnapshotSource, Topic, Verdict,
 };
 use tokio::sync::mpsc;
 
@@ -31,7 +31,7 @@ const MAX_RESIDENT_MIB: f64 = 25.0;
 struct Cards(Mutex<Vec<Bytes>>);
 
 impl CardValidator for Cards {
-    fn validate(&self, _: Topic, message: &[u8]) -> Verdict {
+    fn validate(&self, _: Topic, message: &[u8], _: Origin) -> Verdict {
         let mut cards = self.0.lock().expect("not poisoned");
         cards.push(Bytes::copy_from_slice(message));
         Verdict::Accept

@@ -9,8 +9,8 @@ use souk_node::{
         Mixer, MixerParts, Replier,
     },
     net::{
-        self, CardValidator, Multiaddr, NodeConfig, Services, Snapshot, SnapshotSource, Topic,
-        Verdict,
+        self, CardValidator, Multiaddr, NodeConfig, Origin, Services, Snapshot, SnapshotSource,
+        Topic, Verdict,
     },
 };
 use souk_sphinx::{
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 struct Silent;
 
 impl CardValidator for Silent {
-    fn validate(&self, _topic: Topic, _message: &[u8]) -> Verdict {
+    fn validate(&self, _topic: Topic, _message: &[u8], _from: Origin) -> Verdict {
         Verdict::Ignore
     }
 }

@@ -160,6 +160,10 @@ impl LogClaim {
         &self.bytes
     }
 
+    pub(crate) fn shared_bytes(&self) -> &Arc<[u8]> {
+        &self.bytes
+    }
+
     /// Whose log it is.
     #[must_use]
     pub fn node(&self) -> NodeId {

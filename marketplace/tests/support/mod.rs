@@ -15,6 +15,7 @@ use souk_market::{
     card::{Address, AnonymousLimits, Card, EvidenceRef, Image, Offer, Policy, Role, VerifiedCard},
     envelope::{Envelope, Grant, Surb, Typed, VerifiedEnvelope, accept_by},
     price::{Prices, Rounding},
+    shares::Source,
     units::{
         CardDigest, Digest, DurationS, ImageHash, Limit, Limits, Money, RequestId, Resources,
         Sequence, SshPublicKey, Tee,
@@ -24,6 +25,8 @@ use souk_market::{
 
 /// The instant at which tests happen.
 pub(crate) const NOW: UnixTime = UnixTime(1_800_000_000);
+/// Where the messages of tests come from.
+pub(crate) const SOURCE: Source = Source::Neighbour(1);
 /// The image that providers of tests have.
 pub(crate) const IMAGE: ImageHash = ImageHash([7; 32]);
 

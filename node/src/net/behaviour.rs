@@ -22,6 +22,7 @@ use super::{
     config::Limits,
     gate, gossip,
     names::Names,
+    origin::Origins,
     single,
     streams::{self, Acceptor, Opener},
 };
@@ -54,6 +55,7 @@ impl Behaviour {
         limits: &Limits,
         accept: &[StreamProtocol],
         mdns: bool,
+        origins: Origins,
     ) -> io::Result<(Self, Opener, Vec<Acceptor>)> {
         let peer = key.public().to_peer_id();
         let (streams, opener, acceptors) = streams::Behaviour::new(accept);
@@ -70,7 +72,7 @@ impl Behaviour {
         let behaviour = Self {
             limits: connection_limits(limits),
             memory: memory_limit(limits),
-            gate: gate::Behaviour::new(limits.per_ip),
+            gate: gate::Behaviour::new(limits.per_ip, origins),
             single: single::Behaviour::new(peer),
             streams,
             identify: identify::Behaviour::new(identify),
@@ -82,7 +84,11 @@ impl Behaviour {
         Ok((behaviour, opener, acceptors))
     }
 
-    pub(super) fn client(key: &identity::Keypair, names: &Names) -> (Self, Opener) {
+    pub(super) fn client(
+        key: &identity::Keypair,
+        names: &Names,
+        origins: Origins,
+    ) -> (Self, Opener) {
         let (streams, opener, _) = streams::Behaviour::new(&[]);
         // Nobody has a reason to connect to a client.
         let limits = Limits {
@@ -99,7 +105,7 @@ impl Behaviour {
         let behaviour = Self {
             limits: connection_limits(&limits),
             memory: memory_limit(&limits),
-            gate: gate::Behaviour::new(limits.per_ip),
+            gate: gate::Behaviour::new(limits.per_ip, origins),
             single: single::Behaviour::new(key.public().to_peer_id()),
             streams,
             identify: identify::Behaviour::new(identify),

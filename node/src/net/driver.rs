@@ -38,6 +38,7 @@ use super::{
     conduct::{Conduct, Offence},
     counters::Counters,
     gossip::{Admission, CardValidator, Floodgate, Pending, Topic, VALIDATION_QUEUE, Verdict},
+    origin::Origins,
     peers::{Command, ConnectError, NetInfo, PublishError},
 };
 
@@ -70,6 +71,7 @@ pub(super) struct Driver {
     pub(super) waiting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), ConnectError>>>>,
     pub(super) node: Option<NodePart>,
     pub(super) metrics: Option<Metrics>,
+    pub(super) origins: Origins,
     pub(super) counters: Counters,
 }
 
@@ -354,6 +356,7 @@ impl Driver {
                 let pending = Pending {
                     id: id.clone(),
                     from,
+                    origin: self.origins.of(&from),
                     topic,
                     message: message.data.into(),
                 };
@@ -424,11 +427,12 @@ pub(super) fn spawn_validator(
         while let Some(Pending {
             id,
             from,
+            origin,
             topic,
             message,
         }) = pending.recv().await
         {
-            let verdict: Verdict = validator.validate(topic, &message);
+            let verdict: Verdict = validator.validate(topic, &message, origin);
             let Some(commands) = commands.upgrade() else {
                 break;
             };

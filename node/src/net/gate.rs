@@ -19,7 +19,11 @@ use libp2p::{
     },
 };
 
-use super::{address, conduct::MAX_REMEMBERED};
+use super::{
+    address,
+    conduct::MAX_REMEMBERED,
+    origin::{Origins, network_of},
+};
 
 /// Why the gate refused a connection.
 #[derive(Debug, thiserror::Error)]
@@ -38,16 +42,19 @@ pub(super) struct Behaviour {
     max_per_ip: usize,
     inbound: HashMap<ConnectionId, IpAddr>,
     by_ip: HashMap<IpAddr, usize>,
+    origins: Origins,
     banned: HashSet<PeerId>,
 }
 
 impl Behaviour {
-    /// A gate that lets at most `max_per_ip` connections in from one address (one /64 of IPv6).
-    pub(super) fn new(max_per_ip: usize) -> Self {
+    /// A gate that lets at most `max_per_ip` connections in from one address (one /64 of IPv6), and tells `origins` who came
+    /// from where.
+    pub(super) fn new(max_per_ip: usize, origins: Origins) -> Self {
         Self {
             max_per_ip,
             inbound: HashMap::new(),
             by_ip: HashMap::new(),
+            origins,
             banned: HashSet::new(),
         }
     }
@@ -133,8 +140,20 @@ impl NetworkBehaviour for Behaviour {
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match event {
-            FromSwarm::ConnectionClosed(ConnectionClosed { connection_id, .. })
-            | FromSwarm::ListenFailure(ListenFailure { connection_id, .. }) => {
+            FromSwarm::ConnectionEstablished(established) => self.origins.handle_established(
+                established.peer_id,
+                established.connection_id,
+                established.endpoint.get_remote_address(),
+            ),
+            FromSwarm::ConnectionClosed(ConnectionClosed {
+                peer_id,
+                connection_id,
+                ..
+            }) => {
+                self.origins.handle_closed(&peer_id, connection_id);
+                self.forget(connection_id);
+            }
+            FromSwarm::ListenFailure(ListenFailure { connection_id, .. }) => {
                 self.forget(connection_id);
             }
             _ => {}
@@ -155,17 +174,6 @@ impl NetworkBehaviour for Behaviour {
     }
 }
 
-/// What counts as one address: an IPv4 address, or the /64 that a single IPv6 host can number itself in.
-fn network_of(ip: IpAddr) -> IpAddr {
-    match ip {
-        IpAddr::V4(_) => ip,
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-            Some(v4) => IpAddr::V4(v4),
-            None => IpAddr::V6((u128::from(v6) >> 64 << 64).into()),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,7 +190,7 @@ mod tests {
 
     #[test]
     fn one_address_cannot_take_every_place_and_gets_its_places_back() {
-        let mut gate = Behaviour::new(2);
+        let mut gate = Behaviour::new(2, Origins::new([0; 32]));
         assert!(arrive(&mut gate, 1, "/ip4/203.0.113.1/tcp/1"));
         assert!(arrive(&mut gate, 2, "/ip4/203.0.113.1/udp/2/quic-v1"));
         assert!(!arrive(&mut gate, 3, "/ip4/203.0.113.1/tcp/3"));
@@ -193,7 +201,7 @@ mod tests {
 
     #[test]
     fn one_ipv6_host_is_one_address() {
-        let mut gate = Behaviour::new(1);
+        let mut gate = Behaviour::new(1, Origins::new([0; 32]));
         assert!(arrive(&mut gate, 1, "/ip6/2001:db8:0:1::1/tcp/1"));
         assert!(!arrive(&mut gate, 2, "/ip6/2001:db8:0:1::2/tcp/1"));
         assert!(arrive(&mut gate, 3, "/ip6/2001:db8:0:2::1/tcp/1"));
@@ -201,7 +209,7 @@ mod tests {
 
     #[test]
     fn closed_connections_leave_nothing_behind() {
-        let mut gate = Behaviour::new(2);
+        let mut gate = Behaviour::new(2, Origins::new([0; 32]));
         for id in 0..100 {
             assert!(arrive(&mut gate, id, "/ip4/203.0.113.1/tcp/1"));
             gate.forget(ConnectionId::new_unchecked(id));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  neighbour ──► size cap ──► rate of this neighbour ──► CardValidator ──► Accept: forwarded to the mesh
-//!                  │ over        │ over                        ├─────────► Ignore: dropped (expired, future, already newer)
+//!                  │ over        │ over                        ├─────────► Ignore: dropped (expired, future, later version)
 //!                  ▼             ▼                             └─────────► Reject: dropped, the neighbour pays (form, signature)
 //!               dropped       Ignore, counted
 //! ```
@@ -25,7 +25,7 @@ use libp2p::{
     },
 };
 
-use super::{afresh::Afresh, names::Names, rate::TokenBucket};
+use super::{afresh::Afresh, names::Names, origin::Origin, rate::TokenBucket};
 
 /// Largest card or retirement, in bytes.
 pub const MAX_CARD_BYTES: usize = 4_096;
@@ -71,7 +71,7 @@ pub enum Topic {
 pub enum Verdict {
     /// Keep it and forward it.
     Accept,
-    /// Drop it. Nobody is to blame: expired, from the future, already superseded, unknown provider.
+    /// Drop it. Nobody is to blame: expired, from the future, of a later version, already superseded, unknown provider.
     Ignore,
     /// Drop it and blame the neighbour, who should have checked: form or signature are bad.
     Reject,
@@ -79,8 +79,9 @@ pub enum Verdict {
 
 /// Decides about gossip messages. It is called outside the swarm's task, one message after the other.
 pub trait CardValidator: Send + Sync + 'static {
-    /// Judges one message of `topic`, and keeps what it accepts.
-    fn validate(&self, topic: Topic, message: &[u8]) -> Verdict;
+    /// Judges one message of `topic`, and keeps what it accepts. `from` is where the neighbour connects from who passed it on: to
+    /// share out what strangers can fill, never to blame anybody by.
+    fn validate(&self, topic: Topic, message: &[u8], from: Origin) -> Verdict;
 }
 
 /// A message on its way to the validator.
@@ -88,6 +89,7 @@ pub trait CardValidator: Send + Sync + 'static {
 pub(super) struct Pending {
     pub(super) id: MessageId,
     pub(super) from: PeerId,
+    pub(super) origin: Origin,
     pub(super) topic: Topic,
     pub(super) message: Bytes,
 }

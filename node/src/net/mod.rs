@@ -35,6 +35,7 @@ mod log;
 mod mailbox;
 mod names;
 mod node;
+mod origin;
 mod peers;
 mod rate;
 mod relay;
@@ -56,6 +57,7 @@ pub use mailbox::{
     MailboxKey, MailboxService,
 };
 pub use node::{Client, Node, Services, StartError};
+pub use origin::Origin;
 pub use peers::{ConnectError, NetInfo, Peers, PublishError};
 pub(crate) use rate::TokenBucket;
 pub use relay::{

@@ -38,6 +38,7 @@ use super::{
     log::{self, LogSource},
     mailbox::{self, MailboxService},
     names::{Names, What},
+    origin::Origins,
     peers::{COMMAND_QUEUE, Peers},
     relay::{self, RelayRegistrations, RelayedStream},
     snapshot::{self, SnapshotSource},
@@ -109,8 +110,10 @@ impl Node {
         let roles = accepted(&config, &services);
         let protocols: Vec<_> = roles.iter().map(|what| names.stream(*what)).collect();
         let mdns = config.mdns && config.allow_private_addresses;
+        let origins = Origins::new(rand::random());
+        let limits = &config.limits;
         let (behaviour, opener, acceptors) =
-            Behaviour::node(&key, &names, &config.limits, &protocols, mdns)
+            Behaviour::node(&key, &names, limits, &protocols, mdns, origins.clone())
                 .map_err(StartError::Mdns)?;
         let mut swarm = swarm(&key, behaviour, config.allow_private_addresses);
         for address in &config.listen {
@@ -137,6 +140,7 @@ impl Node {
                 validate,
             }),
             metrics: Some(Metrics::new(registry)),
+            origins: origins.clone(),
             counters: counters.clone(),
         };
         tokio::spawn(driver.run());
@@ -144,6 +148,7 @@ impl Node {
         let peers = Peers {
             local: config.key.public(),
             names,
+            origins,
             commands,
             opener,
         };
@@ -237,7 +242,8 @@ impl Client {
     pub fn start(config: &ClientConfig) -> Self {
         let key = Keypair::generate_ed25519();
         let names = Names::new(&config.network);
-        let (behaviour, opener) = Behaviour::client(&key, &names);
+        let origins = Origins::new(rand::random());
+        let (behaviour, opener) = Behaviour::client(&key, &names, origins.clone());
         let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
         let counters = Counters::default();
         let local =
@@ -251,12 +257,14 @@ impl Client {
             waiting: HashMap::new(),
             node: None,
             metrics: None,
+            origins: origins.clone(),
             counters: counters.clone(),
         };
         tokio::spawn(driver.run());
         let peers = Peers {
             local,
             names,
+            origins,
             commands,
             opener,
         };

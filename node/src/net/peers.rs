@@ -19,6 +19,7 @@ use super::{
     conduct::Offence,
     gossip::{Topic, Verdict},
     names::{Names, What},
+    origin::{Origin, Origins},
     streams::{OpenError, Opener, PeerStream},
 };
 
@@ -33,6 +34,7 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(20);
 pub struct Peers {
     pub(super) local: NodeId,
     pub(super) names: Names,
+    pub(super) origins: Origins,
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) opener: Opener,
 }
@@ -229,6 +231,16 @@ impl Peers {
             .await
             .map_err(|_| PublishError::Stopped)?;
         answer.await.map_err(|_| PublishError::Stopped)?
+    }
+
+    /// Where `node` is connected from; [`Origin::AWAY`] where it is not.
+    pub fn origin(&self, node: NodeId) -> Origin {
+        self.origins.of(&address::peer_id(&node))
+    }
+
+    /// The same for a peer that may be no node.
+    pub(super) fn origin_of(&self, peer: &PeerId) -> Origin {
+        self.origins.of(peer)
     }
 
     /// Opens a stream of `what` to a connected node.

@@ -15,25 +15,38 @@ use souk_market::{
     capacity::Capacity,
     card::{Address, Card, Role, Transport, VerifiedCard},
     directory::{Directory, Ignored, MAX_CARDS, Verdict},
+    shares::Source,
 };
 use souk_sphinx::EpochClock;
 use tokio::sync::watch;
 
-use crate::net::{CardValidator, Snapshot, SnapshotSource, Topic, Verdict as NetVerdict};
+use crate::net::{CardValidator, Origin, Snapshot, SnapshotSource, Topic, Verdict as NetVerdict};
 
 /// Cards from other nodes that must look as if our clock were wrong before we say so.
 const CLOCK_WITNESSES: usize = 2;
+
+/// A set that was handed out is handed out again for so long, in seconds, while nothing changes: cards also end by themselves.
+const SET_LIFE_S: u64 = 5;
 
 /// The directory, shared by the tasks of a node.
 #[derive(Debug)]
 pub(super) struct Cards {
     directory: Mutex<Directory>,
+    /// The set that was handed out last; none once anything has changed.
+    set: Mutex<Option<Set>>,
     network: NetworkId,
     clock: EpochClock,
     now: fn() -> UnixTime,
     /// Nodes whose last card was not of our time; bounded by the directory's own bound on cards.
     mistimed: Mutex<BTreeMap<NodeId, Ignored>>,
     changed: watch::Sender<()>,
+}
+
+/// A set that is handed out to all who ask. However many are being sent, their objects are those of the directory.
+#[derive(Debug)]
+struct Set {
+    made_at: UnixTime,
+    snapshot: Snapshot,
 }
 
 /// A card with the last capacity of its node.
@@ -48,6 +61,7 @@ impl Cards {
     ) -> Self {
         Self {
             directory: Mutex::new(Directory::new(network.clone(), private_addresses)),
+            set: Mutex::default(),
             network: network.clone(),
             clock,
             now,
@@ -61,25 +75,20 @@ impl Cards {
         self.changed.subscribe()
     }
 
-    /// Takes one signed object of a snapshot: a card, a capacity message or a retirement.
-    pub(super) fn take(&self, object: &[u8]) {
-        if !matches!(self.card(object), Verdict::Reject(_)) {
+    /// Takes one signed object of a snapshot, or of our own: a card, a capacity message or a retirement.
+    pub(super) fn take(&self, object: &[u8], source: Source) {
+        if !matches!(self.card(object, source), Verdict::Reject(_)) {
             return;
         }
-        let now = (self.now)();
-        let mut directory = self.directory();
-        if matches!(directory.handle_capacity(now, object), Verdict::Reject(_))
-            && matches!(directory.handle_retirement(now, object), Verdict::Accept)
-        {
-            drop(directory);
-            self.changed.send_replace(());
+        if matches!(self.capacity(object), Verdict::Reject(_)) {
+            self.retirement(object, source);
         }
     }
 
     /// Forgets what has expired.
     pub(super) fn tick(&self) {
         if self.directory().handle_time((self.now)()) > 0 {
-            self.changed.send_replace(());
+            self.tell();
         }
     }
 
@@ -126,23 +135,49 @@ impl Cards {
         ))
     }
 
-    fn card(&self, bytes: &[u8]) -> Verdict {
+    fn card(&self, bytes: &[u8], source: Source) -> Verdict {
         let now = (self.now)();
-        let mut directory = self.directory();
-        let verdict = directory.handle_card(now, bytes);
+        let verdict = self.directory().handle_card(now, source, bytes);
         match &verdict {
             Verdict::Accept => {
-                drop(directory);
                 self.remember(bytes, None);
-                self.changed.send_replace(());
+                self.tell();
             }
             Verdict::Ignore(why @ (Ignored::Future | Ignored::Expired)) => {
-                drop(directory);
                 self.remember(bytes, Some(*why));
             }
             Verdict::Ignore(_) | Verdict::Reject(_) => {}
         }
         verdict
+    }
+
+    fn capacity(&self, bytes: &[u8]) -> Verdict {
+        let verdict = self.directory().handle_capacity((self.now)(), bytes);
+        if matches!(verdict, Verdict::Accept) {
+            self.set().take();
+        }
+        verdict
+    }
+
+    fn retirement(&self, bytes: &[u8], source: Source) -> Verdict {
+        let verdict = self
+            .directory()
+            .handle_retirement((self.now)(), source, bytes);
+        if matches!(verdict, Verdict::Accept) {
+            self.tell();
+        }
+        verdict
+    }
+
+    /// The set of cards is another one now.
+    fn tell(&self) {
+        self.set().take();
+        self.changed.send_replace(());
+    }
+
+    /// Taken before the directory where both are needed, so that no set outlives what was changed while it was made.
+    fn set(&self) -> MutexGuard<'_, Option<Set>> {
+        self.set.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps in mind whether the card of a node was of our time.
@@ -169,20 +204,14 @@ impl Cards {
 }
 
 impl CardValidator for Cards {
-    fn validate(&self, topic: Topic, message: &[u8]) -> NetVerdict {
-        let now = (self.now)();
+    fn validate(&self, topic: Topic, message: &[u8], from: Origin) -> NetVerdict {
+        let source = Source::Neighbour(from.number());
         let verdict = match topic {
-            Topic::Cards => match self.card(message) {
-                Verdict::Reject(_) => {
-                    let verdict = self.directory().handle_retirement(now, message);
-                    if matches!(verdict, Verdict::Accept) {
-                        self.changed.send_replace(());
-                    }
-                    verdict
-                }
+            Topic::Cards => match self.card(message, source) {
+                Verdict::Reject(_) => self.retirement(message, source),
                 verdict => verdict,
             },
-            Topic::Capacity => self.directory().handle_capacity(now, message),
+            Topic::Capacity => self.capacity(message),
         };
         match verdict {
             Verdict::Accept => NetVerdict::Accept,
@@ -195,14 +224,28 @@ impl CardValidator for Cards {
 impl SnapshotSource for Cards {
     fn snapshot(&self) -> Snapshot {
         let now = (self.now)();
-        let snapshot = self
-            .directory()
-            .snapshot(now, u64::from(self.clock.at(now).0));
-        Snapshot {
-            epoch: snapshot.epoch(),
-            root: snapshot.root().0,
-            objects: snapshot.objects().map(Bytes::copy_from_slice).collect(),
+        let epoch = u64::from(self.clock.at(now).0);
+        let mut set = self.set();
+        let holds =
+            |set: &Set| set.snapshot.epoch == epoch && now.since_s(set.made_at) < SET_LIFE_S;
+        if let Some(set) = set.as_ref().filter(|set| holds(set)) {
+            return set.snapshot.clone();
         }
+        let made = self.directory().snapshot(now, epoch);
+        let snapshot = Snapshot {
+            epoch: made.epoch(),
+            root: made.root().0,
+            objects: made
+                .shared_objects()
+                .map(|object| Bytes::from_owner(Arc::clone(object)))
+                .collect(),
+        };
+        let made_at = now;
+        *set = Some(Set {
+            made_at,
+            snapshot: snapshot.clone(),
+        });
+        snapshot
     }
 }
 
@@ -237,4 +280,100 @@ pub(super) fn card_address(address: &Multiaddr) -> Option<Address> {
         transport,
         port,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use souk_crypto::{CardKey, MixKey, MixPublicKey, NetworkParams, NodeKey, SubKeys, Window};
+    use souk_market::{card::Policy, units::Sequence, wire::List};
+
+    use super::*;
+
+    const NOW: UnixTime = UnixTime(1_800_000_000);
+
+    fn params() -> NetworkParams {
+        NetworkParams::new(50, 1_000, 3_600, true).expect("in bounds")
+    }
+
+    fn network() -> NetworkId {
+        NetworkId::new("test", &params()).expect("a name")
+    }
+
+    /// The card of a mix that nobody has seen before.
+    fn card() -> VerifiedCard {
+        let mut rng = rand::rng();
+        let (node, key) = (NodeKey::generate(&mut rng), CardKey::generate(&mut rng));
+        let window = Window::new(NOW.minus_s(3_600), NOW.plus_s(86_400)).expect("not empty");
+        let mix_key = MixKey {
+            epoch: 1,
+            suite: 1,
+            key: MixPublicKey::from_bytes(&[1; 32]).expect("32 bytes"),
+            window,
+        };
+        let sub_keys = SubKeys {
+            serial: 1,
+            window,
+            card_key: key.public(),
+            log_key: None,
+            seal_key: None,
+            mix_keys: vec![mix_key],
+        };
+        let sub_keys = sign::sign(sub_keys, &node, &network()).expect("valid");
+        let card = Card {
+            node: node.public(),
+            sequence: Sequence(1),
+            from: NOW.minus_s(60),
+            to: NOW.plus_s(3_600),
+            roles: List::new(vec![Role::Mix]).expect("few"),
+            addresses: List::empty(),
+            sub_keys: sub_keys.signed().clone(),
+            operator: None,
+            offers: List::empty(),
+            images: List::empty(),
+            prices: None,
+            policy: Policy::default(),
+            evidence: List::empty(),
+            succeeds: None,
+        };
+        VerifiedCard::sign(card, &key, &network()).expect("valid")
+    }
+
+    fn cards() -> Cards {
+        Cards::new(&network(), true, EpochClock::of(&params()), || NOW)
+    }
+
+    #[test]
+    fn a_set_is_made_once_and_anew_when_a_card_comes() {
+        let (cards, first) = (cards(), card());
+        cards.take(first.as_bytes(), Source::Own);
+        let set = cards.snapshot();
+        assert!(Arc::ptr_eq(&set.objects, &cards.snapshot().objects));
+        cards.take(card().as_bytes(), Source::Own);
+        let later = cards.snapshot();
+        assert_ne!(later.root, set.root);
+        assert_eq!((set.objects.len(), later.objects.len()), (1, 2));
+        // The card that both hold is in memory once.
+        let of_first = |set: &Snapshot| {
+            let object = set
+                .objects
+                .iter()
+                .find(|object| **object == first.as_bytes());
+            object.expect("it is in the set").as_ptr()
+        };
+        assert_eq!(of_first(&set), of_first(&later));
+    }
+
+    #[test]
+    fn a_card_of_a_later_version_is_ignored_by_gossip_and_noise_is_rejected() {
+        let (cards, from) = (cards(), Origin::AWAY);
+        let good = card();
+        let text = b"souk/1/card";
+        let mut later = good.as_bytes().to_vec();
+        let at = later.windows(text.len()).position(|part| part == text);
+        later[at.expect("the domain is in the header") + 5] = b'2';
+        let validate = |message: &[u8]| cards.validate(Topic::Cards, message, from);
+        assert_eq!(validate(&later), NetVerdict::Ignore);
+        assert_eq!(validate(b"noise"), NetVerdict::Reject);
+        assert_eq!(validate(good.as_bytes()), NetVerdict::Accept);
+    }
 }

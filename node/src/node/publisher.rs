@@ -20,6 +20,7 @@ use souk_market::{
         VerifiedCard,
     },
     price::Prices,
+    shares::Source,
     units::{Digest, OperatorId, Sequence},
     wire::List,
 };
@@ -189,7 +190,7 @@ impl Publisher {
         };
         let card = self.card(now, last, addresses, mix_keys)?;
         self.write(&card)?;
-        self.cards.take(card.as_bytes());
+        self.cards.take(card.as_bytes(), Source::Own);
         self.own.send_replace(Some(Arc::new(card)));
         Ok(true)
     }
@@ -273,7 +274,7 @@ impl Publisher {
         match sign::sign(capacity, &self.keys.card, &self.profile.network) {
             Ok(signed) => {
                 let bytes = Bytes::copy_from_slice(signed.signed().as_bytes());
-                self.cards.take(&bytes);
+                self.cards.take(&bytes, Source::Own);
                 Some(bytes)
             }
             Err(error) => {

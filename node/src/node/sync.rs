@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use rand::seq::IndexedRandom as _;
 use souk_crypto::NodeId;
-use souk_market::card::Role;
+use souk_market::{card::Role, shares::Source};
 use tokio_util::sync::CancellationToken;
 
 use super::directory::Cards;
@@ -59,8 +59,9 @@ async fn round(peers: &Peers, cards: &Cards, bootstrap: &[NodeAddress]) {
     let Ok(theirs) = peers.snapshot(node).await else {
         return;
     };
+    let source = Source::Neighbour(peers.origin(node).number());
     for object in theirs.objects.iter() {
-        cards.take(object);
+        cards.take(object, source);
         // Signatures take time; other tasks of this thread have a turn in between.
         tokio::task::yield_now().await;
     }

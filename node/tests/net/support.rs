@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 use souk_crypto::{NetworkId, NetworkParams, NodeKey};
 use souk_node::net::{
     CardValidator, Client, ClientConfig, LogPath, LogSource, Multiaddr, Node, NodeAddress,
-    NodeConfig, RelayedStream, Services, Snapshot, SnapshotSource, Topic, Verdict, node_id,
+    NodeConfig, Origin, RelayedStream, Services, Snapshot, SnapshotSource, Topic, Verdict, node_id,
 };
 use souk_sphinx::{Epoch, Frame, Packet, packet::PACKET_LEN};
 use tokio::sync::{mpsc, watch};
@@ -70,7 +70,7 @@ impl Judge {
 }
 
 impl CardValidator for Judge {
-    fn validate(&self, _: Topic, message: &[u8]) -> Verdict {
+    fn validate(&self, _: Topic, message: &[u8], _: Origin) -> Verdict {
         self.asked.send_modify(|asked| asked.push(message.to_vec()));
         match message.first() {
             Some(b'+') => Verdict::Accept,

@@ -21,7 +21,7 @@ use souk_crypto::NodeId;
 use souk_sphinx::{Frame, HopAddress};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use store::{Batch, Deposited, MailboxStore, NoRoom};
+use store::{Batch, Deposited, MailboxStore, NoRoom, Owner};
 pub use store::{MAX_LIFETIME, MAX_QUOTA, MailboxKey};
 
 use crate::mix::{Deposit, Mailboxes};
@@ -266,7 +266,9 @@ pub(super) async fn serve(peers: Peers, mut streams: Acceptor, service: MailboxS
                 // Bounded by the connections and by the streams of each.
                 tokio::spawn(async move {
                     let peer = stream.peer();
-                    if let Some(offence) = answer_all(stream, &service).await {
+                    let origin = peers.origin_of(&peer);
+                    let owner = Owner { peer, origin };
+                    if let Some(offence) = answer_all(stream, owner, &service).await {
                         peers.report(peer, offence).await;
                     }
                 });
@@ -277,7 +279,11 @@ pub(super) async fn serve(peers: Peers, mut streams: Acceptor, service: MailboxS
 }
 
 /// Answers one client until it goes; what it is to be blamed for, if anything.
-async fn answer_all(mut stream: PeerStream, service: &MailboxService) -> Option<Offence> {
+async fn answer_all(
+    mut stream: PeerStream,
+    owner: Owner,
+    service: &MailboxService,
+) -> Option<Offence> {
     let mut rate = TokenBucket::new(PER_SECOND, BURST, Instant::now());
     loop {
         let request = match frame::read_message(&mut stream, REQUEST_CAP, IDLE).await {
@@ -293,6 +299,7 @@ async fn answer_all(mut stream: PeerStream, service: &MailboxService) -> Option<
             } => {
                 let registered = service.store().handle_register(
                     &MailboxKey::from_bytes(*key),
+                    owner,
                     Duration::from_secs(lifetime_s.into()),
                     quota,
                     Instant::now(),

@@ -15,11 +15,21 @@ use std::{
     time::{Duration, Instant},
 };
 
+use libp2p::PeerId;
 use souk_sphinx::{Frame, HopAddress};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+use crate::net::origin::Origin;
+
 /// Mailboxes at one entry.
 pub(super) const MAX_MAILBOXES: usize = 2_048;
+
+/// Mailboxes that one peer opened. A client needs one; another while it changes.
+pub(super) const MAX_OF_PEER: usize = 4;
+
+/// Mailboxes opened from one address, an eighth of all: a household or a university behind it, but not one stranger with very
+/// many identities.
+pub(super) const MAX_OF_ORIGIN: usize = MAX_MAILBOXES / 8;
 
 /// Frames that one mailbox may hold; a registration with more is cut to it. A final statement takes one packet.
 pub const MAX_QUOTA: u16 = 256;
@@ -63,6 +73,13 @@ impl fmt::Debug for MailboxKey {
     }
 }
 
+/// Who opened a mailbox, to be counted by. The origin is a hash that says nothing outside this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Owner {
+    pub(super) peer: PeerId,
+    pub(super) origin: Origin,
+}
+
 /// Why a mailbox was not registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the entry has no room for another mailbox")]
@@ -95,6 +112,7 @@ pub(super) struct MailboxStore {
 
 #[derive(Debug)]
 struct Mailbox {
+    owner: Owner,
     quota: usize,
     expires: Instant,
     collected: Instant,
@@ -104,28 +122,31 @@ struct Mailbox {
 }
 
 impl MailboxStore {
-    /// Registers the mailbox of `key`, or renews it.
+    /// Registers the mailbox of `key`, or renews it: then it is the mailbox of whoever did so last.
     ///
     /// # Errors
-    /// [`NoRoom`] where there are [`MAX_MAILBOXES`] that are all in use.
+    /// [`NoRoom`] where there are [`MAX_MAILBOXES`], or of this owner [`MAX_OF_PEER`] or [`MAX_OF_ORIGIN`], and all of them are in use.
     pub(super) fn handle_register(
         &mut self,
         key: &MailboxKey,
+        owner: Owner,
         lifetime: Duration,
         quota: u16,
         now: Instant,
     ) -> Result<(), NoRoom> {
         let address = key.address();
         if !self.boxes.contains_key(&address) {
-            self.make_room(now)?;
+            self.make_room(owner, now)?;
         }
         let mailbox = self.boxes.entry(address).or_insert(Mailbox {
+            owner,
             quota: 0,
             expires: now,
             collected: now,
             frames: VecDeque::new(),
             acknowledged: 0,
         });
+        mailbox.owner = owner;
         mailbox.quota = usize::from(quota.min(MAX_QUOTA));
         mailbox.expires = now + lifetime.min(MAX_LIFETIME);
         mailbox.collected = now;
@@ -205,23 +226,33 @@ impl MailboxStore {
         self.held
     }
 
-    fn make_room(&mut self, now: Instant) -> Result<(), NoRoom> {
-        if self.boxes.len() < MAX_MAILBOXES {
+    /// Makes room for one more of `owner`, first among its own, so that nobody pays for another's greed.
+    fn make_room(&mut self, owner: Owner, now: Instant) -> Result<(), NoRoom> {
+        let of_peer = |mailbox: &Mailbox| mailbox.owner.peer == owner.peer;
+        let of_origin = |mailbox: &Mailbox| mailbox.owner.origin == owner.origin;
+        self.make_room_among(of_peer, MAX_OF_PEER, now)?;
+        self.make_room_among(of_origin, MAX_OF_ORIGIN, now)?;
+        self.make_room_among(|_| true, MAX_MAILBOXES, now)
+    }
+
+    /// Sees to it that there are fewer than `max` of those that count: one that was abandoned goes.
+    fn make_room_among(
+        &mut self,
+        counts: impl Fn(&Mailbox) -> bool,
+        max: usize,
+        now: Instant,
+    ) -> Result<(), NoRoom> {
+        let among = || self.boxes.iter().filter(|(_, mailbox)| counts(mailbox));
+        if among().count() < max {
             return Ok(());
         }
-        self.handle_time(now);
-        if self.boxes.len() < MAX_MAILBOXES {
-            return Ok(());
-        }
-        let (address, collected) = self
-            .boxes
-            .iter()
-            .min_by_key(|(_, mailbox)| mailbox.collected)
-            .map(|(address, mailbox)| (*address, mailbox.collected))
-            .ok_or(NoRoom)?;
-        if now.saturating_duration_since(collected) < ABANDONED {
+        let oldest = among().min_by_key(|(_, mailbox)| mailbox.collected.min(mailbox.expires));
+        let (address, mailbox) = oldest.ok_or(NoRoom)?;
+        let unused = now.saturating_duration_since(mailbox.collected);
+        if unused < ABANDONED && now < mailbox.expires {
             return Err(NoRoom);
         }
+        let address = *address;
         if let Some(gone) = self.boxes.remove(&address) {
             self.held -= gone.frames.len();
         }
@@ -255,11 +286,34 @@ mod tests {
     use souk_sphinx::{Epoch, Packet, packet::PACKET_LEN};
 
     use super::*;
+    use crate::net::origin::Origins;
 
     fn key(n: u16) -> MailboxKey {
         let mut bytes = [7; 32];
         bytes[..2].copy_from_slice(&n.to_be_bytes());
         MailboxKey::from_bytes(bytes)
+    }
+
+    /// The `n`th peer, from an address that it shares with a few.
+    fn owner(n: u16) -> Owner {
+        Owner {
+            peer: peer(n),
+            origin: origin(n / 64),
+        }
+    }
+
+    fn peer(n: u16) -> PeerId {
+        let digest = [&n.to_be_bytes()[..], &[7; 30]].concat();
+        let hash = libp2p::core::multihash::Multihash::wrap(0x12, &digest).expect("32 bytes");
+        PeerId::from_multihash(hash).expect("a SHA-256 peer id")
+    }
+
+    fn origin(n: u16) -> Origin {
+        let origins = Origins::new([0; 32]);
+        let address = format!("/ip4/203.0.{}.{}/tcp/1", n >> 8, n & 0xff);
+        let id = libp2p::swarm::ConnectionId::new_unchecked(1);
+        origins.handle_established(peer(0), id, &address.parse().expect("a multiaddress"));
+        origins.of(&peer(0))
     }
 
     fn frame(n: u32) -> Frame {
@@ -278,7 +332,9 @@ mod tests {
     #[test]
     fn a_batch_stays_until_it_is_acknowledged() {
         let (mut store, now) = (MailboxStore::default(), Instant::now());
-        store.handle_register(&key(1), DAY, 10, now).unwrap();
+        store
+            .handle_register(&key(1), owner(1), DAY, 10, now)
+            .unwrap();
         for n in 0..5 {
             store
                 .handle_deposit(&key(1).address(), frame(n), now)
@@ -297,14 +353,16 @@ mod tests {
     #[test]
     fn only_the_holder_of_the_key_collects_and_nobody_takes_a_nodes_address() {
         let (mut store, now) = (MailboxStore::default(), Instant::now());
-        store.handle_register(&key(1), DAY, 10, now).unwrap();
+        store
+            .handle_register(&key(1), owner(1), DAY, 10, now)
+            .unwrap();
         assert!(store.handle_collect(&key(2), 0, 8, now).is_none());
         // The address is no key: who has seen it on a packet cannot collect with it.
         let address_as_key = MailboxKey::from_bytes(key(1).address().0);
         assert!(store.handle_collect(&address_as_key, 0, 8, now).is_none());
         let node = HopAddress([3; 32]);
         store
-            .handle_register(&MailboxKey::from_bytes(node.0), DAY, 10, now)
+            .handle_register(&MailboxKey::from_bytes(node.0), owner(3), DAY, 10, now)
             .unwrap();
         assert!(store.handle_deposit(&node, frame(0), now).is_err());
     }
@@ -312,7 +370,9 @@ mod tests {
     #[test]
     fn acknowledging_the_future_only_empties_the_box() {
         let (mut store, now) = (MailboxStore::default(), Instant::now());
-        store.handle_register(&key(1), DAY, 10, now).unwrap();
+        store
+            .handle_register(&key(1), owner(1), DAY, 10, now)
+            .unwrap();
         store
             .handle_deposit(&key(1).address(), frame(0), now)
             .unwrap();
@@ -329,7 +389,9 @@ mod tests {
     fn quota_age_and_expiry_bound_a_mailbox() {
         let (mut store, now) = (MailboxStore::default(), Instant::now());
         let lifetime = 2 * MAX_AGE;
-        store.handle_register(&key(1), lifetime, 1, now).unwrap();
+        store
+            .handle_register(&key(1), owner(1), lifetime, 1, now)
+            .unwrap();
         let address = key(1).address();
         assert_eq!(
             store.handle_deposit(&address, frame(0), now),
@@ -354,7 +416,9 @@ mod tests {
         let (mut store, now) = (MailboxStore::default(), Instant::now());
         let full = u16::try_from(MAX_HELD).unwrap() / MAX_QUOTA;
         for n in 0..=full {
-            store.handle_register(&key(n), DAY, u16::MAX, now).unwrap();
+            store
+                .handle_register(&key(n), owner(n), DAY, u16::MAX, now)
+                .unwrap();
         }
         for n in 0..full {
             for _ in 0..MAX_QUOTA {
@@ -379,14 +443,74 @@ mod tests {
         let (mut store, now) = (MailboxStore::default(), Instant::now());
         let max = u16::try_from(MAX_MAILBOXES).unwrap();
         for n in 0..max {
-            store.handle_register(&key(n), DAY, 1, now).unwrap();
+            store
+                .handle_register(&key(n), owner(n), DAY, 1, now)
+                .unwrap();
         }
-        assert_eq!(store.handle_register(&key(max), DAY, 1, now), Err(NoRoom));
+        assert_eq!(
+            store.handle_register(&key(max), owner(max), DAY, 1, now),
+            Err(NoRoom)
+        );
         // Who is there already may renew.
-        store.handle_register(&key(0), DAY, 1, now).unwrap();
         store
-            .handle_register(&key(max), DAY, 1, now + ABANDONED)
+            .handle_register(&key(0), owner(0), DAY, 1, now)
+            .unwrap();
+        store
+            .handle_register(&key(max), owner(max), DAY, 1, now + ABANDONED)
             .unwrap();
         assert_eq!(store.boxes.len(), MAX_MAILBOXES);
+    }
+
+    #[test]
+    fn one_peer_and_one_address_have_their_share_of_places() {
+        let (mut store, now) = (MailboxStore::default(), Instant::now());
+        let greedy = owner(0);
+        let mut open = |n: usize, owner, now| {
+            let key = key(u16::try_from(n).unwrap());
+            store.handle_register(&key, owner, DAY, 1, now)
+        };
+        for n in 0..MAX_OF_PEER {
+            open(n, greedy, now).unwrap();
+        }
+        assert_eq!(open(MAX_OF_PEER, greedy, now), Err(NoRoom));
+        // With ever more identities, from the same address.
+        let origin = greedy.origin;
+        let mut fresh = (1..).map(|n| Owner {
+            peer: peer(n),
+            origin,
+        });
+        for n in MAX_OF_PEER..MAX_OF_ORIGIN {
+            open(n, fresh.next().unwrap(), now).unwrap();
+        }
+        let more = fresh.next().unwrap();
+        assert_eq!(open(MAX_OF_ORIGIN, more, now), Err(NoRoom));
+        // Others have room, and an abandoned one of its own makes some.
+        open(MAX_OF_ORIGIN, owner(6_000), now).unwrap();
+        open(MAX_OF_ORIGIN + 1, more, now + ABANDONED).unwrap();
+        assert_eq!(store.boxes.len(), MAX_OF_ORIGIN + 1);
+    }
+
+    #[test]
+    fn a_client_that_comes_back_under_another_identity_keeps_its_mailbox() {
+        let (mut store, now) = (MailboxStore::default(), Instant::now());
+        store
+            .handle_register(&key(1), owner(1), DAY, 1, now)
+            .unwrap();
+        store
+            .handle_register(&key(1), owner(2), DAY, 1, now)
+            .unwrap();
+        for n in 2..=MAX_OF_PEER {
+            let n = u16::try_from(n).unwrap();
+            store
+                .handle_register(&key(n), owner(2), DAY, 1, now)
+                .unwrap();
+        }
+        assert_eq!(
+            store.handle_register(&key(99), owner(2), DAY, 1, now),
+            Err(NoRoom)
+        );
+        store
+            .handle_register(&key(99), owner(1), DAY, 1, now)
+            .unwrap();
     }
 }

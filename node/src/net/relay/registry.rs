@@ -27,6 +27,10 @@ pub(super) const MAX_SESSIONS_OF_PROVIDER: usize = 128;
 /// Sessions of one client identity: ssh, scp and a forwarded port side by side.
 pub(super) const MAX_SESSIONS_OF_CLIENT: usize = 8;
 
+/// Sessions with one token, whoever brings it: a token that got around takes no more than this from the provider's others. It is what
+/// one client may have, for each `souk ssh` is a client of its own.
+pub(super) const MAX_SESSIONS_OF_TOKEN: usize = MAX_SESSIONS_OF_CLIENT;
+
 /// Longest life of a token; a lease that lives longer registers it again.
 pub(super) const MAX_TOKEN_LIFE: Duration = Duration::from_secs(31 * 24 * 3600);
 
@@ -45,6 +49,8 @@ pub(super) enum Admission {
 pub(super) struct Registry {
     providers: HashMap<PeerId, Provider>,
     clients: HashMap<PeerId, usize>,
+    /// Apart from the tokens, which may be withdrawn and registered again while sessions run.
+    of_token: HashMap<(PeerId, TokenHash), usize>,
     sessions: usize,
 }
 
@@ -128,12 +134,18 @@ impl Registry {
             return Admission::Unknown;
         }
         let of_client = self.clients.get(&client).copied().unwrap_or(0);
+        let of_token = self.of_token.entry((*provider, *hash)).or_default();
         if self.sessions >= MAX_SESSIONS
             || entry.sessions >= MAX_SESSIONS_OF_PROVIDER
             || of_client >= MAX_SESSIONS_OF_CLIENT
+            || *of_token >= MAX_SESSIONS_OF_TOKEN
         {
+            if *of_token == 0 {
+                self.of_token.remove(&(*provider, *hash));
+            }
             return Admission::Full;
         }
+        *of_token += 1;
         self.sessions += 1;
         entry.sessions += 1;
         self.clients.insert(client, of_client + 1);
@@ -141,8 +153,20 @@ impl Registry {
     }
 
     /// A granted session is over.
-    pub(super) fn handle_session_end(&mut self, client: &PeerId, provider: &PeerId) {
+    pub(super) fn handle_session_end(
+        &mut self,
+        client: &PeerId,
+        provider: &PeerId,
+        hash: &TokenHash,
+    ) {
         self.sessions -= 1;
+        let token = (*provider, *hash);
+        if let Some(count) = self.of_token.get_mut(&token) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_token.remove(&token);
+            }
+        }
         if let Some(count) = self.clients.get_mut(client) {
             *count -= 1;
             if *count == 0 {
@@ -229,13 +253,36 @@ mod tests {
             assert_eq!(world.connect(greedy, 0), Admission::Granted);
         }
         assert_eq!(world.connect(greedy, 0), Admission::Full);
-        for _ in MAX_SESSIONS_OF_CLIENT..MAX_SESSIONS_OF_PROVIDER {
+        for session in MAX_SESSIONS_OF_CLIENT..MAX_SESSIONS_OF_PROVIDER {
+            let token = session / MAX_SESSIONS_OF_TOKEN;
+            world.add(token);
+            let admission = world.connect(PeerId::random(), token);
+            assert_eq!(admission, Admission::Granted);
+        }
+        let fresh = MAX_SESSIONS_OF_PROVIDER;
+        world.add(fresh);
+        assert_eq!(world.connect(PeerId::random(), fresh), Admission::Full);
+        let provider = world.provider;
+        world
+            .registry
+            .handle_session_end(&greedy, &provider, &hash(0));
+        assert_eq!(world.connect(greedy, 0), Admission::Granted);
+    }
+
+    #[test]
+    fn a_token_that_got_around_takes_nothing_from_the_others_of_its_provider() {
+        let mut world = World::new();
+        world.add(1);
+        for _ in 0..MAX_SESSIONS_OF_TOKEN {
             assert_eq!(world.connect(PeerId::random(), 0), Admission::Granted);
         }
         assert_eq!(world.connect(PeerId::random(), 0), Admission::Full);
+        // Withdrawn and registered again, it still has its sessions.
         let provider = world.provider;
-        world.registry.handle_session_end(&greedy, &provider);
-        assert_eq!(world.connect(greedy, 0), Admission::Granted);
+        world.registry.handle_remove(&provider, &hash(0));
+        world.add(0);
+        assert_eq!(world.connect(PeerId::random(), 0), Admission::Full);
+        assert_eq!(world.connect(PeerId::random(), 1), Admission::Granted);
     }
 
     #[test]
@@ -271,7 +318,11 @@ mod tests {
         let provider = world.provider;
         world.connect(client, 0);
         world.registry.handle_gone(&provider, 1);
-        world.registry.handle_session_end(&client, &provider);
-        assert!(world.registry.providers.is_empty() && world.registry.clients.is_empty());
+        world
+            .registry
+            .handle_session_end(&client, &provider, &hash(0));
+        let registry = &world.registry;
+        assert!(registry.providers.is_empty() && registry.clients.is_empty());
+        assert!(registry.of_token.is_empty());
     }
 }

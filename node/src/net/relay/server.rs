@@ -181,16 +181,17 @@ impl Server {
             return Err(Some(Offence::Framing));
         };
         let peer = address::peer_id(&provider);
-        let admission =
-            self.registry()
-                .handle_connect(client, &peer, &token.hash(), Instant::now());
+        let hash = token.hash();
+        let admission = self
+            .registry()
+            .handle_connect(client, &peer, &hash, Instant::now());
         if admission != Admission::Granted {
             let status = status(admission);
             return frame::write_message(stream, &Answer { status })
                 .await
                 .map_err(|_| None);
         }
-        let _session = Session::begin(self, client, peer);
+        let _session = Session::begin(self, client, peer, hash);
         let (status, onward) = match timeout(STEP, self.reach(provider, &token)).await {
             Ok(Ok(onward)) => (Status::Ok, Some(onward)),
             Ok(Err(status)) => (status, None),
@@ -254,15 +255,17 @@ struct Session<'a> {
     server: &'a Server,
     client: PeerId,
     provider: PeerId,
+    token: TokenHash,
 }
 
 impl<'a> Session<'a> {
-    fn begin(server: &'a Server, client: PeerId, provider: PeerId) -> Self {
+    fn begin(server: &'a Server, client: PeerId, provider: PeerId, token: TokenHash) -> Self {
         server.counters.add_relay_session(1);
         Self {
             server,
             client,
             provider,
+            token,
         }
     }
 }
@@ -272,7 +275,7 @@ impl Drop for Session<'_> {
         self.server.counters.add_relay_session(-1);
         self.server
             .registry()
-            .handle_session_end(&self.client, &self.provider);
+            .handle_session_end(&self.client, &self.provider, &self.token);
     }
 }
 

@@ -1,0 +1,134 @@
+//! Where a peer connects from, as something that can be counted and not read.
+//!
+//! Peer ids cost nothing, addresses cost something: what strangers may take is shared out by the address they come from. What is
+//! kept is a hash under a key of this process, so a mailbox that outlives its connection tells no address of a requester.
+//!
+//! Threat: a stranger with very many addresses. An IPv4 address counts as one, and so does an IPv6 /64, which a single host
+//! can number itself in; who has a /48 has 65,536 of them.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::IpAddr,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
+
+use super::address;
+
+/// The address that a peer connects from, hashed; one number for all peers behind it. It means nothing in another process.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Origin(u64);
+
+impl Origin {
+    /// That of all peers without a connection.
+    pub const AWAY: Self = Self(0);
+
+    /// The number, to be told apart from others by.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Origin(..)")
+    }
+}
+
+/// The origins of the peers that are connected; bounded by the connections. Clones share one record.
+#[derive(Clone)]
+pub(super) struct Origins {
+    key: [u8; 32],
+    peers: Arc<RwLock<HashMap<PeerId, (ConnectionId, Origin)>>>,
+}
+
+impl Origins {
+    pub(super) fn new(key: [u8; 32]) -> Self {
+        Self {
+            key,
+            peers: Arc::default(),
+        }
+    }
+
+    /// The origin of a peer; [`Origin::AWAY`] where it is not connected.
+    pub(super) fn of(&self, peer: &PeerId) -> Origin {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        peers.get(peer).map_or(Origin::AWAY, |(_, origin)| *origin)
+    }
+
+    pub(super) fn handle_established(&self, peer: PeerId, id: ConnectionId, remote: &Multiaddr) {
+        let origin = address::ip(remote).map_or(Origin::AWAY, |ip| self.hash(ip));
+        self.write().insert(peer, (id, origin));
+    }
+
+    pub(super) fn handle_closed(&self, peer: &PeerId, id: ConnectionId) {
+        let mut peers = self.write();
+        if peers.get(peer).is_some_and(|(held, _)| *held == id) {
+            peers.remove(peer);
+        }
+    }
+
+    fn hash(&self, ip: IpAddr) -> Origin {
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
+        match network_of(ip) {
+            IpAddr::V4(ip) => hasher.update(&ip.octets()),
+            IpAddr::V6(ip) => hasher.update(&ip.octets()),
+        };
+        let hash = hasher.finalize();
+        let (number, _) = hash.as_bytes().split_first_chunk().expect("32 bytes");
+        Origin(u64::from_le_bytes(*number))
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<PeerId, (ConnectionId, Origin)>> {
+        self.peers.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Origins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Origins(..)")
+    }
+}
+
+/// What counts as one address: an IPv4 address, or the /64 that a single IPv6 host can number itself in.
+pub(super) fn network_of(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => ip,
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => IpAddr::V4(v4),
+            None => IpAddr::V6((u128::from(v6) >> 64 << 64).into()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_behind_one_address_have_one_origin_for_as_long_as_they_are_connected() {
+        let origins = Origins::new([1; 32]);
+        let addresses = [
+            "/ip4/203.0.113.1/tcp/1",
+            "/ip4/203.0.113.1/udp/2/quic-v1",
+            "/ip4/203.0.113.2/tcp/1",
+            "/ip6/2001:db8:0:1::1/tcp/1",
+            "/ip6/2001:db8:0:1::2/tcp/1",
+        ];
+        let peers = addresses.map(|address| (PeerId::random(), address.parse().unwrap()));
+        for (id, (peer, address)) in peers.iter().enumerate() {
+            origins.handle_established(*peer, ConnectionId::new_unchecked(id), address);
+        }
+        let of = |n: usize| origins.of(&peers[n].0);
+        assert_eq!(of(0), of(1));
+        assert_ne!(of(0), of(2));
+        assert_eq!(of(3), of(4));
+        // An older connection that ends late takes nothing away.
+        origins.handle_closed(&peers[0].0, ConnectionId::new_unchecked(99));
+        assert_eq!(of(0), of(1));
+        origins.handle_closed(&peers[0].0, ConnectionId::new_unchecked(0));
+        assert_eq!(of(0), Origin::AWAY);
+    }
+}
