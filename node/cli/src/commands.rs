@@ -12,6 +12,7 @@ pub(crate) mod leases;
 pub(crate) mod log;
 pub(crate) mod market;
 pub(crate) mod node;
+mod orphans;
 pub(crate) mod rent;
 mod requester;
 pub(crate) mod ssh;

@@ -152,6 +152,15 @@ impl Client {
         self.taken(reply).map(|reply| reply.leases)
     }
 
+    /// What the backends of this provider have that no lease owns.
+    ///
+    /// # Errors
+    /// [`ClientError::NotNow`] where the node is no provider, and the others.
+    pub async fn orphans(&mut self) -> Result<v1::OrphansReply, ClientError> {
+        let reply = self.calls.orphans(v1::OrphansRequest {}).await;
+        self.taken(reply)
+    }
+
     /// Ends a lease as the operator.
     ///
     /// # Errors

@@ -26,6 +26,9 @@ pub trait Operations: Send + Sync + 'static {
     /// Leases of this provider.
     async fn leases(&self) -> Vec<v1::Lease>;
 
+    /// What the backends have that no lease owns; none where this is no provider.
+    async fn orphans(&self) -> Option<v1::OrphansReply>;
+
     /// Ends a lease before its time.
     async fn end(&self, lease: LeaseId) -> Result<(), EndError>;
 
@@ -111,6 +114,17 @@ impl control_server::Control for Service {
         same_version(request.metadata())?;
         let leases = self.node.leases().await;
         Ok(Response::new(v1::LeasesReply { leases }))
+    }
+
+    async fn orphans(
+        &self,
+        request: Request<v1::OrphansRequest>,
+    ) -> Result<Response<v1::OrphansReply>, Status> {
+        same_version(request.metadata())?;
+        let orphans = self.node.orphans().await;
+        orphans
+            .map(Response::new)
+            .ok_or_else(|| Status::unavailable(EndError::NotNow.to_string()))
     }
 
     async fn end(

@@ -37,6 +37,9 @@ impl Operations for OneLease {
             ..Default::default()
         }]
     }
+    async fn orphans(&self) -> Option<v1::OrphansReply> {
+        None
+    }
     async fn end(&self, lease: LeaseId) -> Result<(), EndError> {
         (lease == LEASE)
             .then_some(())
@@ -70,6 +73,8 @@ async fn every_call_is_answered_and_shutdown_ends_the_service() {
     assert_eq!(client.version().await.expect("answers").control, VERSION);
     assert_eq!(client.status().await.expect("answers").peers, 3);
     assert_eq!(client.leases().await.expect("answers").len(), 1);
+    let error = client.orphans().await.expect_err("is no provider");
+    assert!(matches!(error, ClientError::NotNow(_)), "{error}");
     assert_eq!(client.metrics().await.expect("answers"), "# EOF\n");
     client.end(LEASE).await.expect("ends");
     let error = client

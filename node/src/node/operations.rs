@@ -12,7 +12,8 @@ use souk_backend::LeaseId;
 use souk_crypto::{NetworkId, UnixTime};
 use souk_market::{
     card::{Role, VerifiedCard},
-    units,
+    reconcile::Totals,
+    units::{self, BackendName},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +23,7 @@ use crate::{
     control::{EndError, Operations, v1},
     mix::MixCounters,
     net::{NodeAddress, Peers, peer_id},
-    provider::{LeaseView, Provider},
+    provider::{Findings, LeaseView, OrphanView, Provider},
 };
 
 /// The running node, as its operator sees it.
@@ -123,6 +124,18 @@ impl Operations for Running {
             .collect()
     }
 
+    async fn orphans(&self) -> Option<v1::OrphansReply> {
+        let provider = self.provider.borrow().clone()?;
+        let mut reply = v1::OrphansReply::default();
+        for (backend, found) in provider.findings() {
+            reply
+                .orphans
+                .extend(found.orphans.iter().map(|o| orphan(&backend, o)));
+            reply.backends.push(backend_state(&backend, &found));
+        }
+        Some(reply)
+    }
+
     async fn end(&self, lease: LeaseId) -> Result<(), EndError> {
         let provider = self.provider.borrow().clone().ok_or(EndError::NotNow)?;
         match provider.withdraw(units::LeaseId(lease.0)).await {
@@ -148,6 +161,31 @@ fn lease(view: LeaseView) -> v1::Lease {
         memory_mib: view.resources.memory_mib,
         valid_to_unix_s: view.valid_to.0,
         anonymous: view.anonymous,
+    }
+}
+
+fn backend_state(backend: &BackendName, found: &Findings) -> v1::BackendState {
+    let (instances, listed_ago_s) = found
+        .listed
+        .map(|(count, age)| (u64::try_from(count).unwrap_or(u64::MAX), age.as_secs()))
+        .unzip();
+    v1::BackendState {
+        backend: backend.to_string(),
+        instances,
+        listed_ago_s,
+        failures: found.failures,
+        error: found.error.clone().unwrap_or_default(),
+    }
+}
+
+fn orphan(backend: &BackendName, orphan: &OrphanView) -> v1::Orphan {
+    v1::Orphan {
+        lease: orphan.lease.to_string(),
+        backend: backend.to_string(),
+        reason: orphan.reason.as_str().to_owned(),
+        state: orphan.state.to_owned(),
+        age_s: orphan.age.as_secs(),
+        failed: orphan.failed,
     }
 }
 
@@ -222,12 +260,7 @@ impl std::fmt::Debug for Readings {
 impl Collector for Readings {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         for (name, help, total) in self.mix.all() {
-            let name = format!("souk_mix_{name}");
-            let counter = ConstCounter::new(total);
-            // The format of the registry ends each help text with a dot of its own.
-            let help = help.trim_end_matches('.');
-            let metric = encoder.encode_descriptor(&name, help, None, counter.metric_type())?;
-            counter.encode(metric)?;
+            counter(&mut encoder, &format!("souk_mix_{name}"), help, total)?;
         }
         gauge(
             &mut encoder,
@@ -244,6 +277,47 @@ impl Collector for Readings {
             "Leases that are not closed",
             provider.leases().len(),
         )?;
+        let findings = provider.findings();
+        gauge(
+            &mut encoder,
+            "souk_orphans",
+            "Instances at the backends that no lease owns",
+            findings.values().map(|found| found.orphans.len()).sum(),
+        )?;
+        gauge(
+            &mut encoder,
+            "souk_backends_unlisted",
+            "Backends whose last list failed, or that were not listed yet",
+            findings
+                .values()
+                .filter(|found| found.failures > 0 || found.listed.is_none())
+                .count(),
+        )?;
+        let sum = |total: fn(&Totals) -> u64| {
+            findings
+                .values()
+                .map(|found| total(&found.totals))
+                .sum::<u64>()
+        };
+        for (name, help, total) in [
+            (
+                "souk_orphans_found",
+                "Instances that were found without an owner",
+                sum(|totals| totals.found),
+            ),
+            (
+                "souk_orphans_removed",
+                "Instances without an owner that were removed",
+                sum(|totals| totals.removed),
+            ),
+            (
+                "souk_backend_lists_failed",
+                "Lists of a backend that failed",
+                sum(|totals| totals.failed_lists),
+            ),
+        ] {
+            counter(&mut encoder, name, help, total)?;
+        }
         let refusals = provider.refusals();
         let metric = "souk_refusals";
         let mut family = encoder.encode_descriptor(
@@ -284,12 +358,23 @@ impl Collector for Readings {
                 &counters.dropped,
             ),
         ] {
-            let counter = ConstCounter::new(total.load(Ordering::Relaxed));
-            let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
-            counter.encode(metric)?;
+            counter(&mut encoder, name, help, total.load(Ordering::Relaxed))?;
         }
         Ok(())
     }
+}
+
+fn counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    total: u64,
+) -> Result<(), std::fmt::Error> {
+    let counter = ConstCounter::new(total);
+    // The format of the registry ends each help text with a dot of its own.
+    let help = help.trim_end_matches('.');
+    let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+    counter.encode(metric)
 }
 
 fn gauge(

@@ -106,6 +106,13 @@ impl Board {
         self.lines().contains_key(&lease)
     }
 
+    /// Which backend carries an open lease.
+    pub(super) fn backend_of(&self, lease: LeaseId) -> Option<BackendName> {
+        self.lines()
+            .get(&lease)
+            .map(|line| line.view.backend.clone())
+    }
+
     /// Where the SSH server of a token's lease answers, and the lease's places for sessions.
     pub(super) fn door_of(&self, token: &RelayToken) -> Option<(SocketAddr, Arc<Semaphore>)> {
         self.lines()

@@ -1,15 +1,18 @@
-//! What is done on a clock, for all leases together: checkpoints, and reaping what nobody owns.
+//! What concerns the log of all leases together: checkpoints on a clock, and the entries of leases whose row was damaged.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
-use souk_backend::Backend;
+use souk_backend::{Backend, BackendError};
 use souk_market::{
     lifecycle::Usage,
     log::{Entry, Hash, HourBucket, LeaseEntry, Opening, OutcomeClass},
     statement::{Outcome, Statement},
     units::{ImageHash, LeaseId, Meter, Money, Resources},
 };
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, sleep},
+};
 
 use super::{
     Shared,
@@ -19,6 +22,10 @@ use crate::{
     failpoint::{failpoint, planted},
     store::{LogRecord, PublishError, StoreError, StoredOpening},
 };
+
+/// First and longest pause before a lost lease that could not be settled is tried again.
+const FIRST_SETTLE_PAUSE: Duration = Duration::from_secs(1);
+const MAX_SETTLE_PAUSE: Duration = Duration::from_secs(300);
 
 /// Size and root of the last checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,57 +90,66 @@ fn show(shared: &Shared, head: Head) {
         .send_if_modified(|last| std::mem::replace(last, head) != head);
 }
 
-/// Ends every instance that carries the id of no open lease: what an earlier life of this node left, or lost.
-pub(super) async fn reap(shared: &Shared, backend: &Arc<dyn Backend>) {
-    if planted!(ForgetsReaping) {
-        return;
+/// Settles every lease whose row was damaged, each in its own time: a backend that hangs holds up none of the others.
+pub(super) async fn settle_all(
+    shared: Arc<Shared>,
+    backends: Vec<Arc<dyn Backend>>,
+    lost: Vec<LeaseId>,
+) {
+    let mut settling = JoinSet::new();
+    for lease in lost {
+        let (shared, backends) = (Arc::clone(&shared), backends.clone());
+        settling.spawn(async move {
+            let mut pause = FIRST_SETTLE_PAUSE;
+            while let Err(error) = settle(&shared, &backends, lease).await {
+                tracing::error!(%lease, error = &error as &dyn std::error::Error, "a lost lease was not settled; it is tried again");
+                sleep(pause).await;
+                pause = (pause * 2).min(MAX_SETTLE_PAUSE);
+            }
+        });
     }
-    let known: HashSet<_> = shared.board.views().iter().map(|view| view.lease).collect();
-    let instances = match backend.list().await {
-        Ok(instances) => instances,
-        Err(error) => {
-            tracing::warn!(
-                backend = backend.name(),
-                error = &error as &dyn std::error::Error,
-                "instances cannot be listed"
-            );
-            return;
-        }
-    };
-    for instance in instances {
-        let lease = LeaseId(instance.lease.0);
-        // A lease that was accepted since the list was asked for is on the board by now.
-        if known.contains(&lease) || shared.board.has(lease) {
-            continue;
-        }
-        tracing::warn!(%lease, backend = backend.name(), "an instance of no open lease is removed");
-        failpoint!(BeforeReap);
-        let removed = backend.terminate(instance.lease).await;
-        failpoint!(AfterReap);
-        if let Err(error) = removed {
-            tracing::error!(%lease, error = &error as &dyn std::error::Error, "an orphan could not be removed");
-        }
+    tokio::select! {
+        biased;
+        // The next start goes on with those that are left.
+        () = shared.shutdown.cancelled() => {}
+        () = async { while settling.join_next().await.is_some() {} } => {}
     }
 }
 
+/// Why a lost lease is not settled yet.
+#[derive(Debug, thiserror::Error)]
+enum SettleError {
+    /// The journal.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Something may still run.
+    #[error("the backend {backend} did not end it")]
+    Backend {
+        /// Its name.
+        backend: String,
+        /// The cause.
+        #[source]
+        source: BackendError,
+    },
+}
+
 /// Ends a lease whose row was damaged, and gives it the entry that the log owes it.
-pub(super) async fn settle(
+async fn settle(
     shared: &Shared,
     backends: &[Arc<dyn Backend>],
     lease: LeaseId,
-) -> Result<(), StoreError> {
+) -> Result<(), SettleError> {
     if shared.store.log_index_of(lease)?.is_some() {
-        return shared.store.mark_settled(lease).await;
+        return Ok(shared.store.mark_settled(lease).await?);
     }
     let mut totals = Usage::UNKNOWN;
     for backend in backends {
-        match backend.terminate(lease_id(lease)).await {
-            Ok(sample) => totals = totals.then(&usage(&sample.usage)),
-            Err(error) => {
-                tracing::error!(%lease, error = &error as &dyn std::error::Error, "a lost lease could not be ended; it is tried again at the next start");
-                return Ok(());
-            }
-        }
+        let sample = backend.terminate(lease_id(lease)).await;
+        let sample = sample.map_err(|source| SettleError::Backend {
+            backend: backend.name().to_owned(),
+            source,
+        })?;
+        totals = totals.then(&usage(&sample.usage));
     }
     // Whatever is known is not all: nobody knows when it began.
     let at_least = |meter| match meter {
@@ -169,5 +185,6 @@ pub(super) async fn settle(
             statement: opening.statement,
         }),
     };
-    shared.store.settle_lost(lease, record).await.map(drop)
+    shared.store.settle_lost(lease, record).await?;
+    Ok(())
 }

@@ -5,11 +5,11 @@
 //!                │                     │     │
 //!                │ refusals            │     └► store: row before act, log entry with the closing
 //!                └──────► replies ◄────┘
-//!  on a clock:  checkpoints · totals of refusals · reaping of orphans · forgetting
+//!  on a clock:  checkpoints · totals of refusals · reconciling with the backends · forgetting
 //! ```
 //!
 //! Threats: a stranger who sends what it likes (every queue has a bound, and a refusal costs one unsealing); a process that
-//! dies anywhere (rows come first, and every start goes on from them); an instance without an owner ([`Settings::reap_period`]);
+//! dies anywhere (rows come first, and every start goes on from them); an instance without an owner ([`souk_market::reconcile`]);
 //! a reply that tells who asked (sealed to a one-time key, sent by SURB, of one size). Nothing here logs or keeps anything
 //! of a requester but the one-time keys of its lease.
 
@@ -20,6 +20,7 @@ mod books;
 mod carry;
 mod gate;
 mod lease;
+mod reconcile;
 mod router;
 mod seams;
 mod served;
@@ -36,6 +37,7 @@ pub use books::Head;
 pub use carry::CarryError;
 pub use gate::MessageGate;
 pub(crate) use gate::work_bits;
+pub use reconcile::{Findings, OrphanView};
 pub use seams::{
     Clock, Doors, Randomness, Relays, ReplySink, Settings, SystemClock, SystemRandomness, TcpDoors,
 };
@@ -52,12 +54,13 @@ use souk_sphinx::{EpochClock, message::Message};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{Mutex, Semaphore, mpsc, oneshot, watch},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 
 use self::{
     board::Board,
+    reconcile::Reconciled,
     router::{Order, Router},
 };
 use crate::{
@@ -158,6 +161,7 @@ struct Shared {
     randomness: Arc<dyn Randomness>,
     settings: Settings,
     board: Board,
+    reconciled: Reconciled,
     sessions: Semaphore,
     /// Refusals since the process began, by reason.
     refused: watch::Sender<RefusalTotals>,
@@ -197,16 +201,12 @@ impl Provider {
             randomness: parts.randomness,
             settings: parts.settings,
             board: Board::default(),
+            reconciled: Reconciled::new(),
             sessions: Semaphore::new(carry::MAX_SESSIONS),
             refused: watch::Sender::default(),
             counters: ProviderCounters::default(),
             shutdown: parts.shutdown,
         });
-        let drivers: Vec<_> = parts
-            .stands
-            .iter()
-            .map(|s| Arc::clone(&s.backend))
-            .collect();
         let backends: BTreeMap<_, _> = parts
             .stands
             .into_iter()
@@ -216,7 +216,16 @@ impl Provider {
             .iter()
             .map(|(name, (_, total))| (name.clone(), *total))
             .collect();
-        let lost = parts.found.lost.clone();
+        let drivers = backends.values().map(|(backend, _)| Arc::clone(backend));
+        let settling = books::settle_all(
+            Arc::clone(&shared),
+            drivers.collect(),
+            parts.found.lost.clone(),
+        );
+        let reconciling = backends.iter().map(|(name, (backend, _))| {
+            reconcile::run(Arc::clone(&shared), name.clone(), Arc::clone(backend))
+        });
+        let reconciling: Vec<_> = reconciling.collect();
         let mut router = Router::new(
             Arc::clone(&shared),
             parts.seal_keys,
@@ -229,14 +238,13 @@ impl Provider {
         let (orders, to_obey) = mpsc::channel(ORDER_QUEUE);
         let for_work = Arc::clone(&shared);
         let work = tokio::spawn(async move {
-            for lease in lost {
-                if let Err(error) = books::settle(&for_work, &drivers, lease).await {
-                    tracing::error!(%lease, error = &error as &dyn std::error::Error, "a lost lease was not settled");
-                }
-            }
+            // Each of them ends at a shutdown; the calls that they wait for end with them.
+            let beside: JoinSet<()> = reconciling.into_iter().collect();
             tokio::join!(
                 router.run(parts.messages, to_obey),
-                books::publish(Arc::clone(&for_work))
+                books::publish(for_work),
+                settling,
+                beside.join_all(),
             );
         });
         let provider = Self {
@@ -251,6 +259,12 @@ impl Provider {
     #[must_use]
     pub fn leases(&self) -> Vec<LeaseView> {
         self.shared.board.views()
+    }
+
+    /// What each backend was found to have that nobody owns.
+    #[must_use]
+    pub fn findings(&self) -> BTreeMap<BackendName, Findings> {
+        self.shared.reconciled.findings()
     }
 
     /// Ends a lease; says whether there was one to end.

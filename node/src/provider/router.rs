@@ -33,7 +33,6 @@ use tokio::{
 use super::{
     Offering, Shared,
     answer::{Addressee, Surbs},
-    books,
     lease::{Ended, LeaseTask, ToLease, Wish},
 };
 use crate::{
@@ -75,7 +74,6 @@ pub(super) struct Router {
     tasks: JoinSet<Ended>,
     /// Whose task is which.
     running: HashMap<task::Id, (LeaseId, RequestId)>,
-    reaping: JoinSet<()>,
     refusing: Arc<Semaphore>,
     draining: bool,
 }
@@ -101,7 +99,6 @@ impl Router {
             late: HashMap::new(),
             tasks: JoinSet::new(),
             running: HashMap::new(),
-            reaping: JoinSet::new(),
             refusing: Arc::new(Semaphore::new(MAX_REFUSING)),
             draining: false,
         }
@@ -145,9 +142,9 @@ impl Router {
         mut orders: mpsc::Receiver<Order>,
     ) {
         let mut totals = interval(self.shared.settings.totals_period);
-        let mut reaping = interval(self.shared.settings.reap_period);
+        let mut taking_up = interval(self.shared.settings.reap_period);
         let mut forgetting = interval(self.shared.settings.forget_period);
-        for beats in [&mut totals, &mut reaping, &mut forgetting] {
+        for beats in [&mut totals, &mut taking_up, &mut forgetting] {
             beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         totals.reset();
@@ -158,10 +155,9 @@ impl Router {
                 biased;
                 () = shutdown.cancelled() => break,
                 Some(ended) = self.tasks.join_next_with_id() => self.ended(ended).await,
-                Some(_) = self.reaping.join_next() => {}
                 Some(order) = orders.recv() => self.obey(order),
                 _ = totals.tick() => self.write_totals().await,
-                _ = reaping.tick() => self.reap(),
+                _ = taking_up.tick() => self.take_up(),
                 _ = forgetting.tick() => self.forget().await,
                 message = messages.recv() => match message {
                     Some(message) => self.read(&message.bytes),
@@ -389,7 +385,7 @@ impl Router {
         let (id, ended) = match ended {
             Ok((id, ended)) => (id, ended),
             Err(error) => {
-                // The next round of reaping takes the lease up again from its record.
+                // The next round takes the lease up again from its record.
                 tracing::error!(%error, "the task of a lease panicked");
                 (error.id(), Ended::Rests)
             }
@@ -463,20 +459,12 @@ impl Router {
         }
     }
 
-    /// Compares what the backends have with what is open, beside everything else, and takes up leases that have no task.
-    fn reap(&mut self) {
+    /// Takes up open leases that have no task: theirs panicked.
+    fn take_up(&mut self) {
         for view in self.shared.board.views() {
             if !self.slots.contains_key(&view.lease) {
                 self.wake(view.lease);
             }
-        }
-        if !self.reaping.is_empty() {
-            return;
-        }
-        for (backend, _) in self.backends.values() {
-            let (shared, backend) = (Arc::clone(&self.shared), Arc::clone(backend));
-            self.reaping
-                .spawn(async move { books::reap(&shared, &backend).await });
         }
     }
 

@@ -156,6 +156,8 @@ pub struct Settings {
     pub sample_period: Duration,
     /// Between two comparisons of what the backends have with what the journal knows.
     pub reap_period: Duration,
+    /// How long an instance is known to have no owner before it is removed.
+    pub orphan_grace: Duration,
     /// Between two rounds of forgetting what need not be kept.
     pub forget_period: Duration,
     /// How long an instance may take to come up.
@@ -173,6 +175,7 @@ impl Default for Settings {
             totals_period: Duration::from_secs(3600),
             sample_period: Duration::from_secs(10),
             reap_period: Duration::from_secs(60),
+            orphan_grace: Duration::from_secs(120),
             forget_period: Duration::from_secs(600),
             provision_s: 60,
             retention_s: 30 * 24 * 3600,

@@ -12,18 +12,23 @@ use souk_node::{
 };
 
 use super::{
-    DONE,
+    DONE, orphans,
     requester::{self, Requester},
 };
 use crate::{failure::Failure, out};
 
 /// Show the leases of this requester, without asking anybody.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  souk leases --json")]
+#[command(
+    after_help = "Examples:\n  souk leases --json\n  souk leases --orphans   ask the provider on this machine for instances that no lease owns"
+)]
 pub(crate) struct Leases {
     #[command(flatten)]
     requester: Requester,
-    /// Print one JSON array
+    /// Of the provider on this machine: show the instances that no lease owns
+    #[arg(long)]
+    orphans: bool,
+    /// Print one JSON array; with --orphans one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -42,6 +47,9 @@ struct Row {
 
 impl Leases {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        if self.orphans {
+            return orphans::run(self.requester.config(), self.json);
+        }
         let client = self.requester.open()?;
         let mut rows = Vec::new();
         for lease in client.leases().map_err(|error| requester::state(&error))? {

@@ -25,6 +25,11 @@ pub(crate) struct Requester {
 }
 
 impl Requester {
+    /// The configuration that was named, for what asks the node on this machine.
+    pub(crate) fn config(&self) -> &ConfigFile {
+        &self.config
+    }
+
     /// Opens the folder. The network is that of the folder's own `souk.toml`; where it has none yet, the network of
     /// the given configuration is written there, so that `ssh` needs nothing but the folder.
     pub(crate) fn open(&self) -> Result<Client, Failure> {

@@ -40,6 +40,10 @@ use crate::{
 
 /// How long a call to provision may still take once its lease drains; it is given up then.
 const PROVISION_GRACE: Duration = Duration::from_secs(30);
+/// How long one call to terminate may take before it is given up and made again: it is idempotent, and its answer may be lost.
+const TERMINATE_PATIENCE: Duration = Duration::from_secs(60);
+/// How much longer than its round a call to watch may take.
+const WATCH_GRACE: Duration = Duration::from_secs(30);
 /// How long one reading of the meters may take.
 const SAMPLE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long one call to watch lasts.
@@ -391,9 +395,14 @@ impl LeaseTask {
                 provisioning.abort();
             }
             failpoint!(BeforeTerminate);
-            let last = backend.terminate(lease).await;
+            let last = timeout(TERMINATE_PATIENCE, backend.terminate(lease)).await;
             failpoint!(AfterTerminate);
-            Done::Terminated(last)
+            Done::Terminated(last.unwrap_or_else(|_| {
+                Err(BackendError::Unknown {
+                    lease,
+                    what: format!("no answer within {} s", TERMINATE_PATIENCE.as_secs()),
+                })
+            }))
         });
     }
 
@@ -413,10 +422,12 @@ impl LeaseTask {
         };
         self.calls.spawn(async move {
             loop {
-                match backend.watch(lease_id(lease), WATCH_ROUND).await {
-                    Ok(InstanceState::Running) => {}
-                    Ok(InstanceState::Exited | InstanceState::Gone) => return Done::Exited,
-                    Err(error) => {
+                let round = backend.watch(lease_id(lease), WATCH_ROUND);
+                match timeout(WATCH_ROUND + WATCH_GRACE, round).await {
+                    Ok(Ok(InstanceState::Running)) => {}
+                    Ok(Ok(InstanceState::Exited | InstanceState::Gone)) => return Done::Exited,
+                    Err(_) => tracing::warn!(%lease, "a call to watch the instance was not answered; it is made again"),
+                    Ok(Err(error)) => {
                         tracing::warn!(%lease, error = &error as &dyn std::error::Error, "the instance cannot be watched");
                         sleep(WATCH_PAUSE).await;
                     }

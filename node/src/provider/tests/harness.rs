@@ -77,6 +77,17 @@ pub(super) struct Faults {
     pub(super) terminate_fails: u32,
     /// The meters are lost.
     pub(super) meterless: bool,
+    /// Calls to list fail so often.
+    pub(super) lists_fail: u32,
+    /// Calls to list never return.
+    pub(super) lists_hang: bool,
+    /// Machines are made, and said not to be.
+    pub(super) made_but_denied: bool,
+    /// Calls to terminate find nothing and say that all is well: the backend does not show yet what it has.
+    pub(super) terminate_sees_nothing: bool,
+    /// Machines that lists do not show yet, or still show.
+    pub(super) lists_miss: Vec<souk_backend::LeaseId>,
+    pub(super) lists_keep: Vec<Instance>,
 }
 
 struct Machine {
@@ -89,14 +100,63 @@ struct Machine {
 #[derive(Default)]
 pub(super) struct Machines {
     machines: Mutex<HashMap<souk_backend::LeaseId, Machine>>,
-    pub(super) faults: Mutex<Faults>,
-    /// Machines that were made, ever.
-    pub(super) made: Mutex<u32>,
-    pub(super) provision_calls: watch::Sender<u32>,
+    faults: Mutex<Faults>,
+    made: Mutex<u32>,
+    provision_calls: watch::Sender<u32>,
     pub(super) samples: watch::Sender<u32>,
+    /// Calls to list, ever.
+    pub(super) lists: watch::Sender<u32>,
 }
 
 impl Machines {
+    /// Changes what goes wrong.
+    pub(super) fn fault(&self, change: impl FnOnce(&mut Faults)) {
+        change(&mut self.faults.lock().expect("not poisoned"));
+    }
+
+    /// Machines that were made, ever.
+    pub(super) fn made(&self) -> u32 {
+        *self.made.lock().expect("not poisoned")
+    }
+
+    /// Waits until machines were asked for so often.
+    pub(super) async fn asked(&self, times: u32) {
+        let mut calls = self.provision_calls.subscribe();
+        timeout(PATIENCE, calls.wait_for(|n| *n >= times))
+            .await
+            .expect("asked for")
+            .expect("open");
+    }
+
+    /// Waits for so many more lists to begin.
+    pub(super) async fn listed(&self, more: u32) {
+        let mut lists = self.lists.subscribe();
+        let until = *lists.borrow() + more;
+        timeout(PATIENCE, lists.wait_for(|n| *n >= until))
+            .await
+            .expect("listed")
+            .expect("open");
+    }
+
+    /// A machine that no provider asked for.
+    pub(super) async fn plant(&self, lease: u8) -> LeaseId {
+        let spec = LeaseSpec {
+            lease: souk_backend::LeaseId([lease; 16]),
+            image: souk_backend::ImageHash([7; 32]),
+            resources: souk_backend::Resources {
+                cpu_millicores: 1,
+                memory_mib: 1,
+                disk_mib: 1,
+                max_processes: 1,
+            },
+            required_limits: Vec::new(),
+            authorized_key: souk_backend::SshPublicKey([1; 32]),
+            valid_to_unix_s: u64::MAX,
+        };
+        self.provision(&spec).await.expect("made");
+        LeaseId(spec.lease.0)
+    }
+
     pub(super) fn running(&self) -> Vec<LeaseId> {
         self.machines
             .lock()
@@ -175,6 +235,12 @@ impl Backend for Machines {
             .lock()
             .expect("not poisoned")
             .insert(spec.lease, machine);
+        if faults.made_but_denied {
+            return Err(BackendError::Unknown {
+                lease: spec.lease,
+                what: "provision".to_owned(),
+            });
+        }
         Ok(instance)
     }
 
@@ -187,11 +253,29 @@ impl Backend for Machines {
     }
 
     async fn list(&self) -> Result<Vec<Instance>, BackendError> {
+        self.lists.send_modify(|n| *n += 1);
+        let faults = {
+            let mut faults = self.faults.lock().expect("not poisoned");
+            let now = faults.clone();
+            faults.lists_fail = faults.lists_fail.saturating_sub(1);
+            now
+        };
+        if faults.lists_hang {
+            std::future::pending::<()>().await;
+        }
+        if faults.lists_fail > 0 {
+            return Err(BackendError::Host {
+                what: "cannot list".to_owned(),
+                hint: "wait".to_owned(),
+                source: None,
+            });
+        }
         let machines = self.machines.lock().expect("not poisoned");
-        Ok(machines
+        let really = machines
             .values()
             .map(|machine| machine.instance.clone())
-            .collect())
+            .filter(|instance| !faults.lists_miss.contains(&instance.lease));
+        Ok(really.chain(faults.lists_keep).collect())
     }
 
     async fn sample(&self, _: souk_backend::LeaseId) -> Result<UsageSample, BackendError> {
@@ -231,6 +315,12 @@ impl Backend for Machines {
                 return Err(BackendError::Unknown {
                     lease,
                     what: "terminate".to_owned(),
+                });
+            }
+            if faults.terminate_sees_nothing {
+                return Ok(UsageSample {
+                    taken_at_unix_ms: 0,
+                    usage: Usage::UNKNOWN,
                 });
             }
         }
@@ -354,6 +444,7 @@ impl World {
                 checkpoint_period: Duration::from_millis(20),
                 sample_period: Duration::from_millis(20),
                 reap_period: Duration::from_millis(50),
+                orphan_grace: Duration::from_millis(200),
                 forget_period: Duration::from_millis(50),
                 ..Settings::default()
             },
@@ -496,12 +587,23 @@ impl World {
 
     /// Waits until no machine runs.
     pub(super) async fn until_nothing_runs(&self) {
-        let nothing = async {
-            while !self.machines.running().is_empty() {
+        self.until_only(&[]).await;
+    }
+
+    /// Waits until these machines run, and no others.
+    pub(super) async fn until_only(&self, leases: &[LeaseId]) {
+        let alone = || self.machines.running() == leases;
+        self.until("the others end", alone).await;
+    }
+
+    /// Waits until something holds.
+    pub(super) async fn until(&self, what: &str, holds: impl Fn() -> bool) {
+        let waited = async {
+            while !holds() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(PATIENCE, nothing).await.expect("everything ends");
+        timeout(PATIENCE, waited).await.expect(what);
     }
 }
 

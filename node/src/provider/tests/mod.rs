@@ -2,6 +2,7 @@
 
 mod harness;
 mod relays;
+mod reconcile;
 #[path = "../../../../marketplace/tests/support/mod.rs"]
 mod support;
 
@@ -140,7 +141,7 @@ async fn the_same_envelope_is_the_same_lease_and_no_surb_is_used_twice() {
             other => panic!("no receipt: {other:?}"),
         }
     }
-    assert_eq!(*world.machines.made.lock().expect("not poisoned"), 1);
+    assert_eq!(world.machines.made(), 1);
     // Four SURBs came with each copy, and they are the same four.
     tenant.ask(&world).await;
     tenant.tell(&world, 1, Action::Poll).await;
@@ -161,7 +162,7 @@ async fn a_refused_request_is_told_why_and_counted_in_the_log() {
     long.ask(&world).await;
     assert_eq!(refusal(&mut world, &long).await, Reason::AnonymousDuration);
     assert_eq!(world.provider().refusals().sum(), 2);
-    assert_eq!(*world.machines.provision_calls.borrow(), 0);
+    assert_eq!(world.machines.made(), 0);
     world.restart().await;
     let audited = audited(&world);
     assert_eq!(audited.leases.len(), 0, "refusals are no leases");
@@ -219,7 +220,7 @@ async fn a_running_lease_survives_the_provider_and_ends_at_its_time() {
             other => panic!("neither status nor statement: {other:?}"),
         }
     }
-    assert_eq!(*world.machines.made.lock().expect("not poisoned"), 1);
+    assert_eq!(world.machines.made(), 1);
     assert_eq!(audited(&world).size, 1);
 }
 
@@ -227,22 +228,17 @@ async fn a_running_lease_survives_the_provider_and_ends_at_its_time() {
 async fn a_provider_that_dies_while_it_provisions_makes_one_instance() {
     let mut world = World::new();
     let hold = Arc::new(Semaphore::new(0));
-    world.machines.faults.lock().expect("not poisoned").hold = Some(Arc::clone(&hold));
+    world
+        .machines
+        .fault(|faults| faults.hold = Some(Arc::clone(&hold)));
     world.start().await;
     let tenant = Tenant::new(&world, 1, |_| ());
     tenant.ask(&world).await;
-    let mut calls = world.machines.provision_calls.subscribe();
-    timeout(PATIENCE, calls.wait_for(|n| *n == 1))
-        .await
-        .expect("asked for")
-        .expect("open");
+    world.machines.asked(1).await;
     tenant.tell(&world, 1, Action::Poll).await;
     assert_eq!(state(&mut world, &tenant).await, LeaseState::Provisioning);
     world.restart().await;
-    timeout(PATIENCE, calls.wait_for(|n| *n == 2))
-        .await
-        .expect("asked again")
-        .expect("open");
+    world.machines.asked(2).await;
     hold.add_permits(8);
     // The SURBs of the envelope died with the first life; the receipt is fetched.
     let mut counter = 2;
@@ -255,7 +251,7 @@ async fn a_provider_that_dies_while_it_provisions_makes_one_instance() {
             other => panic!("neither status nor receipt: {other:?}"),
         }
     }
-    assert_eq!(*world.machines.made.lock().expect("not poisoned"), 1);
+    assert_eq!(world.machines.made(), 1);
 }
 
 #[tokio::test]
@@ -276,7 +272,7 @@ async fn an_instance_that_comes_up_late_or_mute_is_removed_and_owes_nothing() {
         } else {
             Reason::ProvisionFailed
         };
-        *world.machines.faults.lock().expect("not poisoned") = fault;
+        world.machines.fault(|faults| *faults = fault);
         world.start().await;
         let tenant = Tenant::new(&world, 1, |_| ());
         tenant.ask(&world).await;
@@ -294,15 +290,13 @@ async fn an_instance_that_comes_up_late_or_mute_is_removed_and_owes_nothing() {
 async fn an_end_during_provisioning_waits_for_it_and_leaves_nothing() {
     let mut world = World::new();
     let hold = Arc::new(Semaphore::new(0));
-    world.machines.faults.lock().expect("not poisoned").hold = Some(Arc::clone(&hold));
+    world
+        .machines
+        .fault(|faults| faults.hold = Some(Arc::clone(&hold)));
     world.start().await;
     let tenant = Tenant::new(&world, 1, |_| ());
     tenant.ask(&world).await;
-    let mut calls = world.machines.provision_calls.subscribe();
-    timeout(PATIENCE, calls.wait_for(|n| *n == 1))
-        .await
-        .expect("asked for")
-        .expect("open");
+    world.machines.asked(1).await;
     tenant.tell(&world, 1, Action::End).await;
     tenant.tell(&world, 2, Action::Poll).await;
     assert_eq!(state(&mut world, &tenant).await, LeaseState::Draining);
@@ -313,7 +307,7 @@ async fn an_end_during_provisioning_waits_for_it_and_leaves_nothing() {
         (Outcome::EndedByHolder, Money(0))
     );
     assert!(world.machines.running().is_empty());
-    assert_eq!(*world.machines.made.lock().expect("not poisoned"), 1);
+    assert_eq!(world.machines.made(), 1);
 }
 
 #[tokio::test]
@@ -335,12 +329,7 @@ async fn a_meter_that_was_lost_is_told_as_such() {
         .await
         .expect("sampled")
         .expect("open");
-    world
-        .machines
-        .faults
-        .lock()
-        .expect("not poisoned")
-        .meterless = true;
+    world.machines.fault(|faults| faults.meterless = true);
     tenant.tell(&world, 1, Action::End).await;
     let (account, _) = statement(&mut world, &tenant).await;
     assert_eq!(account.cpu_core_ms, Meter::AtLeast(1_500));
@@ -350,12 +339,7 @@ async fn a_meter_that_was_lost_is_told_as_such() {
 async fn a_termination_that_fails_is_tried_until_it_is_confirmed() {
     let mut world = World::started().await;
     let (tenant, receipt) = world.rent(1).await;
-    world
-        .machines
-        .faults
-        .lock()
-        .expect("not poisoned")
-        .terminate_fails = 3;
+    world.machines.fault(|faults| faults.terminate_fails = 3);
     assert!(world.provider().withdraw(receipt.lease).await);
     let trying = async {
         while !world.machines.running().is_empty() {
@@ -391,36 +375,6 @@ async fn an_old_counter_ends_nothing() {
 }
 
 #[tokio::test]
-async fn an_instance_that_nobody_owns_is_removed() {
-    use souk_backend::Backend as _;
-    let mut world = World::new();
-    let spec = souk_backend::LeaseSpec {
-        lease: souk_backend::LeaseId([9; 16]),
-        image: souk_backend::ImageHash([7; 32]),
-        resources: souk_backend::Resources {
-            cpu_millicores: 1,
-            memory_mib: 1,
-            disk_mib: 1,
-            max_processes: 1,
-        },
-        required_limits: Vec::new(),
-        authorized_key: souk_backend::SshPublicKey([1; 32]),
-        valid_to_unix_s: u64::MAX,
-    };
-    world.machines.provision(&spec).await.expect("made");
-    world.start().await;
-    let (_, receipt) = world.rent(1).await;
-    let alone = async {
-        while world.machines.running() != [receipt.lease] {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, alone)
-        .await
-        .expect("the orphan is removed and the lease stays");
-}
-
-#[tokio::test]
 async fn a_lease_whose_row_was_damaged_is_ended_and_logged_once() {
     let mut world = World::started().await;
     let (_, damaged) = world.rent(1).await;
@@ -433,12 +387,7 @@ async fn a_lease_whose_row_was_damaged_is_ended_and_logged_once() {
         matches!(world.reply(&tenant).await.body, Body::Receipt(_)),
         "the other goes on"
     );
-    let alone = async {
-        while world.machines.running() != [healthy.lease] {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, alone).await.expect("ended");
+    world.until_only(&[healthy.lease]).await;
     world.restart().await;
     world.restart().await;
     assert_eq!(audited(&world).leases[&OutcomeClass::Lost], 1);
@@ -448,16 +397,12 @@ async fn a_lease_whose_row_was_damaged_is_ended_and_logged_once() {
 async fn a_lease_that_hangs_holds_up_no_other() {
     let mut world = World::new();
     let hold = Arc::new(Semaphore::new(0));
-    world.machines.faults.lock().expect("not poisoned").hold = Some(hold);
+    world.machines.fault(|faults| faults.hold = Some(hold));
     world.start().await;
     let stuck = Tenant::new(&world, 1, |_| ());
     stuck.ask(&world).await;
-    let mut calls = world.machines.provision_calls.subscribe();
-    timeout(PATIENCE, calls.wait_for(|n| *n == 1))
-        .await
-        .expect("asked for")
-        .expect("open");
-    world.machines.faults.lock().expect("not poisoned").hold = None;
+    world.machines.asked(1).await;
+    world.machines.fault(|faults| faults.hold = None);
     let (_, receipt) = world.rent(2).await;
     assert_eq!(world.machines.running(), [receipt.lease]);
 }
@@ -552,7 +497,7 @@ async fn a_holder_key_pays_for_one_lease_also_when_its_envelope_has_expired() {
     });
     again.ask(&world).await;
     assert_eq!(refusal(&mut world, &again).await, Reason::Replayed);
-    assert_eq!(*world.machines.made.lock().expect("not poisoned"), 1);
+    assert_eq!(world.machines.made(), 1);
 }
 
 #[tokio::test]
