@@ -28,6 +28,7 @@ pub mod retirement;
 pub mod sealed;
 pub mod shares;
 pub mod snapshot;
+pub mod standing;
 pub mod statement;
 pub mod units;
 pub mod wire;

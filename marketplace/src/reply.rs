@@ -138,6 +138,29 @@ wire_map! {
     }
 }
 
+wire_enum! {
+    /// What a provider has to say to all of its holders.
+    pub enum NoticeKind {
+        /// Its process ends and comes back; the instance goes on meanwhile.
+        Stops = 0 => "stops",
+        /// It takes no new leases.
+        Drains = 1 => "drains",
+        /// It takes no new leases, and will not come back.
+        Retires = 2 => "retires",
+    }
+}
+
+wire_map! {
+    /// Something that a holder should know beside the answer.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Notice {
+        /// What.
+        0 => pub kind: NoticeKind,
+        /// The provider ends the lease then, if it is still open; absent where it runs to its own end.
+        1 => pub ends_by: Option<UnixTime>,
+    }
+}
+
 /// What a reply says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
@@ -171,6 +194,8 @@ wire_map! {
         6 => pub at: UnixTime,
         /// What it says.
         7 => pub body: Body,
+        /// What the provider has to say beside it. Who does not know the key may pass over it.
+        128 => pub notice: Option<Notice>,
     }
 }
 

@@ -91,6 +91,7 @@ fn reply(envelope: &VerifiedEnvelope, body: Body) -> Reply {
         counter: Counter(0),
         at: NOW,
         body,
+        notice: None,
     }
 }
 

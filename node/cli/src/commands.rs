@@ -103,7 +103,7 @@ pub(crate) fn unreached(error: &control::ClientError) -> Failure {
         E::NotPermitted { .. } => failure.hint("run this command as the user that runs the node"),
         E::NotNow(_) => failure.code(UNAVAILABLE),
         E::OtherVersion(_) => failure.code(CONFIG),
-        E::NotFound(_) | E::Io { .. } | E::Failed { .. } => failure,
+        E::NotFound(_) | E::Refused(_) | E::Io { .. } | E::Failed { .. } => failure,
     }
 }
 

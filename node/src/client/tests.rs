@@ -145,6 +145,7 @@ impl Provider {
             counter: Counter(0),
             at: NOW,
             body,
+            notice: None,
         };
         sign::sign(reply, &self.key, &self.network).expect("valid")
     }

@@ -55,6 +55,9 @@ pub enum ClientError {
     /// The node cannot do that now.
     #[error("{0}")]
     NotNow(String),
+    /// What was asked for makes no sense now.
+    #[error("{0}")]
+    Refused(String),
     /// The system refused the connection.
     #[error("cannot reach the node at {path}")]
     Io {
@@ -171,6 +174,57 @@ impl Client {
         self.taken(reply).map(|_| ())
     }
 
+    /// How the node stands to new leases.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn standing(&mut self) -> Result<v1::StandingReply, ClientError> {
+        let reply = self.calls.standing(v1::StandingRequest {}).await;
+        self.taken(reply)
+    }
+
+    /// Takes no new leases, and ends the open ones at the deadline, in Unix seconds, if there is one.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] where that makes no sense now, and the others.
+    pub async fn drain(
+        &mut self,
+        deadline_unix_s: Option<u64>,
+    ) -> Result<v1::StandingReply, ClientError> {
+        let reply = self.calls.drain(v1::DrainRequest { deadline_unix_s }).await;
+        self.taken(reply)
+    }
+
+    /// Takes leases again.
+    ///
+    /// # Errors
+    /// As [`Self::drain`].
+    pub async fn resume(&mut self) -> Result<v1::StandingReply, ClientError> {
+        let reply = self.calls.resume(v1::ResumeRequest {}).await;
+        self.taken(reply)
+    }
+
+    /// Drains, and ends the node for ever once no lease is open.
+    ///
+    /// # Errors
+    /// As [`Self::drain`].
+    pub async fn retire(
+        &mut self,
+        request: v1::RetireRequest,
+    ) -> Result<v1::StandingReply, ClientError> {
+        let reply = self.calls.retire(request).await;
+        self.taken(reply)
+    }
+
+    /// What the node signs to take over from the one with this peer id.
+    ///
+    /// # Errors
+    /// As [`Self::drain`].
+    pub async fn agree(&mut self, old: String) -> Result<Vec<u8>, ClientError> {
+        let reply = self.calls.agree(v1::AgreeRequest { node_id: old }).await;
+        self.taken(reply).map(|reply| reply.agreement)
+    }
+
     /// All metrics in OpenMetrics text.
     ///
     /// # Errors
@@ -200,6 +254,7 @@ impl Client {
                 )),
                 Code::NotFound => ClientError::NotFound(message),
                 Code::Unavailable => ClientError::NotNow(message),
+                Code::Aborted => ClientError::Refused(message),
                 code => ClientError::Failed {
                     path: self.path.clone(),
                     code,

@@ -15,7 +15,7 @@ mod server;
 mod socket;
 
 pub use client::{Client, ClientError};
-pub use server::{EndError, Operations, serve};
+pub use server::{ChangeRefused, EndError, Operations, serve};
 pub use socket::{Socket, SocketError};
 
 /// Messages and stubs, generated from the `.proto` file.

@@ -32,6 +32,21 @@ pub trait Operations: Send + Sync + 'static {
     /// Ends a lease before its time.
     async fn end(&self, lease: LeaseId) -> Result<(), EndError>;
 
+    /// How it stands to new leases.
+    fn standing(&self) -> v1::StandingReply;
+
+    /// Takes no new leases.
+    async fn drain(&self, request: v1::DrainRequest) -> Result<(), ChangeRefused>;
+
+    /// Takes leases again.
+    async fn resume(&self) -> Result<(), ChangeRefused>;
+
+    /// Drains, then ends for ever.
+    async fn retire(&self, request: v1::RetireRequest) -> Result<(), ChangeRefused>;
+
+    /// Agrees to take over from another node.
+    fn agree(&self, request: v1::AgreeRequest) -> Result<v1::AgreeReply, ChangeRefused>;
+
     /// All metrics in OpenMetrics text.
     fn metrics(&self) -> String;
 
@@ -48,6 +63,17 @@ pub enum EndError {
     /// The node is no provider, or it is stopping.
     #[error("this node has no leases now: it is no provider, or it is stopping")]
     NotNow,
+}
+
+/// Why the node does not change how it stands, in words for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ChangeRefused(pub String);
+
+impl From<ChangeRefused> for Status {
+    fn from(refused: ChangeRefused) -> Self {
+        Self::aborted(refused.0)
+    }
 }
 
 /// Serves the API until `stopped` is ready; calls in progress are answered first.
@@ -141,6 +167,49 @@ impl control_server::Control for Service {
             EndError::NotNow => Status::unavailable(error.to_string()),
         })?;
         Ok(Response::new(v1::EndReply {}))
+    }
+
+    async fn standing(
+        &self,
+        request: Request<v1::StandingRequest>,
+    ) -> Result<Response<v1::StandingReply>, Status> {
+        same_version(request.metadata())?;
+        Ok(Response::new(self.node.standing()))
+    }
+
+    async fn drain(
+        &self,
+        request: Request<v1::DrainRequest>,
+    ) -> Result<Response<v1::StandingReply>, Status> {
+        same_version(request.metadata())?;
+        self.node.drain(request.into_inner()).await?;
+        Ok(Response::new(self.node.standing()))
+    }
+
+    async fn resume(
+        &self,
+        request: Request<v1::ResumeRequest>,
+    ) -> Result<Response<v1::StandingReply>, Status> {
+        same_version(request.metadata())?;
+        self.node.resume().await?;
+        Ok(Response::new(self.node.standing()))
+    }
+
+    async fn retire(
+        &self,
+        request: Request<v1::RetireRequest>,
+    ) -> Result<Response<v1::StandingReply>, Status> {
+        same_version(request.metadata())?;
+        self.node.retire(request.into_inner()).await?;
+        Ok(Response::new(self.node.standing()))
+    }
+
+    async fn agree(
+        &self,
+        request: Request<v1::AgreeRequest>,
+    ) -> Result<Response<v1::AgreeReply>, Status> {
+        same_version(request.metadata())?;
+        Ok(Response::new(self.node.agree(request.into_inner())?))
     }
 
     async fn metrics(

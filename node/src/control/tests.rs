@@ -45,6 +45,26 @@ impl Operations for OneLease {
             .then_some(())
             .ok_or(EndError::NoSuchLease(lease))
     }
+    fn standing(&self) -> v1::StandingReply {
+        v1::StandingReply {
+            standing: "open".to_owned(),
+            ..Default::default()
+        }
+    }
+    async fn drain(&self, _: v1::DrainRequest) -> Result<(), ChangeRefused> {
+        Ok(())
+    }
+    async fn resume(&self) -> Result<(), ChangeRefused> {
+        Err(ChangeRefused("nothing to resume".to_owned()))
+    }
+    async fn retire(&self, _: v1::RetireRequest) -> Result<(), ChangeRefused> {
+        Ok(())
+    }
+    fn agree(&self, request: v1::AgreeRequest) -> Result<v1::AgreeReply, ChangeRefused> {
+        Ok(v1::AgreeReply {
+            agreement: request.node_id.into_bytes(),
+        })
+    }
     fn metrics(&self) -> String {
         "# EOF\n".to_owned()
     }
@@ -75,6 +95,23 @@ async fn every_call_is_answered_and_shutdown_ends_the_service() {
     assert_eq!(client.leases().await.expect("answers").len(), 1);
     let error = client.orphans().await.expect_err("is no provider");
     assert!(matches!(error, ClientError::NotNow(_)), "{error}");
+    assert_eq!(
+        client.drain(Some(9)).await.expect("answers").standing,
+        "open"
+    );
+    let error = client.resume().await.expect_err("is refused");
+    assert!(
+        matches!(&error, ClientError::Refused(why) if why == "nothing to resume"),
+        "{error}"
+    );
+    client
+        .retire(v1::RetireRequest::default())
+        .await
+        .expect("answers");
+    assert_eq!(
+        client.agree("old".to_owned()).await.expect("answers"),
+        b"old"
+    );
     assert_eq!(client.metrics().await.expect("answers"), "# EOF\n");
     client.end(LEASE).await.expect("ends");
     let error = client

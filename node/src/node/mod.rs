@@ -20,6 +20,7 @@ mod keys;
 mod operations;
 mod publisher;
 mod selling;
+mod standing;
 mod sync;
 
 use std::{
@@ -33,7 +34,7 @@ use std::{
 
 use prometheus_client::registry::Registry;
 use souk_crypto::NodeId;
-use souk_market::card::Role;
+use souk_market::{card::Role, standing::Standing};
 use souk_sphinx::{EpochClock, HopAddress, delay::MixDelay};
 use tokio::{
     net::TcpListener,
@@ -48,8 +49,11 @@ use self::{
     operations::{Readings, Running},
     publisher::{Profile, Publisher},
     selling::{Selling, Shop},
+    standing::Desk,
 };
-pub use self::{keys::KeysError, publisher::PublisherError, selling::ShopError};
+pub use self::{
+    keys::KeysError, publisher::PublisherError, selling::ShopError, standing::StandingFileError,
+};
 use crate::{
     config::Config,
     control::{self, Socket, SocketError},
@@ -68,6 +72,9 @@ const RELAYED_QUEUE: usize = 16;
 
 /// Tasks that have not ended so long after they were asked to are cut off.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Telling holders that the node stops takes no longer; replies wait for nothing but the store.
+const TELL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A node that runs.
 pub struct Node {
@@ -102,6 +109,9 @@ pub enum StartError {
     /// The keys.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// How it stands to new leases.
+    #[error(transparent)]
+    Standing(#[from] StandingFileError),
     /// The mix keys or the replay tags.
     #[error(transparent)]
     Mix(#[from] KeyRingError),
@@ -140,8 +150,16 @@ impl Node {
             clock,
             now,
         )?);
+        let standing = config.node.data_dir.join("standing");
+        let desk = Desk::open(standing, config.network.id.clone(), keys.clone(), unix_now)?;
+        let desk = Arc::new(desk);
         let shop = match config.has(Role::Provider) {
-            true => Some(Shop::open(&config, &keys, agent_of(&config)).await?),
+            true => {
+                let mut shop = Shop::open(&config, &keys, agent_of(&config)).await?;
+                // It must not take a lease before it is told not to.
+                shop.settings.intake = standing::intake(&desk.standing().borrow());
+                Some(shop)
+            }
             false => None,
         };
         let socket = Socket::bind(&config.control_socket)?;
@@ -216,11 +234,13 @@ impl Node {
             peers: net.peers().clone(),
             mix_keys: mixer.mix_keys(),
             provider: provider.clone(),
+            standing: desk.standing(),
             own,
             file: config.node.data_dir.join("card"),
             now: unix_now,
         };
         tasks.spawn(publisher.run(stop.clone()));
+        tasks.spawn(Arc::clone(&desk).run(provider.clone(), shop.is_some(), stop.clone()));
         tasks.spawn(sync::run(
             net.peers().clone(),
             cards.clone(),
@@ -265,8 +285,9 @@ impl Node {
             own: own_card,
             mix: counters,
             provider,
+            desk,
             metrics: registry.clone(),
-            stop: stop.clone(),
+            asked: CancellationToken::new(),
         });
         let served = control::serve(socket, running.clone(), stop.clone().cancelled_owned());
         tasks.spawn(async move {
@@ -316,22 +337,29 @@ impl Node {
         self.metrics_address
     }
 
-    /// Waits until the node has a card, and returns where others reach it; empty when it was stopped before.
+    /// Waits until the node has a card, and returns where others reach it; empty when it was stopped before, or has retired.
     pub async fn announced(&self) -> Vec<NodeAddress> {
         let mut own = self.running.own.clone();
+        let mut standing = self.running.desk.standing();
         tokio::select! {
             _ = own.wait_for(Option::is_some) => self.running.addresses(),
-            () = self.stop.cancelled() => Vec::new(),
+            _ = standing.wait_for(|now| matches!(now, Standing::Retired(_))) => Vec::new(),
+            () = self.running.asked.cancelled() => Vec::new(),
         }
     }
 
-    /// Returns when somebody asked the node to stop: [`Self::stop`] or the control API.
+    /// Returns when somebody asked the node to stop over the control API.
     pub async fn stopping(&self) {
-        self.stop.cancelled().await;
+        self.running.asked.cancelled().await;
     }
 
-    /// Stops the node and waits for its parts, so that everything it promised is on the disk.
+    /// Stops the node and waits for its parts, so that everything it promised is on the disk. It takes no new leases from now on,
+    /// and tells the holders of open ones if their SURBs are at hand; instances go on.
     pub async fn stop(mut self) {
+        let provider = self.running.provider.borrow().clone();
+        if let Some(provider) = provider {
+            provider.suspend(TELL_PATIENCE).await;
+        }
         self.stop.cancel();
         let ended = async {
             while self.tasks.join_next().await.is_some() {}

@@ -1,28 +1,34 @@
 //! What the control API shows of a running node, and its metrics: one reading for both.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    error::Error,
+    sync::{Arc, atomic::Ordering},
+};
 
 use async_trait::async_trait;
+use libp2p::PeerId;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 use souk_backend::LeaseId;
-use souk_crypto::{NetworkId, UnixTime};
+use souk_crypto::{NetworkId, NodeId, Signed, UnixTime};
 use souk_market::{
     card::{Role, VerifiedCard},
     reconcile::Totals,
+    retirement::Succession,
+    standing::Standing,
     units::{self, BackendName},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::directory::Cards;
+use super::{directory::Cards, standing::Desk};
 use crate::{
-    control::{EndError, Operations, v1},
+    control::{ChangeRefused, EndError, Operations, v1},
     mix::MixCounters,
-    net::{NodeAddress, Peers, peer_id},
+    net::{NodeAddress, Peers, node_id, peer_id},
     provider::{Findings, LeaseView, OrphanView, Provider},
 };
 
@@ -38,7 +44,10 @@ pub(super) struct Running {
     /// The provider, once it works.
     pub(super) provider: watch::Receiver<Option<Provider>>,
     pub(super) metrics: Arc<prometheus_client::registry::Registry>,
-    pub(super) stop: CancellationToken,
+    /// How the node stands to new leases.
+    pub(super) desk: Arc<Desk>,
+    /// Somebody asked the node to stop.
+    pub(super) asked: CancellationToken,
 }
 
 impl Running {
@@ -55,9 +64,30 @@ impl Running {
         .collect()
     }
 
+    fn open_leases(&self) -> Vec<LeaseView> {
+        let provider = self.provider.borrow().clone();
+        provider.as_ref().map(Provider::leases).unwrap_or_default()
+    }
+
     fn warnings(&self, peers: u32) -> Vec<String> {
         let mut warnings: Vec<_> = self.cards.clock_warning().into_iter().collect();
-        if self.own.borrow().is_none() {
+        let standing = self.desk.standing().borrow().clone();
+        match &standing {
+            Standing::Open => {}
+            Standing::Draining(_) => warnings.push(
+                "this node takes no new leases: it was told to drain; `souk node resume` takes them again"
+                    .to_owned(),
+            ),
+            Standing::Retiring(..) => warnings.push(
+                "this node takes no new leases and retires when the last has ended; `souk node resume` takes that back"
+                    .to_owned(),
+            ),
+            Standing::Retired(_) => warnings.push(
+                "this node has retired: it runs only to tell so, and can be stopped in a few days"
+                    .to_owned(),
+            ),
+        }
+        if self.own.borrow().is_none() && !matches!(standing, Standing::Retired(_)) {
             warnings.push(
                 "this node has no address that others can dial; set node.listen or node.external"
                     .to_owned(),
@@ -93,15 +123,11 @@ impl Operations for Running {
             peers,
             cards: u32::try_from(self.cards.all().len()).unwrap_or(u32::MAX),
             mix: mix.collect(),
-            leases: u32::try_from(
-                provider
-                    .as_ref()
-                    .map_or(0, |provider| provider.leases().len()),
-            )
-            .unwrap_or(u32::MAX),
+            leases: u32::try_from(self.open_leases().len()).unwrap_or(u32::MAX),
             refusals: provider.as_ref().map(refusals).unwrap_or_default(),
             log: provider.as_ref().map(log_status),
             warnings: self.warnings(peers),
+            standing: self.desk.standing().borrow().as_str().to_owned(),
         }
     }
 
@@ -116,12 +142,7 @@ impl Operations for Running {
     }
 
     async fn leases(&self) -> Vec<v1::Lease> {
-        let provider = self.provider.borrow().clone();
-        provider
-            .iter()
-            .flat_map(Provider::leases)
-            .map(lease)
-            .collect()
+        self.open_leases().into_iter().map(lease).collect()
     }
 
     async fn orphans(&self) -> Option<v1::OrphansReply> {
@@ -144,13 +165,80 @@ impl Operations for Running {
         }
     }
 
+    fn standing(&self) -> v1::StandingReply {
+        let standing = self.desk.standing().borrow().clone();
+        let leases = self.open_leases();
+        v1::StandingReply {
+            standing: standing.as_str().to_owned(),
+            since_unix_s: standing.leaving().map(|leaving| leaving.since.0),
+            deadline_unix_s: standing.deadline().map(|deadline| deadline.0),
+            open_leases: u32::try_from(leases.len()).unwrap_or(u32::MAX),
+            last_valid_to_unix_s: leases.iter().map(|lease| lease.valid_to.0).max(),
+        }
+    }
+
+    async fn drain(&self, request: v1::DrainRequest) -> Result<(), ChangeRefused> {
+        if !self.roles.contains(&Role::Provider) {
+            return Err(ChangeRefused("this node is no provider".to_owned()));
+        }
+        let deadline = request.deadline_unix_s.map(UnixTime);
+        self.desk.drain(deadline).await.map_err(|e| refused(&e))
+    }
+
+    async fn resume(&self) -> Result<(), ChangeRefused> {
+        self.desk.resume().await.map_err(|e| refused(&e))
+    }
+
+    async fn retire(&self, request: v1::RetireRequest) -> Result<(), ChangeRefused> {
+        let deadline = request.deadline_unix_s.map(UnixTime);
+        let successor = request.successor.map(successor).transpose()?;
+        let waits = self.roles.contains(&Role::Provider) && self.provider.borrow().is_none();
+        if waits {
+            let why = "the provider does not work yet, so nobody knows what is open; try again";
+            return Err(ChangeRefused(why.to_owned()));
+        }
+        let open = self.open_leases().len();
+        let retired = self.desk.retire(deadline, successor, open).await;
+        retired.map_err(|e| refused(&e))
+    }
+
+    fn agree(&self, request: v1::AgreeRequest) -> Result<v1::AgreeReply, ChangeRefused> {
+        let old = named(&request.node_id)?;
+        if old == self.peers.local() {
+            return Err(ChangeRefused("a node cannot succeed itself".to_owned()));
+        }
+        let agreement = self.desk.agree(old).map_err(|e| refused(&e))?;
+        Ok(v1::AgreeReply {
+            agreement: agreement.as_bytes().to_vec(),
+        })
+    }
+
     fn metrics(&self) -> String {
         crate::metrics::text(&self.metrics)
     }
 
     fn shutdown(&self) {
-        self.stop.cancel();
+        self.asked.cancel();
     }
+}
+
+fn successor(successor: v1::Successor) -> Result<(NodeId, Signed<Succession>), ChangeRefused> {
+    let agreement = Signed::from_bytes(&successor.agreement).map_err(|e| refused(&e))?;
+    Ok((named(&successor.node_id)?, agreement))
+}
+
+/// The node of a peer id that was typed.
+fn named(text: &str) -> Result<NodeId, ChangeRefused> {
+    let peer: Option<PeerId> = text.parse().ok();
+    peer.and_then(|peer| node_id(&peer))
+        .ok_or_else(|| ChangeRefused(format!("{text:?} is no peer id of a node")))
+}
+
+/// An error with its causes, in the words of the one who is told.
+fn refused(error: &(dyn Error + 'static)) -> ChangeRefused {
+    let causes = std::iter::successors(Some(error), |error| (*error).source());
+    let causes: Vec<_> = causes.map(ToString::to_string).collect();
+    ChangeRefused(causes.join(": "))
 }
 
 fn lease(view: LeaseView) -> v1::Lease {

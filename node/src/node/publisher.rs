@@ -5,6 +5,9 @@
 //!  provider's room ──── on a period with jitter ─────────────────► directory ─► gossip
 //! ```
 //!
+//! A node that takes no leases has nothing on offer, and says so by a card at once: its operator decided that, no lease did. One
+//! that has retired sends no card any more but its retirement, again and again, for whoever has not heard it.
+//!
 //! Threats: two cards under one sequence are evidence against this node, so a card is on the disk before anybody sees it,
 //! also over a crash; a capacity message that goes out when a lease changes would publish the lease.
 
@@ -21,6 +24,7 @@ use souk_market::{
     },
     price::Prices,
     shares::Source,
+    standing::Standing,
     units::{Digest, OperatorId, Sequence},
     wire::List,
 };
@@ -48,6 +52,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(15);
 
 /// While the node has no address or no neighbours yet, it looks so soon again, and ever more rarely.
 const LOOK_SOON: Duration = Duration::from_millis(50);
+
+/// How often a retirement is told again: nodes that were away forget nobody by themselves.
+const RETELL_EVERY: Duration = Duration::from_secs(900);
 
 /// The longest of those pauses: a first node may be without neighbours for days.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -104,6 +111,8 @@ pub(super) struct Publisher {
     pub(super) mix_keys: watch::Receiver<Vec<MixKey>>,
     /// The provider, once it works; `None` for ever on other nodes.
     pub(super) provider: watch::Receiver<Option<Provider>>,
+    /// How the node stands to new leases.
+    pub(super) standing: watch::Receiver<Standing>,
     /// The card that holds now.
     pub(super) own: watch::Sender<Option<Arc<VerifiedCard>>>,
     /// Where the last card is kept.
@@ -118,6 +127,10 @@ impl Publisher {
         let mut capacity_due = tokio::time::Instant::now();
         let mut soon = LOOK_SOON;
         loop {
+            let standing = self.standing.borrow_and_update().clone();
+            if let Standing::Retired(tombstone) = standing {
+                return self.mourn(&tombstone, &stop).await;
+            }
             let renewed = self.renew().await;
             let failed = renewed.is_err();
             match renewed {
@@ -160,7 +173,27 @@ impl Publisher {
             tokio::select! {
                 () = tokio::time::sleep_until(wake.max(tokio::time::Instant::now() + LOOK_SOON)) => {}
                 () = begins(&mut self.provider), if !selling => {}
+                Ok(()) = self.standing.changed() => {}
                 changed = self.mix_keys.changed() => if changed.is_err() { return },
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Tells that the node has ended, for as long as it runs.
+    async fn mourn(self, tombstone: &[u8], stop: &CancellationToken) {
+        self.cards.take(tombstone, Source::Own);
+        let mut unsent = Vec::new();
+        loop {
+            unsent.push((Topic::Cards, Bytes::copy_from_slice(tombstone)));
+            while !unsent.is_empty() && !stop.is_cancelled() {
+                self.send(&mut unsent).await;
+                if !unsent.is_empty() {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(RETELL_EVERY) => {}
                 () = stop.cancelled() => return,
             }
         }
@@ -175,11 +208,18 @@ impl Publisher {
         }
         let now = (self.now)();
         let mix_keys = self.mix_keys.borrow_and_update().clone();
+        let sales = self
+            .profile
+            .sales
+            .clone()
+            .filter(|_| self.standing.borrow().takes_leases());
         let old = self.own.borrow().clone();
         let holds = old.as_ref().is_some_and(|card| {
             now.plus_s(RENEW_BEFORE_S) < card.to
                 && card.addresses[..] == addresses[..]
                 && card.sub_keys().mix_keys == mix_keys
+                && card.offers.is_empty()
+                    == sales.as_ref().is_none_or(|sales| sales.offers.is_empty())
         });
         if holds {
             return Ok(false);
@@ -188,7 +228,7 @@ impl Publisher {
             Some(card) => Some(card.sequence),
             None => self.last_sequence()?,
         };
-        let card = self.card(now, last, addresses, mix_keys)?;
+        let card = self.card(now, last, addresses, mix_keys, sales)?;
         self.write(&card)?;
         self.cards.take(card.as_bytes(), Source::Own);
         self.own.send_replace(Some(Arc::new(card)));
@@ -201,10 +241,10 @@ impl Publisher {
         last: Option<Sequence>,
         addresses: List<Address, MAX_ADDRESSES>,
         mix_keys: Vec<MixKey>,
+        sales: Option<Sales>,
     ) -> Result<VerifiedCard, PublisherError> {
         let profile = &self.profile;
         let provider = profile.sales.is_some();
-        let sales = profile.sales.clone();
         let card = Card {
             node: self.keys.node.public(),
             sequence: Sequence(last.map_or(now.0, |last| now.0.max(last.0.saturating_add(1)))),

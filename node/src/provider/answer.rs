@@ -158,6 +158,7 @@ fn seal(shared: &Shared, to: &Addressee<'_>, body: Body) -> Option<message::Repl
         counter: to.counter,
         at: shared.clock.now(),
         body,
+        notice: shared.intake.borrow().notice(),
     };
     let sealed = seal_reply(
         reply,

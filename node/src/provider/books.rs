@@ -18,10 +18,7 @@ use super::{
     Shared,
     backend::{lease_id, usage},
 };
-use crate::{
-    failpoint::{failpoint, planted},
-    store::{LogRecord, PublishError, StoreError, StoredOpening},
-};
+use crate::store::{LogRecord, PublishError, StoreError, StoredOpening};
 
 /// First and longest pause before a lost lease that could not be settled is tried again.
 const FIRST_SETTLE_PAUSE: Duration = Duration::from_secs(1);

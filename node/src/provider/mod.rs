@@ -19,6 +19,7 @@ mod board;
 mod books;
 mod carry;
 mod gate;
+mod intake;
 mod lease;
 mod reconcile;
 mod router;
@@ -30,6 +31,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, atomic::AtomicU64},
+    time::Duration,
 };
 
 pub use board::LeaseView;
@@ -37,6 +39,7 @@ pub use books::Head;
 pub use carry::CarryError;
 pub use gate::MessageGate;
 pub(crate) use gate::work_bits;
+pub use intake::Intake;
 pub use reconcile::{Findings, OrphanView};
 pub use seams::{
     Clock, Doors, Randomness, Relays, ReplySink, Settings, SystemClock, SystemRandomness, TcpDoors,
@@ -55,6 +58,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{Mutex, Semaphore, mpsc, oneshot, watch},
     task::{JoinHandle, JoinSet},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -166,6 +170,7 @@ struct Shared {
     /// Refusals since the process began, by reason.
     refused: watch::Sender<RefusalTotals>,
     counters: ProviderCounters,
+    intake: watch::Sender<Intake>,
     shutdown: CancellationToken,
 }
 
@@ -199,6 +204,7 @@ impl Provider {
             clock: parts.clock,
             doors: parts.doors,
             randomness: parts.randomness,
+            intake: watch::Sender::new(parts.settings.intake),
             settings: parts.settings,
             board: Board::default(),
             reconciled: Reconciled::new(),
@@ -274,10 +280,50 @@ impl Provider {
             && answer.await.unwrap_or(false)
     }
 
-    /// Takes no new leases, or takes them again; those that run go on.
-    pub async fn set_draining(&self, draining: bool) {
-        // A provider that has shut down takes none anyway.
-        let _ = self.orders.send(Order::Draining(draining)).await;
+    /// Takes no new leases, or takes them again; those that run go on. Their holders are told at their next request; and those
+    /// whose SURBs are at hand at once, one after the other with random pauses.
+    pub fn set_intake(&self, intake: Intake) {
+        let before = self.shared.intake.send_replace(intake);
+        if before == intake || intake.is_open() {
+            return;
+        }
+        let provider = self.clone();
+        tokio::spawn(async move {
+            let pause = provider.shared.settings.notice_pause;
+            for view in provider.leases() {
+                // Twice the mean at most; a longer one would keep the last of many waiting.
+                tokio::time::sleep(pause.mul_f64(2.0 * rand::random::<f64>())).await;
+                let is_old = *provider.shared.intake.borrow() != intake;
+                if is_old || !provider.tell(view.lease, None).await {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Takes no new leases and tells every holder whose SURBs are at hand that the process ends. Returns when all were told, or
+    /// after `patience`; instances go on.
+    pub async fn suspend(&self, patience: Duration) {
+        self.shared.intake.send_replace(Intake::Stopping);
+        let (done, mut all_done) = mpsc::channel(1);
+        let telling = async {
+            for view in self.leases() {
+                if !self.tell(view.lease, Some(done.clone())).await {
+                    break;
+                }
+            }
+            drop(done);
+            // It ends when the last lease has dropped its end.
+            while all_done.recv().await.is_some() {}
+        };
+        if timeout(patience, telling).await.is_err() {
+            tracing::debug!("not every holder was told that the node stops");
+        }
+    }
+
+    /// Has a lease tell its holder where it stands; false once the provider has shut down.
+    async fn tell(&self, lease: LeaseId, done: Option<mpsc::Sender<()>>) -> bool {
+        self.orders.send(Order::Tell(lease, done)).await.is_ok()
     }
 
     /// The room for each offer of a card and each of its size classes, as coarse as a capacity message tells it.

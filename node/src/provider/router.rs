@@ -53,8 +53,8 @@ const LEASE_QUEUE: usize = 16;
 pub(super) enum Order {
     /// End a lease; answers whether there is one that can be ended.
     Withdraw(LeaseId, oneshot::Sender<bool>),
-    /// Take new leases, or none.
-    Draining(bool),
+    /// Have a lease tell its holder where it stands; the other end is dropped when that is done.
+    Tell(LeaseId, Option<mpsc::Sender<()>>),
 }
 
 pub(super) struct Router {
@@ -75,7 +75,6 @@ pub(super) struct Router {
     /// Whose task is which.
     running: HashMap<task::Id, (LeaseId, RequestId)>,
     refusing: Arc<Semaphore>,
-    draining: bool,
 }
 
 impl Router {
@@ -100,7 +99,6 @@ impl Router {
             tasks: JoinSet::new(),
             running: HashMap::new(),
             refusing: Arc::new(Semaphore::new(MAX_REFUSING)),
-            draining: false,
         }
     }
 
@@ -225,7 +223,7 @@ impl Router {
             honoured: &offering.honoured,
             free: &free,
             anonymous_active: self.shared.board.anonymous(),
-            draining: self.draining,
+            draining: !self.shared.intake.borrow().is_open(),
         };
         let is_full = self.tasks.len() >= MAX_TASKS || self.requests.len() >= MAX_REMEMBERED;
         let request = &envelope.grant.request;
@@ -505,7 +503,11 @@ impl Router {
                 // An operator that went away does not need the answer.
                 let _ = done.send(is_open);
             }
-            Order::Draining(draining) => self.draining = draining,
+            // Only who has a task can have SURBs.
+            Order::Tell(lease, done) if self.slots.contains_key(&lease) => {
+                self.tell(lease, ToLease::Tell(done));
+            }
+            Order::Tell(..) => {}
         }
     }
 }

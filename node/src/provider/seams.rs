@@ -16,6 +16,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use super::Intake;
 use crate::{mix::Replier, net, unix_now};
 
 /// Longest sleep between two looks at the clock of the wall, so that a clock that is set is noticed soon.
@@ -164,6 +165,10 @@ pub struct Settings {
     pub provision_s: u64,
     /// How long the statement of a closed lease can be fetched.
     pub retention_s: u64,
+    /// Whether it begins by taking new leases.
+    pub intake: Intake,
+    /// Between two holders who are told, on average, that no new leases are taken: all at once would show how many there are.
+    pub notice_pause: Duration,
     /// The address of this host that direct leases are reached at; none refuses them.
     pub direct: Option<IpAddr>,
 }
@@ -179,6 +184,8 @@ impl Default for Settings {
             forget_period: Duration::from_secs(600),
             provision_s: 60,
             retention_s: 30 * 24 * 3600,
+            intake: Intake::Open,
+            notice_pause: Duration::from_secs(2),
             direct: None,
         }
     }

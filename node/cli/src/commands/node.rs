@@ -1,5 +1,6 @@
 //! `souk node`.
 
+mod leave;
 mod run;
 
 pub(crate) use run::Ready;
@@ -38,6 +39,24 @@ pub(crate) enum Node {
     /// End a lease on this machine before its time, as the operator.
     #[command(after_help = "Example:\n  souk node end 000102030405060708090a0b0c0d0e0f")]
     End(End),
+    /// Take no new leases, and wait until the open ones have ended.
+    #[command(
+        after_help = "Examples:\n  souk node drain\n  souk node drain --deadline 2h --json\n\nIt outlives a restart of the node. `souk node resume` takes leases again."
+    )]
+    Drain(leave::Drain),
+    /// Take leases again after a drain, or instead of retiring.
+    #[command(after_help = "Example:\n  souk node resume")]
+    Resume(leave::Resume),
+    /// End this node for ever, once its leases have ended, and name a successor if there is one.
+    #[command(
+        after_help = "Examples:\n  souk node retire --deadline 7d\n  souk node retire --yes --successor 12D3KooW… --agreement agreement.bin\n\nIt says what it will do, and asks. All nodes are told and keep that for 30 days; this identity never sells again."
+    )]
+    Retire(leave::Retire),
+    /// Agree that this node takes over from one that retires.
+    #[command(
+        after_help = "Example:\n  souk node succeed 12D3KooW… --out agreement.bin\n\nThe file goes to the other node, for its `souk node retire`."
+    )]
+    Succeed(leave::Succeed),
     /// Print the metrics of the node in OpenMetrics text.
     #[command(after_help = "Example:\n  souk node metrics | grep souk_mix")]
     Metrics(Bare),
@@ -74,6 +93,10 @@ impl Node {
         match self {
             Self::Init(init) => return init.run(),
             Self::Run(run) => return run.run(),
+            Self::Drain(drain) => return drain.run(),
+            Self::Resume(resume) => return resume.run(),
+            Self::Retire(retire) => return retire.run(),
+            Self::Succeed(succeed) => return succeed.run(),
             Self::Market(Leases { config, json }) => {
                 let offers = wait(async {
                     config

@@ -50,6 +50,7 @@ pub(crate) struct Json {
     refusals: std::collections::BTreeMap<String, u64>,
     log: Option<LogJson>,
     warnings: Vec<String>,
+    standing: String,
 }
 
 #[derive(Serialize)]
@@ -81,6 +82,7 @@ impl From<v1::StatusReply> for Json {
                 root: log.root,
             }),
             warnings: status.warnings,
+            standing: status.standing,
         }
     }
 }
@@ -113,6 +115,7 @@ fn text(status: &v1::StatusReply) -> String {
     rows.push(("cards", status.cards.to_string()));
     rows.push(("mix", counters(&status.mix)));
     if let Some(log) = &status.log {
+        rows.push(("standing", status.standing.clone()));
         rows.push(("leases", status.leases.to_string()));
         rows.push(("refusals", counters(&status.refusals)));
         rows.push((
@@ -158,6 +161,7 @@ mod tests {
                 root: "ab".repeat(4),
             }),
             warnings: vec!["the clock is behind".to_owned()],
+            standing: "open".to_owned(),
         }
     }
 

@@ -65,6 +65,8 @@ pub(super) enum ToLease {
         wish: Wish,
         surbs: Surbs,
     },
+    /// Its holder is to be told where it stands, if a SURB is at hand. The other end is dropped when that is done.
+    Tell(Option<mpsc::Sender<()>>),
     /// The operator ends it.
     Withdraw,
 }
@@ -201,6 +203,11 @@ impl LeaseTask {
                 self.surbs.join(surbs);
                 self.answering = Counter(0);
                 self.core.handle_repeated();
+            }
+            ToLease::Tell(_done) => {
+                if !self.surbs.is_empty() {
+                    self.tell_status().await;
+                }
             }
             ToLease::Withdraw => self.handle(Event::Withdraw),
             ToLease::Holder {

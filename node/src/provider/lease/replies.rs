@@ -37,6 +37,11 @@ impl LeaseTask {
         self.send(Body::Refusal(Refusal { reason })).await;
     }
 
+    /// Tells the holder where the lease stands, unasked.
+    pub(super) async fn tell_status(&mut self) {
+        self.send(self.status()).await;
+    }
+
     async fn send(&mut self, body: Body) {
         let contract = &self.record.contract;
         let to = Addressee::of(&self.shared, contract, self.answering);

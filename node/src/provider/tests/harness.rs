@@ -445,6 +445,7 @@ impl World {
                 sample_period: Duration::from_millis(20),
                 reap_period: Duration::from_millis(50),
                 orphan_grace: Duration::from_millis(200),
+                notice_pause: Duration::from_millis(1),
                 forget_period: Duration::from_millis(50),
                 ..Settings::default()
             },

@@ -2,6 +2,7 @@
 
 mod harness;
 mod relays;
+mod leaving;
 mod reconcile;
 #[path = "../../../../marketplace/tests/support/mod.rs"]
 mod support;
