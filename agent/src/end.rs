@@ -1,7 +1,8 @@
 //! The end of the lease, which needs nobody but this machine's clocks.
 //!
-//! Threat: clocks jump. The wall clock decides, since `valid_to` is a time of the wall; the boot clock, which nobody
-//! sets and which counts sleep, bounds how long a wall clock that was set back can stretch the lease.
+//! Threat: clocks jump. `valid_to` is a time of the wall, and how far away it is gets read once, at the start; from then on the boot
+//! clock counts, which nobody sets and which also runs while the machine sleeps. A wall clock that is set neither ends a lease
+//! nor stretches it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,13 +11,12 @@ use rustix::time::{ClockId, clock_gettime};
 /// What processes get between being asked to end and being killed.
 pub(crate) const GRACE: Duration = Duration::from_secs(3);
 
-/// Longest sleep between two looks at the clocks: so late a jump of the wall clock is noticed.
+/// Longest sleep between two looks at the clock: the timers of the runtime do not run while the machine sleeps.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
-/// When a lease ends by both clocks.
+/// When a lease ends by the boot clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LeaseEnd {
-    wall: Duration,
     boot: Duration,
 }
 
@@ -26,10 +26,10 @@ impl LeaseEnd {
         Self::new(valid_to_unix_s, wall_now(), boot_now())
     }
 
-    /// Waits until one of the two clocks says that the lease is over.
+    /// Waits until the lease is over.
     pub(crate) async fn reached(self) {
         loop {
-            let left = self.left(wall_now(), boot_now());
+            let left = self.left(boot_now());
             if left.is_zero() {
                 return;
             }
@@ -38,17 +38,14 @@ impl LeaseEnd {
     }
 
     fn new(valid_to_unix_s: u64, wall: Duration, boot: Duration) -> Self {
-        let end = Duration::from_secs(valid_to_unix_s);
+        let left = Duration::from_secs(valid_to_unix_s).saturating_sub(wall);
         Self {
-            wall: end,
-            boot: boot.saturating_add(end.saturating_sub(wall)),
+            boot: boot.saturating_add(left),
         }
     }
 
-    fn left(self, wall: Duration, boot: Duration) -> Duration {
-        self.wall
-            .saturating_sub(wall)
-            .min(self.boot.saturating_sub(boot))
+    fn left(self, boot: Duration) -> Duration {
+        self.boot.saturating_sub(boot)
     }
 }
 
@@ -77,37 +74,20 @@ mod tests {
     }
 
     #[test]
-    fn both_clocks_in_step_end_the_lease_at_valid_to() {
-        let end = LeaseEnd::new(VALID_TO_S, s(VALID_TO_S - 60), s(1000));
-        assert_eq!(end.left(s(VALID_TO_S - 60), s(1000)), s(60));
-        assert_eq!(end.left(s(VALID_TO_S - 1), s(1059)), s(1));
-        assert_eq!(end.left(s(VALID_TO_S), s(1060)), s(0));
-    }
-
-    #[test]
-    fn a_wall_clock_that_jumps_over_valid_to_ends_the_lease() {
-        let end = LeaseEnd::new(VALID_TO_S, s(VALID_TO_S - 3600), s(1000));
-        assert_eq!(end.left(s(VALID_TO_S + 5), s(1001)), s(0));
-    }
-
-    #[test]
     fn a_lease_that_is_over_ends_at_once() {
         let end = LeaseEnd::new(VALID_TO_S, s(VALID_TO_S + 1), s(7));
-        assert_eq!(end.left(s(VALID_TO_S + 1), s(7)), s(0));
+        assert_eq!(end.left(s(7)), s(0));
     }
 
     proptest! {
         #[test]
-        fn no_wall_clock_stretches_a_lease(
+        fn a_lease_lasts_as_long_as_was_left_of_it_at_its_start(
             granted in 0u64..1_000_000,
             boot in 0u64..1_000_000_000,
             passed in 0u64..2_000_000,
-            wall in 0u64..4_000_000_000,
         ) {
             let end = LeaseEnd::new(VALID_TO_S, s(VALID_TO_S - granted), s(boot));
-            let left = end.left(s(wall), s(boot + passed));
-            prop_assert!(left <= s(granted.saturating_sub(passed)));
-            prop_assert!(wall < VALID_TO_S || left.is_zero());
+            prop_assert_eq!(end.left(s(boot + passed)), s(granted.saturating_sub(passed)));
         }
     }
 }

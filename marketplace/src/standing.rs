@@ -17,7 +17,7 @@
 use minicbor::{Decode, Encode};
 use souk_crypto::{Signed, UnixTime};
 
-use crate::retirement::Succession;
+use crate::{moment::ClockStep, retirement::Succession};
 
 /// For how long a node that retires stays reachable after its last lease has ended, so that the holder gets the statement:
 /// a few checkpoints, and a requester who looks every few minutes.
@@ -113,6 +113,24 @@ impl Standing {
         match self {
             Self::Draining(leaving) | Self::Retiring(leaving, ..) => Some(leaving),
             Self::Open | Self::Retired(_) => None,
+        }
+    }
+
+    /// The same by a clock that was set: as much time is left as before.
+    #[must_use]
+    pub fn shifted(&self, step: ClockStep) -> Self {
+        let leaving = |leaving: &Leaving| Leaving {
+            since: step.shift(leaving.since),
+            deadline: leaving.deadline.map(|at| step.shift(at)),
+        };
+        match self {
+            Self::Draining(now) => Self::Draining(leaving(now)),
+            Self::Retiring(now, succession, at) => Self::Retiring(
+                leaving(now),
+                succession.clone(),
+                at.map(|at| step.shift(at)),
+            ),
+            Self::Open | Self::Retired(_) => self.clone(),
         }
     }
 
@@ -229,6 +247,8 @@ mod tests {
             "it waits for their own ends"
         );
         assert_eq!(later.resume(), Ok(Standing::Open));
+        let set = draining.shifted(ClockStep(-3_600));
+        assert_eq!(set.deadline(), Some(NOW.minus_s(3_540)));
     }
 
     #[test]

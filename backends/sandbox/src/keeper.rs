@@ -37,7 +37,7 @@ use souk_backend::{
 
 use crate::{
     HOME, TENANT_ID, USER,
-    clock::{ms_since, unix_ms},
+    clock::{ms_since, steady, unix_ms},
     enter::{self, CONTROL_FD, Cloned, Entry, LISTENER_FD},
     meter::Meters,
     probe, process,
@@ -54,7 +54,7 @@ const READY_WITHIN: Duration = Duration::from_secs(10);
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
 /// How long past its end a lease may go on before the keeper does what the agent did not.
-const END_GRACE_MS: u64 = 2_000;
+const END_GRACE: Duration = Duration::from_secs(2);
 
 /// How long the kernel may take to report the last sockets of an instance that is gone.
 const SETTLE_WITHIN: Duration = Duration::from_millis(200);
@@ -116,6 +116,7 @@ fn keep(launch: Launch, descriptors: [OwnedFd; 4]) -> io::Result<()> {
         }
     };
     let mut keeper = Keeper {
+        ends: end_of(&launch),
         dir,
         launch,
         watch,
@@ -356,12 +357,26 @@ impl Log {
     }
 }
 
+/// How far away the end of the lease is gets read once by the wall clock; one that is set later neither ends nor stretches it.
+fn end_of(launch: &Launch) -> Duration {
+    let left_ms = launch
+        .spec
+        .valid_to_unix_s
+        .saturating_mul(1_000)
+        .saturating_sub(unix_ms());
+    steady()
+        .saturating_add(Duration::from_millis(left_ms))
+        .saturating_add(END_GRACE)
+}
+
 struct Keeper {
     dir: LeaseDir,
     launch: Launch,
     watch: Option<PortWatch>,
     meters: Meters,
     began: Instant,
+    /// When the keeper ends what the agent did not, by the clock that nobody can set.
+    ends: Duration,
 }
 
 impl Keeper {
@@ -406,7 +421,7 @@ impl Keeper {
                 self.sample(Some(instance));
                 next_sample = Instant::now() + SAMPLE_EVERY;
             }
-            if unix_ms() / 1_000 >= self.launch.spec.valid_to_unix_s + END_GRACE_MS / 1_000 {
+            if steady() >= self.ends {
                 self.sample(Some(instance));
                 instance.kill();
             }

@@ -17,9 +17,14 @@
 //! one confirmed termination and one log entry for each lease; no reply before its row; no provisioning once a lease
 //! drains; a counter is never accepted twice.
 //!
+//! Deadlines are times of the wall clock, because they have to mean something to the next process and to the holder. A clock that
+//! is set moves them ([`Lease::handle_clock_step`]); [`crate::moment`] tells a clock that was set from time that passed.
+//!
 //! Threats: a provider that dies at the worst moment and leaves an orphan or a double bill; a holder's message replayed
 //! by whoever saw it; an instance that ends itself.
 
+#[cfg(test)]
+mod clocks;
 mod row;
 #[cfg(test)]
 mod world;
@@ -30,6 +35,7 @@ pub use row::{Phase, Row, Terms, Usage};
 use souk_crypto::UnixTime;
 
 use crate::{
+    moment::ClockStep,
     statement::Outcome,
     units::{Counter, LeaseId},
 };
@@ -152,7 +158,16 @@ impl Lease {
     /// Continues a lease from the last row that was written.
     #[must_use]
     pub fn recover(row: Row, now: UnixTime) -> Self {
+        Self::recover_after(None, row, now)
+    }
+
+    /// Continues a lease from the last row that was written, where the clock was set since.
+    #[must_use]
+    pub fn recover_after(step: Option<ClockStep>, row: Row, now: UnixTime) -> Self {
         let mut lease = Self::at_rest(row);
+        if let Some(step) = step {
+            lease.handle_clock_step(step);
+        }
         match row.phase {
             // Both calls are idempotent by lease id, so it does not matter whether they were made before.
             Phase::Provisioning if now < row.terms.up_by() => lease.push(Action::Provision),
@@ -241,6 +256,17 @@ impl Lease {
         }
         self.check_deadlines(now);
         Ok(())
+    }
+
+    /// The clock of the wall was set: every deadline moves with it, so that as much time is left as before. Nothing ends and
+    /// nothing is billed because of time that did not pass, and nothing runs on because time was taken back.
+    pub fn handle_clock_step(&mut self, step: ClockStep) {
+        if matches!(self.row.phase, Phase::Closed { .. }) {
+            return;
+        }
+        self.row.terms = self.row.terms.shifted(step);
+        self.retry = self.retry.map(|at| step.shift(at));
+        self.persist();
     }
 
     /// The same envelope came again: its holder may not have got the reply.

@@ -11,6 +11,7 @@ use minicbor::{
 use souk_crypto::UnixTime;
 
 use crate::{
+    moment::ClockStep,
     statement::Outcome,
     units::{Counter, LeaseId, Meter},
     wire::{definite, wire_map},
@@ -58,6 +59,18 @@ impl Terms {
     #[must_use]
     pub fn valid_to(&self) -> UnixTime {
         self.valid_to
+    }
+
+    /// The same terms by a clock that was set. Where that cannot be said, before 1970 for one, as near to it as the rules allow.
+    pub(super) fn shifted(self, step: ClockStep) -> Self {
+        let later = |at| step.shift(at).max(UnixTime(1));
+        let (up_by, valid_to) = (later(self.up_by), later(self.valid_to));
+        let latest = up_by.min(valid_to).minus_s(1);
+        Self {
+            accepted_at: step.shift(self.accepted_at).min(latest),
+            up_by,
+            valid_to,
+        }
     }
 
     fn check(&self) -> Result<(), &'static str> {

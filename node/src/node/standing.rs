@@ -16,6 +16,7 @@ use std::{
 
 use souk_crypto::{NetworkId, NodeId, SignError, Signed, UnixTime};
 use souk_market::{
+    moment::ClockWatch,
     retirement::{RetirementError, Succession, VerifiedRetirement, agree_to_succeed},
     standing::{Due, Leaving, Standing, StandingError},
 };
@@ -25,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::keys::Keys;
 use crate::{
     durable,
-    provider::{Intake, Provider},
+    provider::{Clock as _, Intake, Provider, SystemClock},
 };
 
 /// How often it is looked, while the node leaves, whether a deadline has come or the last lease has ended.
@@ -164,7 +165,19 @@ impl Desk {
         stop: CancellationToken,
     ) {
         let mut standing = self.standing();
+        let clock = SystemClock;
+        let mut watch = ClockWatch::new(clock.boot(), clock.moment());
         loop {
+            if let Some(step) = watch.observe(clock.moment()) {
+                let from = standing.borrow().clone();
+                let moved = self.change_from(&from, from.shifted(step)).await;
+                if let Err(error) = moved {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "a deadline was not moved with the clock"
+                    );
+                }
+            }
             let now_stands = standing.borrow_and_update().clone();
             let works = provider.borrow().clone();
             if let Some(provider) = &works {
@@ -240,11 +253,13 @@ impl Desk {
             path: self.file.clone(),
             source,
         })?;
-        tracing::info!(
-            standing = next.as_str(),
-            "the node changes how it stands to new leases"
-        );
-        self.standing.send_replace(next);
+        if next != *self.standing.borrow() {
+            tracing::info!(
+                standing = next.as_str(),
+                "the node changes how it stands to new leases"
+            );
+            self.standing.send_replace(next);
+        }
         Ok(())
     }
 

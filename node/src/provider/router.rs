@@ -17,6 +17,7 @@ use souk_market::{
     envelope::VerifiedEnvelope,
     lifecycle::{Lease, Phase, Requested, Terms},
     log::{Entry, HourBucket, RefusalEntry},
+    moment::{ClockWatch, SteadyTime},
     refusal::{Reason, RefusalTotals},
     reply::{Body, Refusal},
     request::Action,
@@ -75,6 +76,9 @@ pub(super) struct Router {
     /// Whose task is which.
     running: HashMap<task::Id, (LeaseId, RequestId)>,
     refusing: Arc<Semaphore>,
+    clock_watch: ClockWatch,
+    /// Nothing is forgotten before: the process has just begun, or the clock was set.
+    doubts_until: SteadyTime,
 }
 
 impl Router {
@@ -84,6 +88,8 @@ impl Router {
         offering: watch::Receiver<Arc<Offering>>,
         backends: BTreeMap<BackendName, (Arc<dyn Backend>, Resources)>,
     ) -> Self {
+        let clock_watch = ClockWatch::new(shared.clock.boot(), shared.clock.moment());
+        let doubts_until = shared.clock.moment().steady.plus(shared.settings.doubt);
         let admission = Admission::new(shared.network.clone(), shared.node);
         Self {
             shared,
@@ -99,6 +105,8 @@ impl Router {
             tasks: JoinSet::new(),
             running: HashMap::new(),
             refusing: Arc::new(Semaphore::new(MAX_REFUSING)),
+            clock_watch,
+            doubts_until,
         }
     }
 
@@ -126,8 +134,7 @@ impl Router {
                 _ => {
                     self.closed.remove(&record.row.lease());
                     self.shared.board.show(&record);
-                    let core = Lease::recover(record.row, now);
-                    self.spawn(core, record, Surbs::default());
+                    self.go_on(record);
                 }
             }
         }
@@ -311,11 +318,23 @@ impl Router {
             instance: None,
             refusal: None,
             log_index: None,
+            clock: None,
         };
         failpoint!(EnvelopeAccepted);
         self.shared.board.show(&record);
         self.requests.insert(grant.request, accepted.lease);
         self.spawn(core, record, surbs);
+    }
+
+    /// Continues a lease from its record, by the clock as it is now.
+    fn go_on(&mut self, mut record: LeaseRecord) {
+        let (boot, now) = (self.shared.clock.boot(), self.shared.clock.moment());
+        let step = ClockWatch::resume(record.clock, boot, now).observe(now);
+        if let Some(step) = step {
+            record.follow(step);
+        }
+        let core = Lease::recover_after(step, record.row, now.wall);
+        self.spawn(core, record, Surbs::default());
     }
 
     fn spawn(&mut self, core: Lease, record: LeaseRecord, surbs: Surbs) {
@@ -367,8 +386,7 @@ impl Router {
         }
         match self.shared.store.lease(lease) {
             Ok(Some(record)) => {
-                let core = Lease::recover(record.row, self.shared.clock.now());
-                self.spawn(core, record, Surbs::default());
+                self.go_on(record);
             }
             Ok(None) => {
                 self.shared.counters.strays.fetch_add(1, Ordering::Relaxed);
@@ -467,7 +485,18 @@ impl Router {
     }
 
     async fn forget(&mut self) {
-        let now = self.shared.clock.now();
+        let moment = self.shared.clock.moment();
+        if let Some(step) = self.clock_watch.observe(moment) {
+            tracing::warn!(
+                seconds = step.0,
+                "the clock of this machine was set; leases keep the time they have left"
+            );
+            self.doubts_until = moment.steady.plus(self.shared.settings.doubt);
+        }
+        if moment.steady < self.doubts_until {
+            return;
+        }
+        let now = moment.wall;
         let over: Vec<_> = self
             .closed
             .iter()

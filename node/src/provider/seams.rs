@@ -8,7 +8,10 @@ use std::{
 use async_trait::async_trait;
 use rand::CryptoRng;
 use souk_crypto::{NodeId, UnixTime};
-use souk_market::units::RelayToken;
+use souk_market::{
+    moment::{Boot, ClockWatch, Moment, SteadyTime},
+    units::RelayToken,
+};
 use souk_sphinx::{Surb, message::Reply};
 use tokio::{
     io::AsyncReadExt as _,
@@ -17,18 +20,36 @@ use tokio::{
 };
 
 use super::Intake;
-use crate::{mix::Replier, net, unix_now};
+use crate::{
+    clock::{boot, steady_now},
+    mix::Replier,
+    net, unix_now,
+};
 
 /// Longest sleep between two looks at the clock of the wall, so that a clock that is set is noticed soon.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// The clock of the wall.
+/// The clock of the wall, with a steady one beside it.
 #[async_trait]
 pub trait Clock: Send + Sync + 'static {
     /// The time.
     fn now(&self) -> UnixTime;
 
-    /// Returns once it is `at` or later.
+    /// Both clocks. What is given here is a clock that nobody ever sets.
+    fn moment(&self) -> Moment {
+        let wall = self.now();
+        Moment {
+            wall,
+            steady: SteadyTime(Duration::from_secs(wall.0)),
+        }
+    }
+
+    /// What the steady clock counts from.
+    fn boot(&self) -> Boot {
+        Boot([0; 16])
+    }
+
+    /// Returns once it is `at` or later, or the clock was set.
     async fn sleep_until(&self, at: UnixTime);
 }
 
@@ -42,8 +63,20 @@ impl Clock for SystemClock {
         unix_now()
     }
 
+    fn moment(&self) -> Moment {
+        Moment {
+            wall: unix_now(),
+            steady: steady_now(),
+        }
+    }
+
+    fn boot(&self) -> Boot {
+        boot()
+    }
+
     async fn sleep_until(&self, at: UnixTime) {
-        while self.now() < at {
+        let mut watch = ClockWatch::new(self.boot(), self.moment());
+        while self.now() < at && watch.observe(self.moment()).is_none() {
             let left = Duration::from_secs(at.since_s(self.now()));
             // A deadline in whole seconds comes up to a second early by this clock; the last look is then a short one.
             sleep(left.min(LOOK).max(Duration::from_millis(100))).await;
@@ -165,6 +198,9 @@ pub struct Settings {
     pub provision_s: u64,
     /// How long the statement of a closed lease can be fetched.
     pub retention_s: u64,
+    /// How long nothing is forgotten after a start, and after the clock was set: a wrong time is mostly put right soon, what was
+    /// forgotten is not.
+    pub doubt: Duration,
     /// Whether it begins by taking new leases.
     pub intake: Intake,
     /// Between two holders who are told, on average, that no new leases are taken: all at once would show how many there are.
@@ -184,6 +220,7 @@ impl Default for Settings {
             forget_period: Duration::from_secs(600),
             provision_s: 60,
             retention_s: 30 * 24 * 3600,
+            doubt: Duration::from_secs(3600),
             intake: Intake::Open,
             notice_pause: Duration::from_secs(2),
             direct: None,

@@ -9,6 +9,7 @@ use souk_crypto::{HolderPublicKey, ReplyPublicKey, UnixTime};
 use souk_market::{
     envelope::NamedRelays,
     lifecycle::Row,
+    moment::{ClockMark, ClockStep},
     price::Prices,
     refusal::Reason,
     units::{
@@ -36,6 +37,18 @@ pub struct LeaseRecord {
     /// Its entry in the usage log, once it is closed.
     #[n(4)]
     pub log_index: Option<u64>,
+    /// By which clock the times of this row are meant; none in rows that were written before this was kept.
+    #[n(5)]
+    pub clock: Option<ClockMark>,
+}
+
+impl LeaseRecord {
+    /// Moves what stands beside the row and is meant by the clock that was set; the lifecycle moves the row.
+    pub(crate) fn follow(&mut self, step: ClockStep) {
+        if let Some(instance) = &mut self.instance {
+            instance.since = step.shift(instance.since);
+        }
+    }
 }
 
 /// What was agreed when a lease was accepted.

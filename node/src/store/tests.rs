@@ -66,6 +66,7 @@ fn record(n: u8) -> LeaseRecord {
         instance: None,
         refusal: None,
         log_index: None,
+        clock: None,
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
 impl LeaseTask {
     pub(super) async fn close(&mut self, row: Row) {
         self.record.row = row;
+        self.record.clock = Some(self.clock_watch.mark());
         let Phase::Closed { outcome, at } = row.phase() else {
             unreachable!("a lease is closed with a closed row");
         };

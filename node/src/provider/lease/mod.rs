@@ -14,8 +14,10 @@ mod replies;
 use std::{sync::Arc, time::Duration};
 
 use souk_backend::{Backend, BackendError, Instance, InstanceState, UsageSample};
+use souk_crypto::UnixTime;
 use souk_market::{
     lifecycle::{Action, Command, Event, Lease, Phase, Reply, Row},
+    moment::ClockWatch,
     refusal::Reason,
     reply::LeaseState,
     units::{Counter, Digest, LeaseId},
@@ -44,6 +46,8 @@ const PROVISION_GRACE: Duration = Duration::from_secs(30);
 const TERMINATE_PATIENCE: Duration = Duration::from_secs(60);
 /// How much longer than its round a call to watch may take.
 const WATCH_GRACE: Duration = Duration::from_secs(30);
+/// Between two looks at the clocks, at most: so late a clock that was set is noticed where nothing else happens to the lease.
+const CLOCK_LOOK: Duration = Duration::from_secs(10);
 /// How long one reading of the meters may take.
 const SAMPLE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long one call to watch lasts.
@@ -103,6 +107,7 @@ pub(super) struct LeaseTask {
     shared: Arc<Shared>,
     core: Lease,
     record: LeaseRecord,
+    clock_watch: ClockWatch,
     /// None where the backend that carries the lease is no more configured.
     backend: Option<Arc<dyn Backend>>,
     commands: mpsc::Receiver<ToLease>,
@@ -135,10 +140,12 @@ impl LeaseTask {
         let mut samples = interval(shared.settings.sample_period);
         samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let head = shared.head.subscribe();
+        let clock_watch = ClockWatch::new(shared.clock.boot(), shared.clock.moment());
         Self {
             shared,
             core,
             record,
+            clock_watch,
             backend,
             commands,
             surbs,
@@ -183,7 +190,7 @@ impl LeaseTask {
                 biased;
                 () = shutdown.cancelled() => return Ended::Rests,
                 Some(done) = self.calls.join_next() => self.done(done).await,
-                () = clock.sleep_until(deadline.unwrap_or_default()), if deadline.is_some() => {
+                _ = timeout(CLOCK_LOOK, clock.sleep_until(deadline.unwrap_or_default())), if deadline.is_some() => {
                     self.handle(Event::Tick);
                 }
                 _ = self.samples.tick(), if is_active && !self.sampling => self.sample(),
@@ -194,7 +201,18 @@ impl LeaseTask {
     }
 
     fn handle(&mut self, event: Event) {
-        self.core.handle(self.shared.clock.now(), event);
+        let now = self.look();
+        self.core.handle(now, event);
+    }
+
+    /// The time, after the lease was told if the clock was set.
+    fn look(&mut self) -> UnixTime {
+        let now = self.shared.clock.moment();
+        if let Some(step) = self.clock_watch.observe(now) {
+            self.record.follow(step);
+            self.core.handle_clock_step(step);
+        }
+        now.wall
     }
 
     async fn take(&mut self, message: ToLease) {
@@ -220,7 +238,7 @@ impl LeaseTask {
                     Wish::End => Command::End,
                     Wish::Poll | Wish::TopUp | Wish::Acknowledge(..) => Command::Poll,
                 };
-                let now = self.shared.clock.now();
+                let now = self.look();
                 let before = self.answering;
                 self.answering = counter;
                 if self.core.handle_command(now, counter, command).is_err() {
@@ -327,6 +345,7 @@ impl LeaseTask {
         #[cfg(feature = "failpoints")]
         let step = Step::between(&self.record.row, &row);
         self.record.row = row;
+        self.record.clock = Some(self.clock_watch.mark());
         if planted!(ActBeforeIntent) && row.version() == 1 {
             self.provision();
         }

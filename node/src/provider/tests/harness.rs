@@ -17,6 +17,7 @@ use souk_crypto::{NetworkParams, NodeId, UnixTime};
 use souk_market::{
     envelope::{Envelope, Surb as SurbBytes, VerifiedEnvelope},
     log::origin,
+    moment::{ClockStep, ClockWatch, Moment, SteadyTime},
     reply::{Body, Reply},
     request::{Action, HolderRequest},
     sealed::{open_reply, seal_envelope, seal_holder_request},
@@ -48,17 +49,23 @@ use crate::store::{Publisher, Store};
 /// Longer than anything here takes, even on a busy machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(super) struct TestClock(pub(super) watch::Sender<UnixTime>);
+pub(super) struct TestClock(watch::Sender<Moment>);
 
 #[async_trait]
 impl Clock for TestClock {
     fn now(&self) -> UnixTime {
+        self.0.borrow().wall
+    }
+
+    fn moment(&self) -> Moment {
         *self.0.borrow()
     }
 
     async fn sleep_until(&self, at: UnixTime) {
         let mut now = self.0.subscribe();
-        if now.wait_for(|now| *now >= at).await.is_err() {
+        let mut watch = ClockWatch::new(self.boot(), self.moment());
+        let due = now.wait_for(|now| now.wall >= at || watch.observe(*now).is_some());
+        if due.await.is_err() {
             std::future::pending::<()>().await;
         }
     }
@@ -439,13 +446,17 @@ impl World {
             directory: tempfile::tempdir().expect("a directory"),
             node,
             machines: Arc::default(),
-            clock: Arc::new(TestClock(watch::Sender::new(NOW))),
+            clock: Arc::new(TestClock(watch::Sender::new(Moment {
+                wall: NOW,
+                steady: SteadyTime(Duration::from_secs(5_000)),
+            }))),
             settings: Settings {
                 checkpoint_period: Duration::from_millis(20),
                 sample_period: Duration::from_millis(20),
                 reap_period: Duration::from_millis(50),
                 orphan_grace: Duration::from_millis(200),
                 notice_pause: Duration::from_millis(1),
+                doubt: Duration::ZERO,
                 forget_period: Duration::from_millis(50),
                 ..Settings::default()
             },
@@ -555,7 +566,16 @@ impl World {
     }
 
     pub(super) fn advance(&self, seconds: u64) {
-        self.clock.0.send_modify(|now| *now = now.plus_s(seconds));
+        self.clock.0.send_modify(|now| {
+            now.wall = now.wall.plus_s(seconds);
+            now.steady = now.steady.plus(Duration::from_secs(seconds));
+        });
+    }
+
+    /// Somebody sets the clock of the wall.
+    pub(super) fn set_clock(&self, by: i64) {
+        let clock = &self.clock.0;
+        clock.send_modify(|now| now.wall = ClockStep(by).shift(now.wall));
     }
 
     /// The next reply, opened by its requester.

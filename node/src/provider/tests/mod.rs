@@ -1,9 +1,10 @@
 //! The provider from sealed request to proven statement, and across what goes wrong on the way.
 
+mod clocks;
 mod harness;
-mod relays;
 mod leaving;
 mod reconcile;
+mod relays;
 #[path = "../../../../marketplace/tests/support/mod.rs"]
 mod support;
 

@@ -60,7 +60,7 @@ async fn relays_that_nobody_has_a_card_of_are_refused_before_anything_is_done() 
     let tenant = naming(&world, 1, &others(3));
     tenant.ask(&world).await;
     assert_eq!(refusal(&mut world, &tenant).await, Reason::RelayUnknown);
-    assert_eq!(*world.machines.provision_calls.borrow(), 0);
+    assert_eq!(world.machines.made(), 0);
     assert!(world.relays.asked.lock().expect("not poisoned").is_empty());
     // The same envelope is good once the card has come.
     *world.relays.known.lock().expect("not poisoned") = tenant.envelope.relays.to_vec();
