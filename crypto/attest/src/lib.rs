@@ -14,9 +14,14 @@
 //! test. The crate knows nothing of the marketplace: cards, mixes and receipts use it, not the other way round.
 
 pub mod binding;
+mod bundle;
 mod cache;
+pub mod collect;
 pub mod date;
 mod digest;
+pub mod fetch;
+pub mod files;
+pub mod measure;
 mod policy;
 mod refusal;
 mod snp;
@@ -25,6 +30,7 @@ mod tdx;
 mod verified;
 mod x509;
 
+pub use bundle::{Bundle, MAX_BUNDLE_BYTES};
 pub use cache::{Answer, MAX_ANSWERS, REFUSAL_LIFE_S, VerifiedCache};
 pub use digest::{CollateralDigest, EvidenceDigest, HexError, Measurement, ReportData, RootId};
 pub use policy::{Decision, Expected, Line, MAX_POLICY_BYTES, Mistake, Mistakes, Policy, Verdict};

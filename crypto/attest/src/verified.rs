@@ -58,6 +58,15 @@ impl Evidence {
         }
     }
 
+    /// What it claims to bind, which proves nothing by itself.
+    #[must_use]
+    pub fn claimed_report_data(&self) -> ReportData {
+        match self {
+            Self::Tdx(quote) => quote.td().report_data,
+            Self::Snp(report) => report.report_data(),
+        }
+    }
+
     /// Digest of the evidence.
     #[must_use]
     pub fn digest(&self) -> EvidenceDigest {
@@ -113,6 +122,15 @@ impl Collateral {
         match self {
             Self::Tdx(collateral) => collateral.digest(),
             Self::Snp(collateral) => collateral.digest(),
+        }
+    }
+
+    /// When its oldest dated part was issued, certificates aside; 1970 where nothing else is dated.
+    #[must_use]
+    pub fn issued(&self) -> UnixTime {
+        match self {
+            Self::Tdx(collateral) => collateral.issued(),
+            Self::Snp(collateral) => collateral.issued().unwrap_or_default(),
         }
     }
 
@@ -364,12 +382,12 @@ fn verify_snp(
 ) -> Result<Verified, Refusal> {
     let root = collateral.claimed_root();
     if trust.test_roots.contains(&root) {
-        let der = collateral.root_der();
+        let der = collateral.ark_der();
         let facts = Facts::Snp(snp::verify(report, collateral, der, now)?);
         return Ok(Verified::Test(VerifiedTest { root, facts }));
     }
     let amd = Product::ALL.map(snp::amd_root);
-    let Some(der) = amd.iter().find(|der| *der == collateral.root_der()) else {
+    let Some(der) = amd.iter().find(|der| *der == collateral.ark_der()) else {
         return Err(Refusal::UnknownRoot {
             root: root.to_string(),
         });
@@ -395,6 +413,6 @@ impl SnpCollateral {
     /// SHA-256 of the root in it, which proves nothing by itself.
     #[must_use]
     pub fn claimed_root(&self) -> RootId {
-        RootId(x509::fingerprint(self.root_der()))
+        RootId(x509::fingerprint(self.ark_der()))
     }
 }

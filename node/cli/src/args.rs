@@ -32,6 +32,9 @@ enum Command {
     /// Check or print a configuration.
     #[command(subcommand)]
     Config(commands::config::Config),
+    /// Tell what runs on a machine, by the evidence of its TEE.
+    #[command(subcommand)]
+    Attest(commands::attest::Attest),
     /// Watch a whole lease on this machine.
     Demo(commands::demo::Demo),
     /// Measure this machine.
@@ -72,6 +75,7 @@ impl Cli {
             Command::Node(node) => node.run(),
             Command::Status(status) => status.run(),
             Command::Config(config) => config.run(),
+            Command::Attest(attest) => attest.run(),
             Command::Demo(demo) => demo.run(),
             Command::Bench(bench) => bench.run(),
             Command::Market(market) => market.run(),

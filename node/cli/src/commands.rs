@@ -1,5 +1,6 @@
 //! One module a command.
 
+pub(crate) mod attest;
 pub(crate) mod bench;
 mod builtin_ssh;
 pub(crate) mod config;

@@ -91,8 +91,28 @@ impl SnpCollateral {
         CollateralDigest(domain::COLLATERAL.hash_unbound(&[b"sev-snp", &self.to_bytes()]))
     }
 
-    pub(crate) fn root_der(&self) -> &[u8] {
+    /// The certificate of the chip.
+    #[must_use]
+    pub fn vcek_der(&self) -> &[u8] {
+        self.vcek.der()
+    }
+
+    /// The certificate of who issued it.
+    #[must_use]
+    pub fn ask_der(&self) -> &[u8] {
+        self.ask.der()
+    }
+
+    /// The root, which proves nothing by being here.
+    #[must_use]
+    pub fn ark_der(&self) -> &[u8] {
         self.ark.der()
+    }
+
+    /// The revocation list of the root.
+    #[must_use]
+    pub fn crl_der(&self) -> Option<&[u8]> {
+        self.crl.as_ref().map(Crl::der)
     }
 
     /// When the revocation list was issued, if there is one.

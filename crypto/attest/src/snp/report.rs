@@ -292,6 +292,10 @@ impl SnpReport {
         SnpTcb::of(self.at(0x180), product)
     }
 
+    pub(crate) fn reported_tcb_bytes(&self) -> [u8; 8] {
+        self.at(0x180)
+    }
+
     /// TCB that runs now, in the layout of `product`.
     #[must_use]
     pub fn current_tcb(&self, product: Product) -> SnpTcb {

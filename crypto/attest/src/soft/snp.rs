@@ -207,7 +207,7 @@ impl TestSnp {
     /// SHA-256 of its root, which a policy has to name.
     #[must_use]
     pub fn root(&self) -> RootId {
-        RootId(x509::fingerprint(self.collateral.root_der()))
+        RootId(x509::fingerprint(self.collateral.ark_der()))
     }
 
     /// What the test's AMD publishes.

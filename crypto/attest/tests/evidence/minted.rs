@@ -14,7 +14,7 @@ use souk_attest::{
 use souk_crypto::UnixTime;
 
 pub(crate) const DATA: ReportData = ReportData([0xda; 64]);
-static AMD: LazyLock<TestAmd> =
+pub(crate) static AMD: LazyLock<TestAmd> =
     LazyLock::new(|| TestAmd::new(&SystemRandom::new()).expect("there is randomness"));
 
 pub(crate) fn issued() -> UnixTime {

@@ -1,6 +1,9 @@
 //! `souk config`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Args, Subcommand};
 use miette::{Diagnostic, LabeledSpan, NamedSource, Severity};
@@ -62,24 +65,28 @@ pub(crate) fn explain(error: &ConfigError) -> Failure {
             path,
             text,
             mistakes,
-        } => {
-            let name = path.display().to_string();
-            let shown: Vec<_> = mistakes
-                .iter()
-                .map(|mistake| rendered(&name, text, mistake))
-                .collect();
-            let count = shown.len();
-            let noun = if count == 1 { "mistake" } else { "mistakes" };
-            Failure::new(format_args!(
-                "{name} has {count} {noun}\n\n{}",
-                shown.join("\n")
-            ))
-        }
+        } => self::mistakes(path, text, &mistakes.iter().cloned().collect::<Vec<_>>()),
         ConfigError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             Failure::of(error).hint("make one with `souk node init`, or name another with --config")
         }
         ConfigError::Read { .. } | ConfigError::TooLarge { .. } => Failure::of(error),
     }
+    .code(CONFIG)
+}
+
+/// What is wrong with a file that has mistakes, for people.
+pub(super) fn mistakes(path: &Path, text: &str, mistakes: &[Mistake]) -> Failure {
+    let name = path.display().to_string();
+    let shown: Vec<_> = mistakes
+        .iter()
+        .map(|mistake| rendered(&name, text, mistake))
+        .collect();
+    let count = shown.len();
+    let noun = if count == 1 { "mistake" } else { "mistakes" };
+    Failure::new(format_args!(
+        "{name} has {count} {noun}\n\n{}",
+        shown.join("\n")
+    ))
     .code(CONFIG)
 }
 

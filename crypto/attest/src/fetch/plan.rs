@@ -1,0 +1,256 @@
+//! What to ask a service for, and what to make of its answers; without a connection.
+//!
+//! Sources: Intel, "API Documentation" of the Provisioning Certification Service, version 4; AMD, "VCEK Certificate and KDS
+//! Interface Specification" (57230), chapter 4.
+
+use dcap_qvl::QuoteCollateralV3;
+use serde::de::IgnoredAny;
+
+use crate::{
+    refusal::{Part, Refusal},
+    snp::{Product, SnpPieces, SnpReport},
+    tdx::{TdxCollateral, TdxQuote},
+    verified::{Collateral, Evidence},
+};
+
+/// One request, a `GET`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Path and query, beginning with a slash.
+    pub path: String,
+    /// The header of the answer that is needed, in lower case; empty for none.
+    pub header: &'static str,
+    /// Bytes that an answer may have.
+    pub max_bytes: usize,
+}
+
+/// One answer with status 200.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The header that was asked for.
+    pub header: String,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// Why there is nothing to ask, or nothing to make of an answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// The evidence does not say whom it is of.
+    #[error("the evidence does not say which collateral it needs")]
+    Evidence(#[source] Refusal),
+    /// The report names no processor, as those of version 2, and no chip of a known kind.
+    #[error("the report does not name its processor")]
+    UnknownProcessor,
+    /// An answer is not what was asked for.
+    #[error("the answer about the {part} makes no sense")]
+    Answer {
+        /// What it is about.
+        part: Part,
+    },
+    /// The answers are no collateral.
+    #[error("the answers are no collateral")]
+    Collateral(#[source] Refusal),
+}
+
+const TCB_INFO_CHAIN: &str = "tcb-info-issuer-chain";
+const QE_IDENTITY_CHAIN: &str = "sgx-enclave-identity-issuer-chain";
+const KIB: usize = 1024;
+
+/// What to ask for.
+///
+/// # Errors
+/// [`PlanError::Evidence`] or [`PlanError::UnknownProcessor`].
+pub fn requests(evidence: &Evidence) -> Result<Vec<Request>, PlanError> {
+    match evidence {
+        Evidence::Tdx(quote) => tdx_requests(quote),
+        Evidence::Snp(report) => snp_requests(report),
+    }
+}
+
+/// Collateral from the answers, in the order of the requests.
+///
+/// # Errors
+/// [`PlanError::Answer`] or [`PlanError::Collateral`].
+pub fn collateral(evidence: &Evidence, answers: &[Answer]) -> Result<Collateral, PlanError> {
+    match evidence {
+        Evidence::Tdx(_) => tdx(answers),
+        Evidence::Snp(report) => {
+            let mut pieces = SnpPieces::default();
+            for answer in answers {
+                pieces.add(&answer.body).map_err(PlanError::Collateral)?;
+            }
+            let found = pieces.for_report(report).map_err(PlanError::Collateral)?;
+            Ok(Collateral::Snp(Box::new(found)))
+        }
+    }
+}
+
+fn tdx_requests(quote: &TdxQuote) -> Result<Vec<Request>, PlanError> {
+    let fmspc = quote.claimed_fmspc().map_err(PlanError::Evidence)?;
+    let get = |path: String, header, kib| Request {
+        path,
+        header,
+        max_bytes: kib * KIB,
+    };
+    let ca = quote.claimed_ca();
+    Ok(vec![
+        get("/sgx/certification/v4/rootcacrl".to_owned(), "", 64),
+        get(
+            format!("/sgx/certification/v4/pckcrl?ca={ca}&encoding=der"),
+            "",
+            256,
+        ),
+        get(
+            format!(
+                "/tdx/certification/v4/tcb?fmspc={}",
+                hex::encode_upper(fmspc)
+            ),
+            TCB_INFO_CHAIN,
+            128,
+        ),
+        get(
+            "/tdx/certification/v4/qe/identity".to_owned(),
+            QE_IDENTITY_CHAIN,
+            128,
+        ),
+    ])
+}
+
+fn tdx(answers: &[Answer]) -> Result<Collateral, PlanError> {
+    let [root_crl, pck_crl, tcb_info, qe_identity] = answers else {
+        return Err(PlanError::Answer {
+            part: Part::Collateral,
+        });
+    };
+    let (tcb_info_text, tcb_info_signature) = signed(tcb_info, "tcbInfo", Part::TcbInfo)?;
+    let (identity_text, identity_signature) =
+        signed(qe_identity, "enclaveIdentity", Part::QeIdentity)?;
+    let parts = QuoteCollateralV3 {
+        pck_crl_issuer_chain: String::new(),
+        // Caching services give the list of the root in hex, Intel in DER.
+        root_ca_crl: hex::decode(root_crl.body.trim_ascii())
+            .unwrap_or_else(|_| root_crl.body.clone()),
+        pck_crl: hex::decode(pck_crl.body.trim_ascii()).unwrap_or_else(|_| pck_crl.body.clone()),
+        tcb_info_issuer_chain: percent_decoded(&tcb_info.header),
+        tcb_info: tcb_info_text,
+        tcb_info_signature,
+        qe_identity_issuer_chain: percent_decoded(&qe_identity.header),
+        qe_identity: identity_text,
+        qe_identity_signature: identity_signature,
+        pck_certificate_chain: None,
+    };
+    let collateral = TdxCollateral::of_parts(parts).map_err(PlanError::Collateral)?;
+    Ok(Collateral::Tdx(Box::new(collateral)))
+}
+
+fn snp_requests(report: &SnpReport) -> Result<Vec<Request>, PlanError> {
+    let chip_id = report.chip_id();
+    let is_short = chip_id[8..].iter().all(|byte| *byte == 0);
+    let product = match report.claimed_product() {
+        Some(product) => product,
+        // Version 2 names none. Only Turin has short ids; firmware of Genoa gives newer reports.
+        None if chip_id == [0; 64] => return Err(PlanError::UnknownProcessor),
+        None if is_short => Product::Turin,
+        None => Product::Milan,
+    };
+    let tcb = report.reported_tcb(product);
+    let (id, fmc) = match tcb.fmc {
+        Some(fmc) => (&chip_id[..8], format!("&fmcSPL={fmc:02}")),
+        None => (&chip_id[..], String::new()),
+    };
+    let get = |path: String, kib| Request {
+        path,
+        header: "",
+        max_bytes: kib * KIB,
+    };
+    Ok(vec![
+        get(
+            format!(
+                "/vcek/v1/{product}/{}?blSPL={:02}&teeSPL={:02}&snpSPL={:02}&ucodeSPL={:02}{fmc}",
+                hex::encode(id),
+                tcb.bootloader,
+                tcb.tee,
+                tcb.snp,
+                tcb.microcode
+            ),
+            8,
+        ),
+        get(format!("/vcek/v1/{product}/cert_chain"), 32),
+        get(format!("/vcek/v1/{product}/crl"), 256),
+    ])
+}
+
+/// The text that was signed, byte for byte as it stands in the answer, and its signature.
+fn signed(answer: &Answer, name: &str, part: Part) -> Result<(String, Vec<u8>), PlanError> {
+    #[derive(serde::Deserialize)]
+    struct Signature {
+        signature: String,
+    }
+    let wrong = || PlanError::Answer { part };
+    let text = std::str::from_utf8(&answer.body).map_err(|_| wrong())?;
+    let whole: Signature = serde_json::from_str(text).map_err(|_| wrong())?;
+    let signature = hex::decode(&whole.signature).map_err(|_| wrong())?;
+    let key = format!("\"{name}\":");
+    let at = text.find(&key).ok_or_else(wrong)? + key.len();
+    let rest = text[at..].trim_start();
+    let mut values = serde_json::Deserializer::from_str(rest).into_iter::<IgnoredAny>();
+    values.next().and_then(Result::ok).ok_or_else(wrong)?;
+    Ok((rest[..values.byte_offset()].to_owned(), signature))
+}
+
+/// `%2D` and its like become what they stand for; anything else stays.
+fn percent_decoded(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        let digits = bytes.get(at + 1..at + 3).filter(|_| *byte == b'%');
+        let decoded = digits.and_then(|digits| hex::decode(digits).ok());
+        if let Some(decoded) = decoded {
+            out.extend(decoded);
+            at += 3;
+        } else {
+            out.push(*byte);
+            at += 1;
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_signed_text_is_taken_as_it_stands() {
+        let answer = |body: &str| Answer {
+            header: String::new(),
+            body: body.as_bytes().to_vec(),
+        };
+        let body = r#"{ "tcbInfo": {"b": 1,  "a":"}"} , "signature":"00ff"}"#;
+        let (text, signature) = signed(&answer(body), "tcbInfo", Part::TcbInfo).expect("signed");
+        assert_eq!(text, r#"{"b": 1,  "a":"}"}"#);
+        assert_eq!(signature, [0, 255]);
+        for wrong in [
+            "",
+            "{}",
+            r#"{"signature":"00"}"#,
+            r#"{"tcbInfo":{},"signature":"xy"}"#,
+        ] {
+            assert!(
+                signed(&answer(wrong), "tcbInfo", Part::TcbInfo).is_err(),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
+    fn percent_signs_that_stand_for_nothing_stay() {
+        assert_eq!(
+            percent_decoded("-----BEGIN%20CERTIFICATE%2D%0A"),
+            "-----BEGIN CERTIFICATE-\n"
+        );
+        assert_eq!(percent_decoded("100% %zz %4"), "100% %zz %4");
+    }
+}

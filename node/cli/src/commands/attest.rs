@@ -1,0 +1,330 @@
+//! `souk attest`: what evidence says, whether it is believed, and why.
+
+mod measure;
+mod show;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use souk_attest::{
+    Decision, Evidence, Expected, MAX_POLICY_BYTES, Part, Policy, Refusal, ReportData, Trust,
+    Verdict, Verified, date,
+    files::{self, FileError},
+    verify,
+};
+use souk_crypto::UnixTime;
+use souk_node::{config::Mistake, unix_now};
+
+use super::{DONE, config::mistakes};
+use crate::{
+    failure::{CONFIG, Failure},
+    out,
+};
+
+/// Evidence was read and is not believed.
+const REFUSED: u8 = 2;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Attest {
+    /// Verify a TDX quote or SEV-SNP report and decide about it.
+    #[command(
+        after_help = "Examples:\n  souk attest verify quote.bin --collateral collateral.json --policy policy.toml\n  souk attest verify report.hex --collateral certificates/ --at 2026-01-01T00:00:00Z --json\n\nExit status: 0 accepted, 2 refused, 1 a file cannot be read, 78 the policy has mistakes.\nWithout a policy there is no reference value, so the answer is no."
+    )]
+    Verify(Verify),
+    /// Print what evidence claims, without verifying anything.
+    #[command(after_help = "Example:\n  souk attest show quote.bin")]
+    Show(show::Show),
+    /// Look after policies.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Compute the launch digest of an SEV-SNP guest from its files.
+    #[command(
+        after_help = "Example:\n  souk attest measure --ovmf OVMF.fd --kernel vmlinuz --append 'console=ttyS0' --vcpus 4 --vcpu-type EPYC-Milan"
+    )]
+    Measure(measure::Measure),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Verify {
+    /// The quote or report, raw or in hex
+    file: PathBuf,
+    /// What Intel or AMD published: a file, or a folder of files
+    #[arg(long, value_name = "FILE|DIR")]
+    collateral: Option<PathBuf>,
+    /// What is accepted
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// The instant to verify at [default: now]
+    #[arg(long, value_name = "RFC3339", value_parser = instant)]
+    at: Option<UnixTime>,
+    /// What the evidence has to bind, as 128 hex digits
+    #[arg(long, value_name = "HEX")]
+    report_data: Option<ReportData>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Explain every mistake of a policy, or say what it accepts.
+    #[command(after_help = "Example:\n  souk attest policy check policy.toml")]
+    Check(Check),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Check {
+    /// The policy
+    #[arg(default_value = "policy.toml")]
+    file: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Attest {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        match self {
+            Self::Verify(verify) => verify.run(),
+            Self::Show(show) => show.run(),
+            Self::Policy(PolicyCommand::Check(check)) => check.run(),
+            Self::Measure(measure) => measure.run(),
+        }
+    }
+}
+
+impl Verify {
+    fn run(self) -> Result<ExitCode, Failure> {
+        let now = self.at.unwrap_or_else(unix_now);
+        let policy = self.policy.as_deref().map(read_policy).transpose()?;
+        let trust = policy.as_ref().map_or_else(Trust::vendors, Policy::trust);
+        let bytes = files::evidence_bytes(&self.file).map_err(|error| unread(&error))?;
+        let evidence = match Evidence::parse(&bytes) {
+            Err(why) if is_unreadable(&why) => {
+                return Err(Failure::because(
+                    format_args!("{} holds no evidence", self.file.display()),
+                    &why,
+                )
+                .hint("give a TDX quote or an SEV-SNP report, raw or in hex"));
+            }
+            parsed => parsed,
+        };
+        let verified = match &evidence {
+            Ok(evidence) => self.verified(evidence, &trust, now)?,
+            Err(why) => Err(why.clone()),
+        };
+        let expected = Expected {
+            report_data: self.report_data,
+        };
+        let decision = match (&verified, &policy) {
+            (Err(refusal), _) => Decision::unverified(refusal),
+            (Ok(verified), None) => Decision::without_policy(verified),
+            (Ok(verified), Some(policy)) => policy.decide(verified, expected, now),
+        };
+        let told = Told::of(&decision, evidence.ok().as_ref(), now);
+        if self.json {
+            out::json(&told);
+        } else {
+            out::line(told.text());
+        }
+        Ok(ExitCode::from(if decision.is_accepted() {
+            0
+        } else {
+            REFUSED
+        }))
+    }
+
+    fn verified(
+        &self,
+        evidence: &Evidence,
+        trust: &Trust,
+        now: UnixTime,
+    ) -> Result<Result<Verified, Refusal>, Failure> {
+        let Some(path) = &self.collateral else {
+            return Ok(Err(files::no_collateral()));
+        };
+        let collateral = files::collateral(path, evidence, now).map_err(|error| unread(&error))?;
+        Ok(collateral.and_then(|collateral| verify(evidence, &collateral, trust, now)))
+    }
+}
+
+impl Check {
+    fn run(self) -> Result<ExitCode, Failure> {
+        #[derive(Serialize)]
+        struct Reference<'a> {
+            name: &'a str,
+            tee: String,
+            not_before: Option<String>,
+            not_after: Option<String>,
+        }
+        let policy = read_policy(&self.file)?;
+        let references: Vec<_> = policy
+            .references()
+            .map(|(name, tee, not_before, not_after)| Reference {
+                name,
+                tee: tee.to_string(),
+                not_before: not_before.map(date::format),
+                not_after: not_after.map(date::format),
+            })
+            .collect();
+        let digest = hex::encode(policy.digest());
+        if self.json {
+            out::json(&serde_json::json!({ "digest": digest, "measurements": references }));
+            return DONE;
+        }
+        out::line(format_args!(
+            "{} is right, digest {digest}",
+            self.file.display()
+        ));
+        if references.is_empty() {
+            out::line("it has no reference value, so it accepts nothing");
+        }
+        for Reference {
+            name,
+            tee,
+            not_before,
+            not_after,
+        } in references
+        {
+            let from = not_before.map_or(String::new(), |date| format!(", from {date}"));
+            let to = not_after.map_or(String::new(), |date| format!(", to {date}"));
+            out::line(format_args!("  {tee}: {name}{from}{to}"));
+        }
+        DONE
+    }
+}
+
+/// A decision, as scripts read it.
+#[derive(Serialize)]
+struct Told {
+    /// `accepted` or `refused`.
+    verdict: &'static str,
+    /// `tdx`, `sev-snp` or `none+test`; nothing where it did not verify.
+    kind: Option<&'static str>,
+    /// Each is the name of a reason and what was found.
+    reasons: Vec<String>,
+    /// In Intel's spelling; nothing where it did not verify or is not Intel's.
+    tcb_status: Option<String>,
+    /// Digest of the evidence.
+    evidence: Option<String>,
+    /// The instant of the verification.
+    at: String,
+    checks: Vec<CheckTold>,
+}
+
+#[derive(Serialize)]
+struct CheckTold {
+    check: &'static str,
+    expected: String,
+    found: String,
+    verdict: String,
+}
+
+impl Told {
+    fn of(decision: &Decision, evidence: Option<&Evidence>, now: UnixTime) -> Self {
+        let reasons = decision
+            .lines()
+            .iter()
+            .filter_map(|line| match line.verdict {
+                Verdict::Refused(reason) => Some(format!("{reason}: {}", line.found)),
+                Verdict::Accepted | Verdict::NotAsked => None,
+            });
+        Self {
+            verdict: if decision.is_accepted() {
+                "accepted"
+            } else {
+                "refused"
+            },
+            kind: decision.kind().map(souk_attest::Kind::as_str),
+            reasons: reasons.collect(),
+            tcb_status: decision.tcb_status().map(|status| status.to_string()),
+            evidence: evidence.map(|evidence| evidence.digest().to_string()),
+            at: date::format(now),
+            checks: decision
+                .lines()
+                .iter()
+                .map(|line| CheckTold {
+                    check: line.check,
+                    expected: line.expected.clone(),
+                    found: line.found.clone(),
+                    verdict: line.verdict.to_string(),
+                })
+                .collect(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = match self.kind {
+            Some("none+test") => {
+                "kind: none+test: a test made this evidence; it proves nothing\n".to_owned()
+            }
+            Some(kind) => format!("kind: {kind}\n"),
+            None => String::new(),
+        };
+        if let Some(status) = &self.tcb_status {
+            text += &format!("TCB status: {status}\n");
+        }
+        for check in &self.checks {
+            text += &format!(
+                "{:<9} {}\n          expected {}\n          found    {}\n",
+                check.verdict, check.check, check.expected, check.found
+            );
+        }
+        text + self.verdict
+    }
+}
+
+fn read_policy(path: &Path) -> Result<Policy, Failure> {
+    let unread = |source: &io::Error| {
+        Failure::because(format_args!("cannot read {}", path.display()), source)
+    };
+    let too_large = || {
+        let what = format_args!("{} is larger than {MAX_POLICY_BYTES} bytes", path.display());
+        Failure::new(what).code(CONFIG)
+    };
+    if fs::metadata(path).map_err(|error| unread(&error))?.len() > MAX_POLICY_BYTES as u64 {
+        return Err(too_large());
+    }
+    let text = fs::read_to_string(path).map_err(|error| unread(&error))?;
+    Policy::parse(&text).map_err(|found| {
+        let found = found.iter().map(|mistake| Mistake {
+            span: mistake.span.clone(),
+            line: mistake.line,
+            what: mistake.what.clone(),
+            hint: mistake.hint.clone(),
+        });
+        mistakes(path, &text, &found.collect::<Vec<_>>())
+    })
+}
+
+/// Whether there is nothing to decide about: these bytes are no evidence at all, or only a part of some.
+fn is_unreadable(why: &Refusal) -> bool {
+    matches!(
+        why,
+        Refusal::UnknownEvidence
+            | Refusal::TooLarge { .. }
+            | Refusal::Malformed {
+                part: Part::Evidence,
+                ..
+            }
+    )
+}
+
+fn unread(error: &FileError) -> Failure {
+    let failure = Failure::of(error);
+    match error {
+        FileError::NoCollateral { .. } => failure.hint(
+            "for TDX give the JSON of dcap-qvl, for SEV-SNP the certificate of the chip (VCEK) and a revocation list, as PEM or DER",
+        ),
+        FileError::Read { .. } | FileError::TooLarge { .. } | FileError::TooMany { .. } => failure,
+    }
+}
+
+fn instant(text: &str) -> Result<UnixTime, String> {
+    date::parse(text).ok_or_else(|| "write a date such as 2026-01-01T00:00:00Z".to_owned())
+}

@@ -1,0 +1,253 @@
+//! `souk attest` with real evidence, as scripts and people use it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+use souk_tests::souk;
+use tempfile::TempDir;
+
+/// The folder of a package that souk-attest depends on, with the real samples in it.
+fn package(name: &str) -> PathBuf {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--offline"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    let found = packages
+        .iter()
+        .find(|package| package["name"] == name)
+        .expect("a dependency");
+    let manifest = PathBuf::from(found["manifest_path"].as_str().expect("a path"));
+    manifest.parent().expect("a folder").to_owned()
+}
+
+fn attest(args: &[&str]) -> Output {
+    Command::new(souk())
+        .arg("attest")
+        .args(args)
+        .output()
+        .expect("souk runs")
+}
+
+fn json(args: &[&str]) -> (i32, Value) {
+    let output = attest(&[args, &["--json"]].concat());
+    let told = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    (output.status.code().expect("an exit status"), told)
+}
+
+fn has_reason(told: &Value, name: &str) -> bool {
+    let reasons = told["reasons"].as_array().expect("reasons");
+    reasons.iter().any(|reason| {
+        reason
+            .as_str()
+            .is_some_and(|reason| reason.starts_with(name))
+    })
+}
+
+fn sample(name: &str) -> (String, String) {
+    let folder = package("dcap-qvl").join("sample");
+    let path = |name: &str| folder.join(name).display().to_string();
+    (path(name), path(&format!("{name}_collateral.json")))
+}
+
+/// A policy that accepts what `show` prints of this quote.
+fn policy_for(folder: &Path, quote: &str) -> PathBuf {
+    let (code, claims) = json(&["show", quote]);
+    assert_eq!(code, 0);
+    let mut text =
+        "version = 1\nkinds = [\"tdx\"]\n\n[[measurement]]\nname = \"the sample\"\ntee = \"tdx\"\n"
+            .to_owned();
+    for register in [
+        "mr_td",
+        "rtmr0",
+        "rtmr1",
+        "rtmr2",
+        "rtmr3",
+        "mr_config_id",
+        "mr_owner",
+        "mr_owner_config",
+    ] {
+        let value = claims[register].as_str().expect("a register");
+        text += &format!("{register} = \"{value}\"\n");
+    }
+    let path = folder.join("policy.toml");
+    fs::write(&path, text).expect("written");
+    path
+}
+
+#[test]
+fn real_quotes_are_accepted_at_their_day_and_refused_today() {
+    let folder = TempDir::new().expect("a folder");
+    for (name, day) in [
+        ("tdx_quote", "2025-06-20T00:00:00Z"),
+        ("tdx_quote_td15ex", "2026-10-09T00:00:00Z"),
+    ] {
+        let (quote, collateral) = sample(name);
+        let policy = policy_for(folder.path(), &quote);
+        let policy = policy.to_str().expect("UTF-8");
+        let of = |at: &str, more: &[&str]| {
+            let args = ["verify", &quote, "--collateral", &collateral, "--at", at];
+            json(&[&args, more].concat())
+        };
+
+        let (code, told) = of(day, &["--policy", policy]);
+        assert_eq!((code, &told["verdict"]), (0, &"accepted".into()), "{told}");
+        assert_eq!(
+            (&told["tcb_status"], &told["kind"]),
+            (&"UpToDate".into(), &"tdx".into())
+        );
+
+        let (code, told) = of(day, &[]);
+        assert_eq!((code, &told["verdict"]), (2, &"refused".into()));
+        assert!(has_reason(&told, "no-reference-value"), "{told}");
+        assert_eq!(told["tcb_status"], "UpToDate");
+
+        let (code, told) = of("2026-11-20T18:00:00Z", &["--policy", policy]);
+        assert_eq!(code, 2);
+        assert!(has_reason(&told, "expired"), "{told}");
+    }
+}
+
+#[test]
+fn what_is_refused_says_why() {
+    let (outdated, collateral) = sample("tdx_quote_outdated");
+    let (code, told) = json(&[
+        "verify",
+        &outdated,
+        "--collateral",
+        &collateral,
+        "--at",
+        "2026-02-20T00:00:00Z",
+    ]);
+    assert_eq!(code, 2);
+    assert!(has_reason(&told, "no-tcb-level"), "{told}");
+
+    let (sgx, collateral) = sample("sgx_quote");
+    let (code, told) = json(&[
+        "verify",
+        &sgx,
+        "--collateral",
+        &collateral,
+        "--at",
+        "2025-06-20T00:00:00Z",
+    ]);
+    assert_eq!(code, 2);
+    assert!(has_reason(&told, "not-tdx"), "{told}");
+
+    let (quote, _) = sample("tdx_quote");
+    let (code, told) = json(&["verify", &quote]);
+    assert_eq!(code, 2);
+    assert!(has_reason(&told, "missing-collateral"), "{told}");
+}
+
+#[test]
+fn a_real_report_of_a_milan_verifies_from_the_folder_of_its_certificates() {
+    let folder = TempDir::new().expect("a folder");
+    let certificates = package("sev").join("tests/certs_data");
+    let report = certificates.join("report_milan.hex").display().to_string();
+    let certificates = certificates.to_str().expect("UTF-8");
+    let verify = [
+        "verify",
+        &report,
+        "--collateral",
+        certificates,
+        "--at",
+        "2026-11-20T00:00:00Z",
+    ];
+    let (code, told) = json(&verify);
+    assert_eq!((code, &told["kind"]), (2, &"sev-snp".into()), "{told}");
+    assert!(has_reason(&told, "no-reference-value"), "{told}");
+
+    let (_, claims) = json(&["show", &report]);
+    let value = |name: &str| claims[name].as_str().expect("hex").to_owned();
+    let policy = folder.path().join("policy.toml");
+    let text = |rules: &str| {
+        format!(
+            "version = 1\nkinds = [\"sev-snp\"]\n[snp]\n{rules}\n[[measurement]]\nname = \"the sample\"\ntee = \"sev-snp\"\nmeasurement = \"{}\"\nid_key_digest = \"{}\"\nauthor_key_digest = \"{}\"\nhost_data = \"any\"\n",
+            value("measurement"),
+            value("id_key_digest"),
+            value("author_key_digest")
+        )
+    };
+    let with_policy = [&verify[..], &["--policy", policy.to_str().expect("UTF-8")]].concat();
+    fs::write(&policy, text("")).expect("written");
+    let (code, told) = json(&with_policy);
+    assert_eq!(code, 2);
+    assert!(has_reason(&told, "revocation-unchecked"), "{told}");
+    let vmpl = claims["vmpl"].as_u64().expect("a number");
+    fs::write(
+        &policy,
+        text(&format!("require_crl = false\nmax_vmpl = {vmpl}")),
+    )
+    .expect("written");
+    let (code, told) = json(&with_policy);
+    assert_eq!((code, &told["verdict"]), (0, &"accepted".into()), "{told}");
+}
+
+#[test]
+fn what_cannot_be_read_is_1_and_what_makes_no_sense_is_64() {
+    let folder = TempDir::new().expect("a folder");
+    let noise = folder.path().join("noise");
+    fs::write(&noise, b"this is no quote").expect("written");
+    let noise = noise.to_str().expect("UTF-8");
+    let code = |args: &[&str]| attest(args).status.code();
+    assert_eq!(code(&["verify", noise]), Some(1));
+    assert_eq!(code(&["verify", "/nowhere"]), Some(1));
+    let (quote, collateral) = sample("tdx_quote");
+    assert_eq!(
+        code(&["verify", &quote, "--collateral", "/nowhere"]),
+        Some(1)
+    );
+    assert_eq!(code(&["verify", &quote, "--collateral", noise]), Some(1));
+    assert_eq!(code(&["verify"]), Some(64));
+    assert_eq!(code(&["verify", &quote, "--at", "yesterday"]), Some(64));
+    let policy = folder.path().join("policy.toml");
+    fs::write(&policy, "version = 1\nkinds = [\"tdx\"]\nmax_aeg_s = 3\n").expect("written");
+    let policy = policy.to_str().expect("UTF-8");
+    assert_eq!(
+        code(&[
+            "verify",
+            &quote,
+            "--collateral",
+            &collateral,
+            "--policy",
+            policy
+        ]),
+        Some(78)
+    );
+    let output = attest(&["policy", "check", policy]);
+    assert_eq!(output.status.code(), Some(78));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("did you mean `max_age_s`?"), "{told}");
+}
+
+#[test]
+fn a_launch_digest_is_computed_from_files() {
+    let firmware = package("sev").join("tests/measurement/ovmf_AmdSev_suffix.bin");
+    let firmware = firmware.to_str().expect("UTF-8");
+    let output = attest(&[
+        "measure",
+        "--ovmf",
+        firmware,
+        "--vcpus",
+        "2",
+        "--guest-features",
+        "0x1",
+    ]);
+    assert_eq!(output.status.code(), Some(0));
+    // Recorded from sev-snp-measure 0.0.13.
+    let expected = "ae7e31b6e2220dcb2832b050464cf9fb5da4feed92be5cdd966435c2ee722f341410bb2438923ee696bd23460ff9c904";
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), expected);
+    assert_eq!(
+        attest(&["measure", "--ovmf", "/dev/null", "--vcpus", "2"])
+            .status
+            .code(),
+        Some(1)
+    );
+}
