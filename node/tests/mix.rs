@@ -154,9 +154,10 @@ async fn a_message_and_its_reply_travel_over_libp2p() {
         .connect(entry, &nodes[0].addresses)
         .await
         .expect("connected");
-    let collector = MailboxCollector::open(client.peers().clone(), entry)
-        .await
-        .expect("room");
+    let collector =
+        MailboxCollector::open(client.peers().clone(), entry, nodes[0].addresses.clone())
+            .await
+            .expect("room");
     let session = Session::new(address(entry), collector.address(), delay, &mut rand::rng());
     let (to_session, frames) = mpsc::channel(64);
     let collecting = tokio::spawn(collector.run(to_session));

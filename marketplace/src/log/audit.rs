@@ -2,11 +2,12 @@
 //!
 //! Threat: a provider that takes entries back, rewrites them, or shows several logs: each is told apart, with the sizes and roots.
 
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap, convert::Infallible};
 
 use super::{
-    BundleError, Checkpoint, ConsistencyProof, Entry, EntryError, Frontier, Hash, OutcomeClass,
-    ProofError, TilePath, bundle_entries, bundles_between, leaf_hash, verify_consistency,
+    BundleError, Checkpoint, ConsistencyProof, Entry, EntryError, Frontier, Hash, NodeSource,
+    OutcomeClass, ProofError, TilePath, bundle_entries, bundles_between, leaf_hash,
+    prove_consistency, verify_consistency,
 };
 
 /// How a checkpoint stands to an earlier one.
@@ -97,7 +98,7 @@ pub fn checkpoint_extends(
     old: &Checkpoint,
     new: &Checkpoint,
     proof: &ConsistencyProof,
-) -> Result<Extension, AuditError<std::convert::Infallible>> {
+) -> Result<Extension, AuditError<Infallible>> {
     compare(old, new)?;
     if old.size() == new.size() {
         return Ok(Extension::Same);
@@ -174,29 +175,39 @@ pub fn audit<S: BundleSource>(
     checkpoint: &Checkpoint,
     known: Option<&Checkpoint>,
 ) -> Result<Audited, AuditError<S::Error>> {
-    if let Some(known) = known {
+    audit_against(source, checkpoint, known.map_or(&[], std::slice::from_ref))
+}
+
+/// The same with any number of checkpoints that were believed before.
+///
+/// # Errors
+/// [`AuditError`].
+pub fn audit_against<S: BundleSource>(
+    source: &S,
+    checkpoint: &Checkpoint,
+    known: &[Checkpoint],
+) -> Result<Audited, AuditError<S::Error>> {
+    for known in known {
         compare(known, checkpoint)?;
     }
+    let mut known: Vec<&Checkpoint> = known.iter().collect();
+    known.sort_by_key(|known| known.size());
+    let mut next = known.into_iter().peekable();
+    let mut fork = None;
     let mut frontier = Frontier::new();
     let mut audited = Audited::default();
-    let mut known_root = None;
-    for path in bundles_between(0, checkpoint.size()) {
-        let bundle = source
-            .bundle(&path)
-            .map_err(|source| AuditError::Source { path, source })?;
-        let entries = bundle_entries(&bundle, path.width())
-            .map_err(|source| AuditError::Bundle { path, source })?;
-        for bytes in entries {
-            let index = frontier.size();
-            if known.is_some_and(|k| k.size() == index) {
-                known_root = Some(frontier.root());
+    read(source, checkpoint.size(), |bytes| {
+        let index = frontier.size();
+        while let Some(known) = next.next_if(|known| known.size() <= index) {
+            if fork.is_none() && known.size() == index && frontier.root() != *known.root() {
+                fork = Some((known, frontier.root()));
             }
-            let entry =
-                Entry::decode(bytes).map_err(|source| AuditError::Entry { index, source })?;
-            audited.count(&entry);
-            frontier.append(leaf_hash(bytes), |_, _, _| ());
         }
-    }
+        let entry = Entry::decode(bytes).map_err(|source| AuditError::Entry { index, source })?;
+        audited.count(&entry);
+        frontier.append(leaf_hash(bytes), |_, _, _| ());
+        Ok(())
+    })?;
     let found = frontier.root();
     if found != *checkpoint.root() {
         return Err(AuditError::Root {
@@ -204,9 +215,7 @@ pub fn audit<S: BundleSource>(
             found,
         });
     }
-    if let (Some(known), Some(shown)) = (known, known_root)
-        && shown != *known.root()
-    {
+    if let Some((known, shown)) = fork {
         return Err(AuditError::Fork {
             size: known.size(),
             known: *known.root(),
@@ -215,6 +224,85 @@ pub fn audit<S: BundleSource>(
     }
     audited.size = frontier.size();
     Ok(audited)
+}
+
+/// What a whole downloaded log has as its first `size` entries: their root, and the proof that it is a prefix of the log
+/// that `checkpoint` speaks of. It makes a fork between two sizes evidence.
+///
+/// # Errors
+/// [`AuditError`]; [`AuditError::NotProven`] where the log has no such prefix.
+pub fn prove_prefix<S: BundleSource>(
+    source: &S,
+    checkpoint: &Checkpoint,
+    size: u64,
+) -> Result<(Hash, ConsistencyProof), AuditError<S::Error>> {
+    // First which hashes the proof asks for, so that the log is read once and never held.
+    let asked = Asked::default();
+    let Ok(outline) = prove_consistency(&asked, size, checkpoint.size());
+    outline.map_err(|source| AuditError::NotProven {
+        known: size,
+        source,
+    })?;
+    let mut nodes = Nodes(asked.0.into_inner());
+    let mut frontier = Frontier::new();
+    let mut root = Hash::empty_tree();
+    read(source, checkpoint.size(), |bytes| {
+        frontier.append(leaf_hash(bytes), |level, index, hash| {
+            if let Some(node) = nodes.0.get_mut(&(level, index)) {
+                *node = hash;
+            }
+        });
+        if frontier.size() == size {
+            root = frontier.root();
+        }
+        Ok(())
+    })?;
+    let Ok(proof) = prove_consistency(&nodes, size, checkpoint.size());
+    let proof = proof.map_err(|source| AuditError::NotProven {
+        known: size,
+        source,
+    })?;
+    Ok((root, proof))
+}
+
+/// Notes which hashes are asked for.
+#[derive(Default)]
+struct Asked(RefCell<BTreeMap<(u8, u64), Hash>>);
+
+impl NodeSource for Asked {
+    type Error = Infallible;
+    fn node(&self, level: u8, index: u64) -> Result<Hash, Infallible> {
+        let unknown = Hash::empty_tree();
+        self.0.borrow_mut().insert((level, index), unknown);
+        Ok(unknown)
+    }
+}
+
+/// The hashes that were asked for.
+struct Nodes(BTreeMap<(u8, u64), Hash>);
+
+impl NodeSource for Nodes {
+    type Error = Infallible;
+    fn node(&self, level: u8, index: u64) -> Result<Hash, Infallible> {
+        Ok(self.0[&(level, index)])
+    }
+}
+
+/// Hands over the first `size` entries of a log, one after the other.
+fn read<S: BundleSource>(
+    source: &S,
+    size: u64,
+    mut take: impl FnMut(&[u8]) -> Result<(), AuditError<S::Error>>,
+) -> Result<(), AuditError<S::Error>> {
+    for path in bundles_between(0, size) {
+        let bundle = source
+            .bundle(&path)
+            .map_err(|source| AuditError::Source { path, source })?;
+        let entries = bundle_entries(&bundle, path.width())
+            .map_err(|source| AuditError::Bundle { path, source })?;
+        entries.into_iter().try_for_each(&mut take)?;
+    }
+    Ok(())
 }
 
 impl Audited {

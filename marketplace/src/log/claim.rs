@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use souk_crypto::{
-    NetworkId, NodeId, Signed, SubKeys, UnixTime, Verified, cbor,
+    LogPublicKey, NetworkId, NodeId, Signed, SubKeys, UnixTime, Verified, cbor,
     sign::{self, OpenError},
 };
 
@@ -168,6 +168,12 @@ impl LogClaim {
     #[must_use]
     pub fn node(&self) -> NodeId {
         *self.list.signer()
+    }
+
+    /// The key of the log, as the node listed it.
+    #[must_use]
+    pub fn log_key(&self) -> Option<&LogPublicKey> {
+        self.list.log_key.as_ref()
     }
 
     /// Entries.

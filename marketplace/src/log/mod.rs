@@ -29,7 +29,10 @@ mod note;
 mod tile;
 mod tree;
 
-pub use audit::{AuditError, Audited, BundleSource, Extension, audit, checkpoint_extends};
+pub use audit::{
+    AuditError, Audited, BundleSource, Extension, audit, audit_against, checkpoint_extends,
+    prove_prefix,
+};
 pub use checkpoint::{Checkpoint, CheckpointError, MAX_CHECKPOINT_BYTES, origin};
 pub use claim::{ClaimError, LogClaim, MAX_CLAIM_BYTES, Moment};
 pub use contradiction::{Contradiction, ContradictionError, Contradicts, MAX_CONTRADICTION_BYTES};

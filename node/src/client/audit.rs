@@ -1,20 +1,26 @@
 //! Checking a provider's whole usage log, as anybody can.
 //!
-//! The log is read in bulk from its beginning and recomputed, one bundle in memory at a time, and compared with the
-//! checkpoint that was believed last, which is kept in the client's folder.
+//! The log is read in bulk from its beginning and recomputed, one bundle in memory at a time, and has to lead to everything
+//! that its provider is known to have signed: the checkpoint that was believed last, those of final statements, and what
+//! rides on its capacity messages ([`super::logs`]).
 //!
-//! Threat: a provider that rewrites its log, shows a shorter one, or different ones to different readers. To read one
+//! Threat: a provider that rewrites its log, shows a shorter one, or different ones to different readers, or begins a new
+//! one under another key. To read one
 //! provider's log tells that provider that somebody is interested in it; so it is read under a network identity of its
 //! own, and nothing else is done with that one.
 
-use souk_crypto::{NetworkId, NodeId};
+use souk_crypto::NodeId;
 use souk_market::log::{
-    self, AuditError, Audited, BundleSource, Checkpoint, CheckpointError, NoteError, NoteVerifier,
-    TilePath,
+    self, AuditError, Audited, BundleSource, Checkpoint, CheckpointError, Contradiction, LogClaim,
+    NoteError, NoteVerifier, TilePath,
 };
 use tokio::{runtime::Handle, sync::Mutex};
 
-use super::{Connected, StateError, market};
+use super::{
+    Connected, StateError,
+    logs::{ClaimFailure, KnownLog},
+    market,
+};
 use crate::net::{
     Client as NetClient, ConnectError as PeerError, LogFetchError, LogPath, LogReader,
 };
@@ -51,9 +57,12 @@ pub enum LogError {
     /// The checkpoint is not the provider's.
     #[error("the checkpoint does not verify")]
     Checkpoint(#[source] CheckpointError),
-    /// The log does not fit its checkpoint, or contradicts what was believed before.
+    /// The log does not fit its checkpoint, or lacks what was believed before.
     #[error("the log does not hold")]
     Audit(#[source] Box<AuditError<BundleError>>),
+    /// What the provider says contradicts what it signed before.
+    #[error("the log is not believed")]
+    Claim(#[from] ClaimFailure),
     /// The folder of the client.
     #[error("the checkpoint could not be kept")]
     State(#[from] StateError),
@@ -74,21 +83,20 @@ impl Connected {
     /// Reads the whole log of a provider, verifies it, and remembers its checkpoint for the next time.
     ///
     /// # Errors
-    /// [`LogError`]; [`LogError::Audit`] is evidence against the provider, which is kept: the checkpoint that was
+    /// [`LogError`]; where [`LogError::Claim`] has evidence against the provider, it is kept, and the checkpoint that was
     /// believed before is not replaced.
     pub async fn verify_log(&self, provider: NodeId) -> Result<VerifiedLog, LogError> {
         let listed = self
             .market
             .card(&provider)
             .ok_or(LogError::NoLog(provider))?;
-        let key = listed
-            .card
-            .sub_keys()
-            .log_key
-            .ok_or(LogError::NoLog(provider))?;
+        let list = listed.card.key_list();
+        let key = list.log_key.ok_or(LogError::NoLog(provider))?;
         let network = &self.client.config.network;
+        let home = &self.client.home;
         let origin = log::origin(network, provider).map_err(LogError::Origin)?;
         let verifier = NoteVerifier::new(origin.clone(), key);
+        self.hear_capacity(provider)?;
 
         let net = NetClient::start(&self.client.net_config());
         let peers = net.peers();
@@ -105,36 +113,96 @@ impl Connected {
         let note = note.ok_or(LogError::NoCheckpoint)?;
         let checkpoint =
             Checkpoint::open(&note, &origin, &verifier).map_err(LogError::Checkpoint)?;
-
-        let name = known_name(network, &provider);
-        let known = self.client.home.read_text(&name)?;
-        // A file of ours that does not read believes nothing.
-        let known = known.and_then(|k| Checkpoint::open(k.as_bytes(), &origin, &verifier).ok());
-        let known_size = known.as_ref().map(Checkpoint::size);
+        let text = std::str::from_utf8(&note).expect("a note that opened is a text");
+        let claim = LogClaim::of_checkpoint(list.clone(), network, text)
+            .expect("a checkpoint that opened with the key of the list is a claim");
+        let before = home.known_log(network, provider)?;
+        home.hear(network, &claim)?;
 
         let source = Bundles {
             runtime: Handle::current(),
             reader: Mutex::new(reader),
         };
-        let shown = checkpoint.clone();
+        let (shown, known) = (claim.clone(), before.clone());
         let audit =
-            tokio::task::spawn_blocking(move || log::audit(&source, &shown, known.as_ref()));
-        let audited = audit.await.expect("an audit does not panic");
-        let audited = audited.map_err(|error| LogError::Audit(Box::new(error)))?;
-        self.client
-            .home
-            .write_text(&name, &String::from_utf8_lossy(&note))?;
+            tokio::task::spawn_blocking(move || recompute(&source, &checkpoint, &shown, &known));
+        let audited = match audit.await.expect("an audit does not panic") {
+            Ok(audited) => audited,
+            Err(Recomputed::Audit(error)) => return Err(LogError::Audit(error)),
+            Err(Recomputed::Fork(proof)) => {
+                let kept = home.keep(network, &proof)?;
+                return Err(ClaimFailure::Contradiction(kept).into());
+            }
+        };
+        home.verified(&claim)?;
         Ok(VerifiedLog {
-            checkpoint,
+            checkpoint: Checkpoint::new(origin, claim.size(), claim.root()),
             audited,
-            known_size,
+            known_size: before.verified.as_ref().map(LogClaim::size),
         })
+    }
+
+    /// Compares what a provider's capacity message says of its log with what is known.
+    pub(super) fn hear_capacity(&self, provider: NodeId) -> Result<(), ClaimFailure> {
+        let Some(listed) = self.market.card(&provider) else {
+            return Ok(());
+        };
+        let Some(capacity) = &listed.capacity else {
+            return Ok(());
+        };
+        // A message without a word of a log is no claim.
+        match LogClaim::of_capacity(listed.card.key_list().clone(), (**capacity).clone()) {
+            Ok(claim) => self.client.home.hear(&self.client.config.network, &claim),
+            Err(_) => Ok(()),
+        }
     }
 }
 
-/// The file of the checkpoint that was believed last.
-fn known_name(network: &NetworkId, provider: &NodeId) -> String {
-    format!("checkpoint.{network}.{provider}")
+/// Why a log does not lead to what is known of it.
+#[derive(Debug)]
+pub(super) enum Recomputed<E: std::error::Error + 'static> {
+    /// It does not hold.
+    Audit(Box<AuditError<E>>),
+    /// It is another log than before, and this proves it.
+    Fork(Box<Contradiction>),
+}
+
+/// Recomputes a log from its entries and holds it to its checkpoint and to all that is known; what contradicts becomes
+/// evidence.
+pub(super) fn recompute<S: BundleSource>(
+    source: &S,
+    checkpoint: &Checkpoint,
+    shown: &LogClaim,
+    known: &KnownLog,
+) -> Result<Audited, Recomputed<S::Error>> {
+    let origin = checkpoint.origin();
+    let known: Vec<&LogClaim> = known.claims().collect();
+    let checkpoints: Vec<_> = known
+        .iter()
+        .map(|claim| Checkpoint::new(origin.clone(), claim.size(), claim.root()))
+        .collect();
+    let boxed = |error| Recomputed::Audit(Box::new(error));
+    let error = match log::audit_against(source, checkpoint, &checkpoints) {
+        Ok(audited) => return Ok(audited),
+        Err(error) => error,
+    };
+    let AuditError::Fork {
+        size, known: root, ..
+    } = &error
+    else {
+        return Err(boxed(error));
+    };
+    let forked = known
+        .iter()
+        .find(|c| c.size() == *size && c.root() == *root);
+    let Some(forked) = forked else {
+        return Err(boxed(error));
+    };
+    let (prefix, proof) = log::prove_prefix(source, checkpoint, *size).map_err(boxed)?;
+    match Contradiction::by_prefix((*forked).clone(), shown.clone(), prefix, proof) {
+        Ok(proof) => Err(Recomputed::Fork(Box::new(proof))),
+        Err(_) => Err(boxed(error)),
+    }
 }
 
 /// Bundles over the network, for an audit that runs on a blocking thread.

@@ -5,25 +5,23 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rand::{Rng as _, seq::SliceRandom as _};
+use rand::seq::SliceRandom as _;
 use souk_crypto::{NodeId, UnixTime};
 use souk_market::{
     card::{Role, VerifiedCard},
     quorum::Market,
 };
-use souk_sphinx::{
-    EpochClock, Frame, Hop, HopAddress, MixPublic, Session, Topology, delay::MixDelay,
+use souk_sphinx::{EpochClock, Hop, HopAddress, MixPublic, Session, Topology, delay::MixDelay};
+use tokio::{
+    sync::{mpsc, watch},
+    time::interval,
 };
-use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Client, MarketError, Progress, StateError, Watch, market, state::Home, unix_now};
 use crate::{
-    mix::{Messenger, MessengerParts},
-    net::{
-        self, Client as NetClient, ConnectError as PeerError, Mailbox, MailboxError, MailboxKey,
-        NodeAddress,
-    },
+    mix::{MailboxCollector, Messenger, MessengerParts},
+    net::{self, Client as NetClient, ConnectError as PeerError, MailboxError, NodeAddress},
 };
 
 /// An entry is kept for so long: changing it often would show the requester to every entry in the end.
@@ -32,16 +30,10 @@ const ENTRY_LIFE_S: u64 = 30 * 86_400;
 const ENTRY_ATTEMPTS: usize = 3;
 /// File of the chosen entry.
 const ENTRY: &str = "entry";
-/// The mailbox outlives the slowest exchange by far, and is forgotten soon after the process ends.
-const MAILBOX_LIFE: Duration = Duration::from_secs(3600);
-/// Packets that the mailbox holds: acknowledgements and replies of a few leases.
-const MAILBOX_QUOTA: u16 = 128;
-/// How long one collection waits for mail.
-const COLLECT_WAIT: Duration = Duration::from_secs(20);
 /// Frames between mailbox and session; the session is quick, so this is one batch and some room.
 const FRAME_QUEUE: usize = 32;
-/// Attempts to open the mailbox anew after its stream broke.
-const REOPEN_ATTEMPTS: u32 = 5;
+/// How often it is looked whether an epoch has begun; epochs overlap by far more.
+const TOPOLOGY_LOOK: Duration = Duration::from_secs(5);
 
 /// A client on the network. Dropping it ends the session; what it knows of leases is in the client's folder.
 #[derive(Debug)]
@@ -89,17 +81,18 @@ pub(super) struct KeptEntry {
 impl Connected {
     pub(super) async fn new(client: Client, watch: Watch<'_>) -> Result<Self, ConnectError> {
         let net = NetClient::start(&client.net_config());
-        let market = Arc::new(market::gather(&net, &client.config, watch).await?);
+        let market = Arc::new(market::gather(&net, &client.config, unix_now(), watch).await?);
         let clock = EpochClock::of(&client.config.params);
         let topology = topology(&market, &clock, unix_now());
 
-        let (entry, card, mailbox, key) = open_entry(&client, &net, &market, &topology).await?;
+        let (card, mailbox) = open_entry(&client, &net, &market, &topology).await?;
+        let entry = card.node;
         watch(Progress::Entry { node: entry });
         net.links()
             .set_links(vec![(entry, market::addresses(&card))]);
 
         let delay = MixDelay::of(&client.config.params);
-        let session = Session::new(hop(&entry), key.address(), delay, &mut rand::rng());
+        let session = Session::new(hop(&entry), mailbox.address(), delay, &mut rand::rng());
         let (frames, collected) = mpsc::channel(FRAME_QUEUE);
         let (new_topology, topology) = watch::channel(Arc::new(topology));
         let messenger = Messenger::start(MessengerParts {
@@ -111,19 +104,21 @@ impl Connected {
         });
         let stop = CancellationToken::new();
         let local = net.peers().local();
-        let collector = Collector {
-            net,
-            entry,
-            key,
+        let renewal = Renewal {
             market: Arc::clone(&market),
             clock,
-            frames,
             topology: new_topology,
         };
-        tokio::spawn(
-            stop.clone()
-                .run_until_cancelled_owned(collector.run(mailbox)),
-        );
+        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+            tokio::select! {
+                // Its end ends the session with the frames: who waits for a reply learns it.
+                ended = mailbox.run(frames) => if let Err(error) = ended {
+                    tracing::warn!(%error, "the entry is lost");
+                },
+                () = renewal.run() => {}
+            }
+            drop(net);
+        }));
         Ok(Self {
             client,
             market,
@@ -204,7 +199,7 @@ async fn open_entry(
     net: &NetClient,
     market: &Market,
     topology: &Topology,
-) -> Result<(NodeId, Arc<VerifiedCard>, Mailbox, MailboxKey), ConnectError> {
+) -> Result<(Arc<VerifiedCard>, MailboxCollector), ConnectError> {
     let now = unix_now();
     let kept = kept_entry(&client.home)?.filter(|kept| now.since_s(kept.since) < ENTRY_LIFE_S);
     let kept = kept.map(|kept| kept.address.node());
@@ -216,11 +211,11 @@ async fn open_entry(
     for card in candidates.into_iter().take(ENTRY_ATTEMPTS) {
         let node = card.node;
         match open_at(net, &card).await {
-            Ok((mailbox, key)) => {
+            Ok(mailbox) => {
                 if kept != Some(node) {
                     keep(&client.home, &card, now)?;
                 }
-                return Ok((node, card, mailbox, key));
+                return Ok((card, mailbox));
             }
             Err(failed) => error = failed,
         }
@@ -247,23 +242,15 @@ fn candidates(
     found
 }
 
-async fn open_at(
-    net: &NetClient,
-    card: &VerifiedCard,
-) -> Result<(Mailbox, MailboxKey), ConnectError> {
-    let peers = net.peers();
+async fn open_at(net: &NetClient, card: &VerifiedCard) -> Result<MailboxCollector, ConnectError> {
+    let (peers, addresses) = (net.peers(), market::addresses(card));
     peers
-        .connect(card.node, &market::addresses(card))
+        .connect(card.node, &addresses)
         .await
         .map_err(ConnectError::Entry)?;
-    let mut bytes = [0; 32];
-    rand::rng().fill_bytes(&mut bytes);
-    let key = MailboxKey::from_bytes(bytes);
-    let mailbox = peers
-        .open_mailbox(card.node, key.clone(), MAILBOX_LIFE, MAILBOX_QUOTA)
+    MailboxCollector::open(peers.clone(), card.node, addresses)
         .await
-        .map_err(ConnectError::Mailbox)?;
-    Ok((mailbox, key))
+        .map_err(ConnectError::Mailbox)
 }
 
 fn keep(home: &Home, card: &VerifiedCard, now: UnixTime) -> Result<(), StateError> {
@@ -278,69 +265,23 @@ fn keep(home: &Home, card: &VerifiedCard, now: UnixTime) -> Result<(), StateErro
     }
 }
 
-/// Empties the mailbox into the session, and renews what the session knows when an epoch changes.
-struct Collector {
-    net: NetClient,
-    entry: NodeId,
-    key: MailboxKey,
+/// Renews what the session knows when an epoch begins.
+struct Renewal {
     market: Arc<Market>,
     clock: EpochClock,
-    frames: mpsc::Sender<Frame>,
     topology: watch::Sender<Arc<Topology>>,
 }
 
-impl Collector {
-    async fn run(self, mut mailbox: Mailbox) {
-        let mut broken = 0;
+impl Renewal {
+    async fn run(self) {
+        let mut looks = interval(TOPOLOGY_LOOK);
         loop {
-            self.renew_topology();
-            match mailbox.collect(COLLECT_WAIT).await {
-                Ok(frames) => {
-                    broken = 0;
-                    for frame in frames {
-                        if self.frames.send(frame).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-                Err(error) if broken < REOPEN_ATTEMPTS => {
-                    tracing::debug!(%error, "the mailbox is opened anew");
-                    broken += 1;
-                    tokio::time::sleep(Duration::from_millis(200) * broken).await;
-                    if let Ok(reopened) = self.reopen().await {
-                        mailbox = reopened;
-                    }
-                }
-                Err(error) => {
-                    // Ends the session with the frames: who waits for a reply learns it.
-                    tracing::warn!(%error, "the entry is lost");
-                    return;
-                }
+            looks.tick().await;
+            let now = unix_now();
+            if self.topology.borrow().epoch() != self.clock.sending(now) {
+                let renewed = topology(&self.market, &self.clock, now);
+                self.topology.send_replace(Arc::new(renewed));
             }
-        }
-    }
-
-    async fn reopen(&self) -> Result<Mailbox, ConnectError> {
-        let peers = self.net.peers();
-        let addresses = self
-            .market
-            .card(&self.entry)
-            .map(|l| market::addresses(&l.card));
-        peers
-            .connect(self.entry, &addresses.unwrap_or_default())
-            .await
-            .map_err(ConnectError::Entry)?;
-        peers
-            .open_mailbox(self.entry, self.key.clone(), MAILBOX_LIFE, MAILBOX_QUOTA)
-            .await
-            .map_err(ConnectError::Mailbox)
-    }
-
-    fn renew_topology(&self) {
-        let now = unix_now();
-        if self.topology.borrow().epoch() != self.clock.sending(now) {
-            self.topology
-                .send_replace(Arc::new(topology(&self.market, &self.clock, now)));
         }
     }
 }

@@ -1,12 +1,14 @@
 //! Taking the market: card sets of several entries, compared.
 //!
 //! Threats: an entry that shows this client cards of its own, or leaves some out, to recognise it later by what it does; an entry
-//! that answers slowly, or sends what does not hold together. Sets are taken whole, and a quorum decides.
+//! that answers slowly, or sends what does not hold together. Sets are taken whole, and a quorum of the *configured* entries
+//! decides: others are asked only where a quorum of these shows them, because an entry that may name those who confirm it
+//! is a quorum by itself.
 
 use std::time::Duration;
 
 use rand::seq::SliceRandom as _;
-use souk_crypto::NodeId;
+use souk_crypto::{NodeId, UnixTime};
 use souk_market::{
     card::{Role, VerifiedCard},
     quorum::{Gathering, MAX_ENTRIES, Market, SetError},
@@ -14,7 +16,7 @@ use souk_market::{
 };
 use tokio::{task::JoinSet, time::timeout};
 
-use super::{ClientConfig, Progress, Watch, unix_now};
+use super::{ClientConfig, Progress, Watch};
 use crate::net::{Client as NetClient, ConnectError, Multiaddr, Snapshot, SnapshotError};
 
 /// An entry that has not sent its set within this time is done without; a set of 4,096 cards takes a few seconds.
@@ -35,6 +37,16 @@ pub enum MarketError {
         /// What the others said.
         #[source]
         last: Option<EntryFailure>,
+    },
+    /// The configuration names fewer nodes than must agree.
+    #[error(
+        "{configured} nodes to ask for cards are configured, and {needed} must agree: one that is alone could show you whatever it likes"
+    )]
+    TooFewConfigured {
+        /// How many are configured.
+        configured: usize,
+        /// How many must agree.
+        needed: usize,
     },
     /// The configuration names nobody to ask.
     #[error("no node to ask for cards is configured")]
@@ -76,10 +88,11 @@ pub enum EntryFailure {
     },
 }
 
-/// Takes the sets of the configured entries and, where those are too few, of others that their sets name.
+/// Takes the sets of the configured entries and, where some of these are away, of others that a quorum of them shows.
 pub(super) async fn gather(
     net: &NetClient,
     config: &ClientConfig,
+    now: UnixTime,
     watch: Watch<'_>,
 ) -> Result<Market, MarketError> {
     let wanted = config.entries_asked.clamp(1, MAX_ENTRIES);
@@ -90,20 +103,31 @@ pub(super) async fn gather(
         .collect();
     first.sort_by_key(|(node, _)| *node);
     first.dedup_by_key(|(node, _)| *node);
-    first.shuffle(&mut rand::rng());
-    first.truncate(wanted);
     if first.is_empty() {
         return Err(MarketError::NobodyToAsk);
     }
+    if first.len() < config.quorum {
+        return Err(MarketError::TooFewConfigured {
+            configured: first.len(),
+            needed: config.quorum,
+        });
+    }
+    first.shuffle(&mut rand::rng());
+    let mut spare = first.split_off(first.len().min(wanted));
     let mut asked: Vec<NodeId> = first.iter().map(|(node, _)| *node).collect();
     watch(Progress::AskingEntries {
         entries: asked.len(),
     });
 
-    let mut gathering = Gathering::new(config.network.clone(), config.params.is_test(), unix_now());
+    let mut gathering = Gathering::new(config.network.clone(), config.params.is_test(), now);
     let (mut got, mut last) = ask(net, first, &mut gathering).await;
     if got < wanted {
-        let more = others(&gathering, &asked, wanted - got);
+        spare.truncate(wanted - got);
+        let more = if spare.is_empty() && got >= config.quorum {
+            others(&gathering, &asked, config.quorum, wanted - got)
+        } else {
+            spare
+        };
         if !more.is_empty() {
             asked.extend(more.iter().map(|(node, _)| *node));
             watch(Progress::AskingEntries {
@@ -193,11 +217,16 @@ async fn take(
         .map_err(|source| EntryFailure::Snapshot { node, source })
 }
 
-/// Entries that the sets so far name and that were not asked yet.
-fn others(gathering: &Gathering, asked: &[NodeId], count: usize) -> Vec<(NodeId, Vec<Multiaddr>)> {
+/// Entries that at least `quorum` of the sets show and that were not asked yet.
+fn others(
+    gathering: &Gathering,
+    asked: &[NodeId],
+    quorum: usize,
+    count: usize,
+) -> Vec<(NodeId, Vec<Multiaddr>)> {
     let is_new = |card: &&VerifiedCard| card.has_role(Role::Entry) && !asked.contains(&card.node);
     let mut found: Vec<_> = gathering
-        .opened()
+        .shown_by(quorum)
         .filter(is_new)
         .map(|card| (card.node, addresses(card)))
         .filter(|(_, addresses)| !addresses.is_empty())
@@ -208,3 +237,6 @@ fn others(gathering: &Gathering, asked: &[NodeId], count: usize) -> Vec<(NodeId,
     found.truncate(count);
     found
 }
+
+#[cfg(test)]
+mod tests;

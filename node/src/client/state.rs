@@ -3,6 +3,8 @@
 //! ```text
 //!  <home>/entry                        the chosen entry and since when
 //!  <home>/ssh_config                   includes the fragments of all leases
+//!  <home>/logs/<provider>/             what providers signed of their logs ([`super::logs`])
+//!  <home>/evidence/                    what they signed that cannot all be true
 //!  <home>/leases/<request>/            made whole under another name, then renamed: it is there whole or not at all
 //!      holder.key reply.key ssh_key    the secrets of this lease; nothing else of the requester is in them
 //!      card envelope                   what was accepted and what was sent, as signed
@@ -30,8 +32,10 @@ use souk_market::units::RequestId;
 
 use crate::durable;
 
-/// Largest file that is read back; the largest one written is a signed envelope.
-const MAX_FILE_BYTES: u64 = 16 * 1024;
+/// Largest file that is read back; the largest one written is evidence of two checkpoints.
+const MAX_FILE_BYTES: u64 = 32 * 1024;
+
+const _: () = assert!(souk_market::log::MAX_CONTRADICTION_BYTES as u64 <= MAX_FILE_BYTES);
 
 /// Leases that one folder holds; each is a few files of the user's own, so the bound only guards against a loop.
 pub const MAX_LEASES: usize = 10_000;
@@ -148,6 +152,40 @@ impl Home {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// A folder below this one, made where there is none.
+    pub(super) fn folder(&self, names: &[&str]) -> Result<PathBuf, StateError> {
+        let path = names
+            .iter()
+            .fold(self.path.clone(), |path, name| path.join(name));
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
+            .map_err(io_error("make", &path))?;
+        Ok(path)
+    }
+
+    /// The files of a folder below this one, in order of their names; none where there is no such folder, and none that a
+    /// crash left half written.
+    pub(super) fn files(&self, names: &[&str]) -> Result<Vec<PathBuf>, StateError> {
+        let path = names
+            .iter()
+            .fold(self.path.clone(), |path, name| path.join(name));
+        let entries = match fs::read_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(io_error("list", &path))?,
+        };
+        let mut files = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(io_error("list", &path))?;
+            if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+                files.push(entry.path());
+            }
+        }
+        files.sort();
+        Ok(files)
     }
 
     /// The folders of all leases, in no order. What a crash left half made is not among them.
@@ -294,7 +332,7 @@ fn read_text(path: &Path) -> Result<Option<String>, StateError> {
         })
 }
 
-fn read(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
+pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -310,7 +348,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
     Ok(Some(bytes))
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     durable::replace(path, bytes).map_err(io_error("write", path))
 }
 
@@ -318,7 +356,7 @@ fn sync_folder(path: &Path) -> Result<(), StateError> {
     durable::sync_folder(path).map_err(io_error("write", path))
 }
 
-fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+pub(super) fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
     move |source| StateError::Io {
         doing,
         path: path.into(),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use souk_crypto::{CardPublicKey, NodeId, SealPublicKey, Verified};
 use souk_market::{
     envelope::{MAX_SURBS, Surb},
+    log::LogClaim,
     refusal::Reason,
     reply::{Body, LeaseState, Refusal, Reply},
     request::{Action, HolderRequest},
@@ -25,8 +26,8 @@ use tokio::{
 };
 
 use super::{
-    Connected, Lease, Progress, ProvenStatement, RecordError, StateError, Watch, connect::hop,
-    unix_now,
+    ClaimFailure, Connected, Lease, Progress, ProvenStatement, RecordError, StateError, Watch,
+    connect::hop, unix_now,
 };
 use crate::{
     mix::{Replies, SendError},
@@ -74,6 +75,9 @@ pub enum TalkError {
     /// The provider said no.
     #[error("the provider refused: {}", .0.advice())]
     Refused(Reason),
+    /// The final statement is proven, but to be in another log than the one that is known. It is kept, and not agreed to.
+    #[error("the final statement stands in a log that is not believed")]
+    Log(#[from] ClaimFailure),
 }
 
 /// How an end came out.
@@ -266,6 +270,9 @@ impl Connected {
                     let bytes = reply.into_bytes();
                     let Some(reply) = self.open(lease, &bytes)? else { continue };
                     lease.record(&reply)?;
+                    if matches!(reply.body, Body::Statement(_)) {
+                        self.compare_log(lease)?;
+                    }
                     if !is_interim(&reply.body) {
                         watch(Progress::Answered { bytes: bytes.len() });
                         return Ok(Some(reply.body.clone()));
@@ -275,6 +282,20 @@ impl Connected {
                 () = late => return Ok(interim),
             }
         }
+    }
+
+    /// Compares the checkpoint of a final statement with what is known of the provider's log: this holder might have been
+    /// shown another one than everybody.
+    fn compare_log(&self, lease: &Lease) -> Result<(), ClaimFailure> {
+        let Some(proven) = &lease.statement else {
+            return Ok(());
+        };
+        let (home, network) = (&self.client.home, &self.client.config.network);
+        let list = lease.card.key_list().clone();
+        let claim = LogClaim::of_checkpoint(list, network, &proven.checkpoint)
+            .expect("the statement was verified with the key of this list");
+        home.hear(network, &claim)?;
+        self.hear_capacity(lease.provider())
     }
 
     /// A message to the provider of a lease, with the work that its card asks for where it takes several packets.

@@ -19,13 +19,20 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
-use crate::net::{MAX_LIFETIME, MAX_QUOTA, Mailbox, MailboxError, MailboxKey, Peers};
+use crate::net::{Mailbox, MailboxError, MailboxKey, Multiaddr, Peers};
 
 /// Time between two batches: 192 kB/s while a session lives, and 50 ms of waiting for a reply on average.
 const TICK: Duration = Duration::from_millis(100);
 
 /// How long to wait before a broken stream is opened again.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// A mailbox outlives the slowest exchange by far, and gives its place at the entry back soon after the process has
+/// ended. A session that lasts longer registers it again.
+const LIFE: Duration = Duration::from_secs(3600);
+
+/// Packets that the mailbox holds: acknowledgements and replies of a few leases.
+const QUOTA: u16 = 128;
 
 /// Attempts in a row after which the entry counts as gone.
 const RETRIES: u32 = 10;
@@ -35,21 +42,28 @@ const RETRIES: u32 = 10;
 pub struct MailboxCollector {
     peers: Peers,
     entry: NodeId,
+    addresses: Vec<Multiaddr>,
     key: MailboxKey,
     mailbox: Mailbox,
 }
 
 impl MailboxCollector {
-    /// Registers a mailbox with a fresh key at a connected `entry`.
+    /// Registers a mailbox with a fresh key at a connected `entry`; `addresses` are where it is dialed again after the
+    /// connection broke.
     ///
     /// # Errors
     /// [`MailboxError`] if the entry holds none for this client.
-    pub async fn open(peers: Peers, entry: NodeId) -> Result<Self, MailboxError> {
+    pub async fn open(
+        peers: Peers,
+        entry: NodeId,
+        addresses: Vec<Multiaddr>,
+    ) -> Result<Self, MailboxError> {
         let key = MailboxKey::from_bytes(rand::random());
         let mailbox = register(&peers, entry, &key).await?;
         Ok(Self {
             peers,
             entry,
+            addresses,
             key,
             mailbox,
         })
@@ -95,6 +109,9 @@ impl MailboxCollector {
         loop {
             sleep(PAUSE).await;
             *failed += 1;
+            if let Err(error) = self.peers.connect(self.entry, &self.addresses).await {
+                tracing::debug!(%error, "the entry is not dialed");
+            }
             match register(&self.peers, self.entry, &self.key).await {
                 Ok(mailbox) => {
                     self.mailbox = mailbox;
@@ -108,7 +125,5 @@ impl MailboxCollector {
 }
 
 async fn register(peers: &Peers, entry: NodeId, key: &MailboxKey) -> Result<Mailbox, MailboxError> {
-    peers
-        .open_mailbox(entry, key.clone(), MAX_LIFETIME, MAX_QUOTA)
-        .await
+    peers.open_mailbox(entry, key.clone(), LIFE, QUOTA).await
 }

@@ -179,6 +179,8 @@ fn unended(error: &TalkError) -> Failure {
         TalkError::Record(_) => {
             failure.hint("keep the folder of the lease: it holds what the provider signed")
         }
+        TalkError::Log(_) => failure
+            .hint("the lease is over; `souk log verify` shows what speaks against its provider"),
         _ => failure
             .hint("try again; a lease ends by itself when its time is over")
             .code(UNAVAILABLE),

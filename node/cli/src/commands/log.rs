@@ -1,10 +1,13 @@
 //! `souk log`.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
-use souk_node::{client::LogError, net::peer_id};
+use souk_node::{
+    client::{KeptEvidence, LogError},
+    net::peer_id,
+};
 
 use super::{
     DONE,
@@ -45,6 +48,17 @@ pub(crate) struct Verified {
     pub(crate) size: u64,
     pub(crate) root: String,
     pub(crate) verified: bool,
+    /// Why not.
+    pub(crate) error: Option<String>,
+    /// What the provider signed that cannot all be true, from now and from before.
+    pub(crate) evidence: Vec<Evidence>,
+}
+
+/// A file that proves a contradiction.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Evidence {
+    pub(crate) file: PathBuf,
+    pub(crate) how: String,
 }
 
 impl Log {
@@ -52,7 +66,7 @@ impl Log {
         let Self::Verify(args) = self;
         let client = args.requester.open()?;
         let node = provider(&args.provider)?;
-        let log = wait(async {
+        let outcome = wait(async {
             let progress = Progress::start("asking for cards");
             let connected = requester::connect(&client, &progress).await?;
             progress.step("fetching the log");
@@ -60,22 +74,41 @@ impl Log {
                 .verify_log(node)
                 .await
                 .map_err(|error| unverified(&error))
-        })?;
+        });
+        let evidence = client.evidence(node);
+        let evidence = evidence.map_err(|error| requester::state(&error))?;
+        let log = outcome.as_ref().ok();
         let verified = Verified {
             provider: peer_id(&node).to_string(),
-            size: log.checkpoint.size(),
-            root: log.checkpoint.root().to_string(),
-            verified: true,
+            size: log.map_or(0, |log| log.checkpoint.size()),
+            root: log.map_or_else(String::new, |log| log.checkpoint.root().to_string()),
+            verified: log.is_some(),
+            error: outcome.as_ref().err().map(ToString::to_string),
+            evidence: evidence.into_iter().map(evidence_row).collect(),
         };
         if args.json {
             out::json(&verified);
-        } else {
+        } else if verified.verified {
             out::line(format_args!(
                 "{} entries lead to the signed root {}",
                 verified.size, verified.root
             ));
         }
-        DONE
+        for evidence in &verified.evidence {
+            let file = evidence.file.display();
+            out::note(format_args!(
+                "evidence against it: {}; {file}",
+                evidence.how
+            ));
+        }
+        outcome.and(DONE)
+    }
+}
+
+fn evidence_row(kept: KeptEvidence) -> Evidence {
+    Evidence {
+        file: kept.file,
+        how: kept.how.to_string(),
     }
 }
 
