@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// What a network is made of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// Nodes that forward, let requesters in and relay; the provider comes on top.
     pub mixes: usize,
@@ -29,6 +29,8 @@ pub struct Plan {
     pub sells: bool,
     /// The provider may be reached directly, for requesters who choose so.
     pub direct: bool,
+    /// More lines of the provider's section: whom it serves.
+    pub policy: String,
     /// Nodes listen for QUIC, where nobody is told that a process was killed; else for TCP.
     pub quic: bool,
 }
@@ -40,6 +42,7 @@ impl Default for Plan {
             mean_delay_ms: 5,
             sells: true,
             direct: false,
+            policy: String::new(),
             quic: false,
         }
     }
@@ -95,7 +98,7 @@ impl Network {
     pub fn start_on(plan: &Plan, lan: Option<&Lan>) -> Self {
         let mut network = Self {
             nodes: Vec::new(),
-            plan: *plan,
+            plan: plan.clone(),
             folder: TempDir::new().expect("a temporary folder"),
             // A test that failed has ended its network all the same.
             _turn: TURN.lock().unwrap_or_else(PoisonError::into_inner),
@@ -259,6 +262,7 @@ memory_mib = 1024
 disk_mib = 512
 checkpoint_s = 10
 direct_address = {direct:?}
+{policy}
 
 [log]
 filter = "debug"
@@ -269,6 +273,7 @@ filter = "debug"
                 "tcp/0"
             },
             delay = self.plan.mean_delay_ms,
+            policy = self.plan.policy,
             data = folder.join("data"),
         )
     }

@@ -7,7 +7,11 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{hosts::Host, process::succeed, programs};
+use crate::{
+    hosts::Host,
+    process::{Process, succeed},
+    programs,
+};
 
 /// Somebody who rents.
 pub struct Requester {
@@ -147,21 +151,36 @@ impl Requester {
     /// If no lease arrives.
     #[must_use]
     pub fn rent_with_disk(&self, disk_mib: u32, more: &[&str]) -> Rented {
-        let memory = (256 + disk_mib).to_string();
-        let disk = disk_mib.to_string();
-        let small = [
-            "rent",
-            "--json",
-            "--duration-s",
-            "600",
-            "--cpu-millicores",
-            "500",
-            "--memory-mib",
-            &memory,
-            "--disk-mib",
-            &disk,
-        ];
+        let small = Self::small(disk_mib);
+        let small: Vec<&str> = small.iter().map(String::as_str).collect();
         Rented(self.json(&[&small[..], more].concat()))
+    }
+
+    /// `souk rent` in the background, for a machine that is small enough for several at once.
+    #[must_use]
+    pub fn start_rent(&self, name: &str) -> Process {
+        let small = Self::small(64);
+        let small: Vec<&str> = small.iter().map(String::as_str).collect();
+        Process::start(name, self.souk(&small), &self.folder)
+    }
+
+    /// The leases that it has, as `souk leases --json` tells them.
+    ///
+    /// # Panics
+    /// If they cannot be told.
+    #[must_use]
+    pub fn leases(&self) -> Vec<Value> {
+        let said = self.json(&["leases", "--json"]);
+        said.as_array().expect("an array").clone()
+    }
+
+    /// The command that rents such a machine for ten minutes.
+    fn small(disk_mib: u32) -> Vec<String> {
+        let memory_mib = 256 + disk_mib;
+        format!("rent --json --duration-s 600 --cpu-millicores 500 --memory-mib {memory_mib} --disk-mib {disk_mib}")
+            .split(' ')
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Runs a command line in a lease.

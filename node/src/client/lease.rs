@@ -175,6 +175,12 @@ impl Lease {
         self.folder.file(SSH_CONFIG)
     }
 
+    /// Whether everything is there that `ssh` needs; a client that was killed may have left it out, and resuming writes it.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ssh_config().exists()
+    }
+
     /// The private key for `ssh -i`, in OpenSSH's format.
     #[must_use]
     pub fn ssh_key(&self) -> PathBuf {

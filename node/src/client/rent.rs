@@ -225,7 +225,7 @@ impl Connected {
             None => (HolderKey::generate(&mut rand::rng()), Typed::anonymous()),
         };
         let id = RequestId::of(network, &provider, &holder.public());
-        if let Ok(known) = self.client.find(&id.to_string()[..16]) {
+        if let Some(known) = self.client.home.lease(&LeaseFolder::name_of(id)) {
             return Err(RentError::VoucherUsed { name: known.name() });
         }
         let work = match candidate.work_bits {
@@ -327,6 +327,10 @@ impl Connected {
     /// [`RentError`]; a lease that was refused is [`RentError::Refused`].
     pub async fn resume(&self, lease: Lease, watch: Watch<'_>) -> Result<Lease, RentError> {
         let _lock = lease.folder.lock()?;
+        if lease.stage(unix_now()) == Stage::Active {
+            self.write_ssh_files(&lease)?;
+            return Ok(lease);
+        }
         self.wait_for_receipt(lease, None, watch).await
     }
 

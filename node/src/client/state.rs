@@ -188,6 +188,12 @@ impl Home {
         Ok(files)
     }
 
+    /// The folder of the lease of that very name, where there is one.
+    pub(super) fn lease(&self, name: &str) -> Option<LeaseFolder> {
+        let path = self.path.join("leases").join(name);
+        (is_name(name.as_bytes()) && path.is_dir()).then_some(LeaseFolder { path })
+    }
+
     /// The folders of all leases, in no order. What a crash left half made is not among them.
     pub(super) fn leases(&self) -> Result<Vec<LeaseFolder>, StateError> {
         let parent = self.path.join("leases");
@@ -195,9 +201,7 @@ impl Home {
         for entry in fs::read_dir(&parent).map_err(io_error("list", &parent))? {
             let entry = entry.map_err(io_error("list", &parent))?;
             let name = entry.file_name();
-            let is_name = |b: &u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
-            let bytes = name.as_encoded_bytes();
-            if bytes.len() == NAME_DIGITS && bytes.iter().all(is_name) {
+            if is_name(name.as_encoded_bytes()) {
                 found.push(LeaseFolder { path: entry.path() });
             }
             if found.len() > MAX_LEASES {
@@ -215,7 +219,7 @@ impl Home {
         fill: impl FnOnce(&LeaseFolder) -> Result<(), E>,
     ) -> Result<LeaseFolder, E> {
         let parent = self.path.join("leases");
-        let name: String = request.to_string()[..NAME_DIGITS].to_owned();
+        let name = LeaseFolder::name_of(request);
         let (half, whole) = (parent.join(format!(".{name}")), parent.join(&name));
         // What a crash left half made never left this machine.
         match fs::remove_dir_all(&half) {
@@ -253,6 +257,11 @@ impl Home {
 impl LeaseFolder {
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The name of the lease of a request.
+    pub(super) fn name_of(request: RequestId) -> String {
+        request.to_string()[..NAME_DIGITS].to_owned()
     }
 
     /// The name of the lease in this folder: the start of its request id.
@@ -318,6 +327,12 @@ impl LeaseFolder {
             what: what.to_string(),
         }
     }
+}
+
+/// Whether a folder can be that of a lease; what a crash left half made has a dot before its name.
+fn is_name(name: &[u8]) -> bool {
+    let is_digit = |b: &u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    name.len() == NAME_DIGITS && name.iter().all(is_digit)
 }
 
 fn read_text(path: &Path) -> Result<Option<String>, StateError> {

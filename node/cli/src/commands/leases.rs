@@ -43,6 +43,8 @@ struct Row {
     image: String,
     valid_to_unix_s: Option<u64>,
     ssh_alias: Option<String>,
+    /// `ssh` has all that it needs.
+    ready: bool,
 }
 
 impl Leases {
@@ -66,6 +68,11 @@ impl Leases {
         let head = ["NAME", "SSH", "STAGE", "PROVIDER", "VALID TO"]
             .map(str::to_owned)
             .to_vec();
+        let unfinished: Vec<_> = rows
+            .iter()
+            .filter(|row| row.stage == "requested" || row.stage == "active" && !row.ready)
+            .map(|row| row.name.clone())
+            .collect();
         let body = rows.into_iter().map(|row| {
             vec![
                 row.name,
@@ -83,6 +90,9 @@ impl Leases {
         out::line(out::table(
             &std::iter::once(head).chain(body).collect::<Vec<_>>(),
         ));
+        for name in unfinished {
+            out::note(format_args!("not finished: souk rent --resume {name}"));
+        }
         DONE
     }
 }
@@ -101,5 +111,6 @@ fn row(lease: &Lease) -> Row {
         image: lease.envelope().image.to_string(),
         valid_to_unix_s: lease.receipt().map(|receipt| receipt.valid_to.0),
         ssh_alias: lease.ssh_alias(),
+        ready: stage == Stage::Active && lease.is_ready(),
     }
 }
