@@ -11,12 +11,12 @@ use std::{
 use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use souk_crypto::NetworkParams;
-use souk_market::{directory::Directory, quorum::LeftOut, units::Sequence};
+use souk_market::{directory::Directory, quorum::LeftOut, shares::Source, units::Sequence};
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::net::{
-    CardValidator, Node, NodeAddress, NodeConfig, Services, SnapshotSource, Topic, Verdict,
+    CardValidator, Node, NodeAddress, NodeConfig, Origin, Services, SnapshotSource, Topic, Verdict,
 };
 
 #[path = "../../../../marketplace/tests/support/mod.rs"]
@@ -51,7 +51,7 @@ impl SnapshotSource for Shelf {
 struct NoGossip;
 
 impl CardValidator for NoGossip {
-    fn validate(&self, _: Topic, _: &[u8]) -> Verdict {
+    fn validate(&self, _: Topic, _: &[u8], _: Origin) -> Verdict {
         Verdict::Ignore
     }
 }
@@ -103,7 +103,7 @@ impl Entry {
     fn show(&self, cards: &[&VerifiedCard]) {
         let mut directory = Directory::new(network(), true);
         for card in cards {
-            directory.handle_card(NOW, card.as_bytes());
+            directory.handle_card(NOW, Source::Own, card.as_bytes());
         }
         let set = directory.snapshot(NOW, 0);
         *self.shelf.set.lock().expect("not poisoned") = Snapshot {
