@@ -18,7 +18,7 @@ mod search;
 
 pub use capture::{Capture, Frames};
 pub use hosts::{Host, Lan};
-pub use network::{Network, NodeUnderTest, Plan, Role, node_command};
+pub use network::{Discovery, Network, NodeUnderTest, Plan, Role, node_command};
 pub use process::{PATIENCE, Process, eventually, succeed};
 pub use programs::{agent, souk};
 pub use requester::{Rented, Requester};

@@ -33,6 +33,19 @@ pub struct Plan {
     pub policy: String,
     /// Nodes listen for QUIC, where nobody is told that a process was killed; else for TCP.
     pub quic: bool,
+    /// Whom a node knows when it starts.
+    pub discovery: Discovery,
+}
+
+/// How the nodes of a network find each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discovery {
+    /// A node knows all that were started before it.
+    Bootstrap,
+    /// A node knows the one that was started before it: they stand in a line.
+    Line,
+    /// A node knows nobody, and looks on its local network.
+    Mdns,
 }
 
 impl Default for Plan {
@@ -44,6 +57,7 @@ impl Default for Plan {
             direct: false,
             policy: String::new(),
             quic: false,
+            discovery: Discovery::Bootstrap,
         }
     }
 }
@@ -160,9 +174,23 @@ impl Network {
     /// A requester with a folder of its own, on the host if one is given.
     #[must_use]
     pub fn requester(&self, name: &str, host: Option<&Host>) -> Requester {
+        self.requester_knowing(name, self.mixes_addresses(), host)
+    }
+
+    /// A requester that was told of one node only.
+    #[must_use]
+    pub fn requester_at(&self, name: &str, node: &NodeUnderTest) -> Requester {
+        self.requester_knowing(name, node.addresses(), None)
+    }
+
+    fn requester_knowing(
+        &self,
+        name: &str,
+        bootstrap: Vec<String>,
+        host: Option<&Host>,
+    ) -> Requester {
         let folder = self.folder.path().join(name);
         fs::create_dir(&folder).expect("a new folder");
-        let bootstrap = self.mixes_addresses();
         let config = folder.join("souk.toml");
         fs::write(&config, self.config(None, &folder, bootstrap, host)).expect("written");
         Requester::new(folder, config, host.cloned())
@@ -213,11 +241,12 @@ impl Network {
 
     fn write_config(&self, role: Role, folder: &Path, host: Option<&Host>) -> PathBuf {
         fs::create_dir(folder).expect("a new folder");
-        let bootstrap = self
-            .nodes
-            .iter()
-            .flat_map(NodeUnderTest::addresses)
-            .collect();
+        let known = match self.plan.discovery {
+            Discovery::Bootstrap => &self.nodes[..],
+            Discovery::Line => &self.nodes[self.nodes.len().saturating_sub(1)..],
+            Discovery::Mdns => &[],
+        };
+        let bootstrap = known.iter().flat_map(NodeUnderTest::addresses).collect();
         let config = folder.join("souk.toml");
         let text = self.config(Some(role), folder, bootstrap, host);
         fs::write(&config, text).expect("written");
@@ -254,6 +283,7 @@ data_dir = {data:?}
 roles = [{roles}]
 listen = ["/ip4/{ip}/{port}"]
 bootstrap = {bootstrap:?}
+mdns = {mdns}
 
 [provider]
 allow_shared_kernel = {sells}
@@ -272,6 +302,7 @@ filter = "debug"
             } else {
                 "tcp/0"
             },
+            mdns = role.is_some() && self.plan.discovery == Discovery::Mdns,
             delay = self.plan.mean_delay_ms,
             policy = self.plan.policy,
             data = folder.join("data"),

@@ -323,7 +323,8 @@ impl Driver {
             }
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
                 for (peer, address) in found {
-                    self.add_route(peer, [address]);
+                    self.add_route(peer, [address.clone()]);
+                    self.greet(peer, address);
                 }
             }
             BehaviourEvent::Ping(event) => {
@@ -406,6 +407,19 @@ impl Driver {
                 kademlia.add_address(&peer, address);
             }
         }
+    }
+
+    /// Connects to a node that was seen on the local network, while there are few neighbours: it may be the only one.
+    fn greet(&mut self, peer: PeerId, address: Multiaddr) {
+        if self.swarm.connected_peers().count() >= ENOUGH_NEIGHBOURS {
+            return;
+        }
+        let dial = DialOpts::peer_id(peer)
+            .condition(PeerCondition::DisconnectedAndNotDialing)
+            .addresses(self.acceptable([address]))
+            .build();
+        // A node that is connected already needs no dial; where it fails, the routing table has it.
+        let _ = self.swarm.dial(dial);
     }
 
     fn route(&mut self, event: kad::Event) {

@@ -1,6 +1,7 @@
 //! Several nodes in one process, on loopback, over TCP and QUIC.
 
 mod hostile;
+mod hostile_gossip;
 mod protocols;
 mod returning;
 mod support;

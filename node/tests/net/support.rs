@@ -56,6 +56,11 @@ impl Judge {
 }
 
 impl Judge {
+    /// What it has been asked about.
+    pub(crate) fn asked_so_far(&self) -> Vec<Vec<u8>> {
+        self.asked.borrow().clone()
+    }
+
     /// Waits until it has been asked about `count` different messages.
     pub(crate) async fn wait_for_count(&self, count: usize) {
         let mut asked = self.asked.subscribe();
