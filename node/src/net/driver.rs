@@ -27,6 +27,7 @@ use libp2p::{
         dial_opts::{DialOpts, PeerCondition},
     },
 };
+use souk_crypto::NodeId;
 use tokio::{
     sync::{mpsc, oneshot},
     time::MissedTickBehavior,
@@ -116,8 +117,22 @@ impl Driver {
             Command::Info { reply } => {
                 let _ = reply.send(self.info());
             }
+            Command::Neighbours { reply } => {
+                let _ = reply.send(self.neighbours());
+            }
             Command::Stop => {}
         }
+    }
+
+    fn neighbours(&mut self) -> Vec<NodeId> {
+        let Some(gossip) = self.swarm.behaviour_mut().router() else {
+            return Vec::new();
+        };
+        gossip
+            .all_peers()
+            .filter(|(_, topics)| !topics.is_empty())
+            .filter_map(|(peer, _)| address::node_id(peer))
+            .collect()
     }
 
     fn connect(

@@ -215,6 +215,16 @@ impl Peers {
         answer.await.unwrap_or_default()
     }
 
+    /// Nodes with a connection: peers that gossip, which no client does. Empty when the swarm has stopped.
+    pub async fn neighbours(&self) -> Vec<NodeId> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Neighbours { reply };
+        if self.commands.send(command).await.is_err() {
+            return Vec::new();
+        }
+        answer.await.unwrap_or_default()
+    }
+
     /// Publishes a message of a topic to the gossip mesh.
     ///
     /// # Errors
@@ -293,6 +303,9 @@ pub(super) enum Command {
     },
     Info {
         reply: oneshot::Sender<NetInfo>,
+    },
+    Neighbours {
+        reply: oneshot::Sender<Vec<NodeId>>,
     },
     Stop,
 }

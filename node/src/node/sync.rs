@@ -1,7 +1,8 @@
 //! Catches up with the cards of the network: gossip brings only what is published while a node listens.
 //!
-//! Shortly after the start, and then ever more rarely, one other node is asked for the root of its card set, and for the
-//! set where the root is another. Who is asked is drawn at random, so that one node cannot keep cards from us.
+//! Shortly after the start, and then ever more rarely, one other node, a neighbour perhaps, is asked for the root of its
+//! card set, and for the set where the root is another. Who is asked is drawn at random, so that one node cannot keep
+//! cards from us.
 
 use std::{sync::Arc, time::Duration};
 
@@ -42,11 +43,13 @@ pub(super) async fn run(
 }
 
 async fn round(peers: &Peers, cards: &Cards, bootstrap: &[NodeAddress]) {
-    let Some((node, addresses)) = somebody(peers.local(), cards, bootstrap) else {
+    let known = candidates(peers, cards, bootstrap).await;
+    let Some((node, addresses)) = known.choose(&mut rand::rng()) else {
         return;
     };
+    let node = *node;
     // A node that is away or busy is no matter: another one is drawn the next time.
-    if peers.connect(node, &addresses).await.is_err() {
+    if peers.connect(node, addresses).await.is_err() {
         return;
     }
     let Ok(head) = peers.snapshot_head(node).await else {
@@ -67,17 +70,21 @@ async fn round(peers: &Peers, cards: &Cards, bootstrap: &[NodeAddress]) {
     }
 }
 
-fn somebody(
-    local: NodeId,
+/// Mixes whose cards are known, bootstrap nodes, and neighbours: on a LAN they may be all that a new node knows.
+async fn candidates(
+    peers: &Peers,
     cards: &Cards,
     bootstrap: &[NodeAddress],
-) -> Option<(NodeId, Vec<Multiaddr>)> {
+) -> Vec<(NodeId, Vec<Multiaddr>)> {
     let mut known = cards.dialable(&[Role::Mix]);
     known.extend(
         bootstrap
             .iter()
             .map(|address| (address.node(), vec![address.address().clone()])),
     );
-    known.retain(|(node, _)| *node != local);
-    known.choose(&mut rand::rng()).cloned()
+    // They are connected already, so no address is needed.
+    let neighbours = peers.neighbours().await;
+    known.extend(neighbours.into_iter().map(|node| (node, Vec::new())));
+    known.retain(|(node, _)| *node != peers.local());
+    known
 }
