@@ -251,3 +251,50 @@ fn a_launch_digest_is_computed_from_files() {
         Some(1)
     );
 }
+
+#[test]
+fn minted_evidence_is_none_test_on_the_screen_and_only_its_policy_accepts_it() {
+    let folder = TempDir::new().expect("a folder");
+    for tee in ["tdx", "sev-snp"] {
+        let folder = folder.path().join(tee);
+        let path = |name: &str| folder.join(name).display().to_string();
+        let data = "42".repeat(64);
+        let output = attest(&[
+            "mint",
+            folder.to_str().expect("UTF-8"),
+            "--tee",
+            tee,
+            "--report-data",
+            &data,
+        ]);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let (evidence, collateral, policy) = (
+            path("evidence.bin"),
+            path("collateral.cbor"),
+            path("policy.toml"),
+        );
+        let verify = ["verify", &evidence, "--collateral", &collateral];
+        let (code, told) = json(&verify);
+        assert_eq!(code, 2);
+        assert!(has_reason(&told, "unknown-root"), "{told}");
+        let named = [&verify[..], &["--policy", &policy, "--report-data", &data]].concat();
+        let (code, told) = json(&named);
+        assert_eq!((code, &told["kind"]), (0, &"none+test".into()), "{told}");
+        let screen = attest(&named);
+        let screen = String::from_utf8_lossy(&screen.stdout).into_owned();
+        assert!(
+            screen.starts_with("kind: none+test: a test made this evidence; it proves nothing"),
+            "{screen}"
+        );
+        let other = "43".repeat(64);
+        let (code, told) =
+            json(&[&verify[..], &["--policy", &policy, "--report-data", &other]].concat());
+        assert_eq!(code, 2);
+        assert!(has_reason(&told, "report-data"), "{told}");
+    }
+}

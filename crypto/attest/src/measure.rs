@@ -175,8 +175,11 @@ impl SnpLaunch {
     }
 }
 
-/// Checks every size and offset of the tables that will be followed.
-fn check_firmware(bytes: &[u8]) -> Result<(), &'static str> {
+/// Checks every size and offset of the tables in a firmware that will be followed.
+///
+/// # Errors
+/// What is missing or wrong.
+pub fn check_firmware(bytes: &[u8]) -> Result<(), &'static str> {
     if bytes.len() as u64 > MAX_FIRMWARE_BYTES {
         return Err("it is larger than 64 MiB");
     }

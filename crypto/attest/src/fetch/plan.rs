@@ -117,7 +117,11 @@ fn tdx_requests(quote: &TdxQuote) -> Result<Vec<Request>, PlanError> {
     ])
 }
 
-fn tdx(answers: &[Answer]) -> Result<Collateral, PlanError> {
+/// Collateral of TDX from the answers about the root's list, the PCK's list, TCB info and identity, in this order.
+///
+/// # Errors
+/// As [`collateral`].
+pub fn tdx(answers: &[Answer]) -> Result<Collateral, PlanError> {
     let [root_crl, pck_crl, tcb_info, qe_identity] = answers else {
         return Err(PlanError::Answer {
             part: Part::Collateral,

@@ -1,6 +1,7 @@
 //! `souk attest`: what evidence says, whether it is believed, and why.
 
 mod measure;
+mod mint;
 mod show;
 
 use std::{
@@ -47,6 +48,9 @@ pub(crate) enum Attest {
         after_help = "Example:\n  souk attest measure --ovmf OVMF.fd --kernel vmlinuz --append 'console=ttyS0' --vcpus 4 --vcpu-type EPYC-Milan"
     )]
     Measure(measure::Measure),
+    /// Mint evidence under a test root, which proves nothing.
+    #[command(after_help = "Example:\n  souk attest mint /tmp/minted --tee sev-snp")]
+    Mint(mint::Mint),
 }
 
 #[derive(Args, Debug)]
@@ -94,6 +98,7 @@ impl Attest {
             Self::Show(show) => show.run(),
             Self::Policy(PolicyCommand::Check(check)) => check.run(),
             Self::Measure(measure) => measure.run(),
+            Self::Mint(mint) => mint.run(),
         }
     }
 }

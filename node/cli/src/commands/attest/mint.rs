@@ -1,0 +1,110 @@
+//! `souk attest mint`: evidence of no machine at all, to try policies and programs with.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, ValueEnum};
+use ring::rand::SystemRandom;
+use souk_attest::{
+    Product, ReportData, RootId,
+    soft::{SnpRecipe, SoftError, TdxRecipe, TestAmd, TestSnp, TestTdx},
+};
+use souk_node::unix_now;
+
+use super::DONE;
+use crate::{failure::Failure, out};
+
+#[derive(Args, Debug)]
+pub(crate) struct Mint {
+    /// The folder to write evidence, collateral and policy into
+    folder: PathBuf,
+    /// Whose structures it has
+    #[arg(long, value_enum, default_value_t = Structure::Tdx)]
+    tee: Structure,
+    /// What it binds, as 128 hex digits [default: zeros]
+    #[arg(long, value_name = "HEX")]
+    report_data: Option<ReportData>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Structure {
+    Tdx,
+    SevSnp,
+}
+
+/// What is written.
+struct Minted {
+    evidence: Vec<u8>,
+    collateral: Vec<u8>,
+    root: RootId,
+    measurement: String,
+}
+
+impl Mint {
+    pub(super) fn run(self) -> Result<ExitCode, Failure> {
+        let data = self.report_data.unwrap_or(ReportData([0; 64]));
+        let minted = match self.tee {
+            Structure::Tdx => tdx(data),
+            Structure::SevSnp => snp(data),
+        };
+        let minted = minted.map_err(|error| Failure::of(&error))?;
+        fs::create_dir_all(&self.folder).map_err(|error| unwritten(&self.folder, &error))?;
+        let policy = format!(
+            "# Accepts evidence that a test made, which proves nothing.\nversion = 1\nkinds = [\"none+test\"]\ntest_roots = [\"{}\"]\n\n[[measurement]]\nname = \"minted\"\n{}",
+            minted.root, minted.measurement
+        );
+        for (name, bytes) in [
+            ("evidence.bin", minted.evidence.as_slice()),
+            ("collateral.cbor", &minted.collateral),
+            ("policy.toml", policy.as_bytes()),
+        ] {
+            let path = self.folder.join(name);
+            fs::write(&path, bytes).map_err(|error| unwritten(&path, &error))?;
+        }
+        out::line(format_args!(
+            "none+test: evidence.bin, collateral.cbor and policy.toml in {}; they prove nothing",
+            self.folder.display()
+        ));
+        DONE
+    }
+}
+
+fn tdx(data: ReportData) -> Result<Minted, SoftError> {
+    let rng = SystemRandom::new();
+    let recipe = TdxRecipe::up_to_date(unix_now());
+    let [rtmr0, rtmr1, rtmr2, rtmr3] = recipe.td.rtmr;
+    let measurement = format!(
+        "tee = \"tdx\"\nmr_td = \"{}\"\nrtmr0 = \"{rtmr0}\"\nrtmr1 = \"{rtmr1}\"\nrtmr2 = \"{rtmr2}\"\nrtmr3 = \"{rtmr3}\"\n",
+        recipe.td.mr_td
+    );
+    let machine = TestTdx::new(recipe, &rng)?;
+    Ok(Minted {
+        evidence: machine.quote(data, &rng)?,
+        collateral: machine.collateral().to_bytes(),
+        root: machine.root(),
+        measurement,
+    })
+}
+
+fn snp(data: ReportData) -> Result<Minted, SoftError> {
+    let rng = SystemRandom::new();
+    let recipe = SnpRecipe::sound(Product::Genoa, 3, unix_now());
+    let measurement = format!(
+        "tee = \"sev-snp\"\nmeasurement = \"{}\"\n",
+        recipe.measurement
+    );
+    let machine = TestSnp::new(recipe, &TestAmd::new(&rng)?, &rng)?;
+    Ok(Minted {
+        evidence: machine.report(data, &rng)?,
+        collateral: machine.collateral().to_bytes(),
+        root: machine.root(),
+        measurement,
+    })
+}
+
+fn unwritten(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::because(format_args!("cannot write {}", path.display()), error)
+}
