@@ -2,7 +2,7 @@
 
 mod support;
 
-use souk_crypto::{UnixTime, Verified, sign};
+use souk_crypto::{MAX_SKEW_S, UnixTime, Verified, sign};
 use souk_market::{
     capacity::{CAPACITY_LIFE_S, CAPACITY_PERIOD_S, Capacity, LogHead},
     directory::{CLAIM_LIFE_S, Directory, MAX_CONTRADICTIONS},
@@ -121,6 +121,22 @@ fn nobody_else_can_claim_for_a_node() {
         LogClaim::open(good.as_bytes(), &network()).expect("opens"),
         good
     );
+}
+
+#[test]
+fn a_key_speaks_for_its_node_until_its_list_has_ended() {
+    let node = Node::new(1);
+    let list = || node.sub_keys.open(&network()).expect("a list");
+    let (from, to) = (list().window.from(), list().window.to());
+    for (at, counts) in [
+        (from.minus_s(86_400), true),
+        (to.minus_s(1), true),
+        (to.plus_s(MAX_SKEW_S - 1), true),
+        (to.plus_s(MAX_SKEW_S), false),
+    ] {
+        let claim = LogClaim::of_capacity(list(), capacity(&node, 1, at, 7, 1));
+        assert_eq!(claim.is_ok(), counts, "{at:?}");
+    }
 }
 
 #[test]

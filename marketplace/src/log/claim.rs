@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use souk_crypto::{
-    LogPublicKey, NetworkId, NodeId, Signed, SubKeys, UnixTime, Verified, cbor,
+    LogPublicKey, MAX_SKEW_S, NetworkId, NodeId, Signed, SubKeys, UnixTime, Verified, cbor,
     sign::{self, OpenError},
 };
 
@@ -96,8 +96,10 @@ impl LogClaim {
         if *capacity.signer() != list.card_key {
             return Err(ClaimError::Parts("not signed by the card key of the list"));
         }
-        if !list.is_current(capacity.at) {
-            return Err(ClaimError::Parts("signed when the list did not hold"));
+        // What was signed before the list began counts: a key is often in a later list as well, and whoever has it could
+        // name any instant anyway. What it signs after the list has ended is not the node's word any more.
+        if capacity.at >= list.window.to().plus_s(MAX_SKEW_S) {
+            return Err(ClaimError::Parts("signed when the list had ended"));
         }
         let root = Hash(head.root.0);
         Ok(Self::new(
