@@ -1,13 +1,17 @@
 //! The node's side: leases into keepers and back. The states of a lease, as the disk tells them, are drawn in `docs/sandbox.md`.
 //!
+//! [`starting`] holds how one is started.
+//!
 //! Threat: a node that is killed between any two acts. What a lease has is found again from its folder and the lock in it,
 //! never from a process number, and nothing of a start that failed is left.
 
+mod starting;
+
 use std::{
+    collections::HashMap,
     error::Error as _,
-    fs::File,
     io,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Child,
@@ -31,19 +35,12 @@ use crate::{
     USER,
     cgroup::CgroupParent,
     clock::unix_ms,
-    order::{ANSWER_WITHIN, KeeperProgram, ask, host, order_keeper, probe},
+    order::{ANSWER_WITHIN, KeeperProgram, ask, host, probe},
     probe::Ability,
     process,
     state::{LeaseDir, StateDir},
-    uids,
-    wire::{self, Ask, Failure, Folders, Launch, Order, Outcome},
+    wire::{Ask, Launch},
 };
-
-/// How long a keeper may take to answer its order; longer than it gives the agent.
-const START_WITHIN: Duration = Duration::from_secs(15);
-
-/// Calls about one lease take turns; calls about leases of different locks run side by side.
-const LOCKS: usize = 32;
 
 /// What a [`Sandbox`] needs to know.
 #[derive(Clone, Debug)]
@@ -73,7 +70,8 @@ struct Inner {
     state: StateDir,
     cgroups: CgroupParent,
     ability: Ability,
-    locks: [Mutex<()>; LOCKS],
+    /// Calls about one lease take turns; calls about different ones run side by side. An entry lives as long as a call.
+    turns: Mutex<HashMap<LeaseId, Arc<Mutex<()>>>>,
     /// Held from the choice of a slot until the intent that takes it is on disk, and by whoever asks for the lock of a
     /// lease, so that two who ask do not take each other for its keeper.
     admission: Mutex<()>,
@@ -99,7 +97,7 @@ impl Sandbox {
             config,
             state,
             ability,
-            locks: std::array::from_fn(|_| Mutex::new(())),
+            turns: Mutex::default(),
             admission: Mutex::new(()),
             keepers: Mutex::new(vec![]),
         })))
@@ -217,171 +215,6 @@ impl Inner {
         std::path::absolute(path).map_err(|e| host("cannot name the image", self.state.path(), e))
     }
 
-    fn provision(&self, spec: &LeaseSpec) -> Result<Instance, BackendError> {
-        let lease = spec.lease;
-        self.reap_keepers();
-        let _turn = self.turn(lease);
-        match self.find(lease)? {
-            Found::Present(instance) if instance.state == InstanceState::Running => {
-                return Ok(instance);
-            }
-            Found::Present(_) => return Err(not_up(lease, "it has ended already")),
-            Found::Starting => return self.wait_started(lease),
-            Found::Nothing => {}
-        }
-        let closed = self.state.closed(lease);
-        if closed
-            .map_err(|e| unknown(lease, "reading its last sample", e))?
-            .is_some()
-        {
-            return Err(not_up(lease, "it was terminated already"));
-        }
-        self.refuse_what_cannot_be(spec)?;
-        let dir = self.state.lease(lease);
-        let order = self.admit(spec, &dir)?;
-        let started = self.launch(&order, &dir);
-        if started.is_err() {
-            self.remove_remains(&dir, &order.launch)?;
-        }
-        started
-    }
-
-    fn refuse_what_cannot_be(&self, spec: &LeaseSpec) -> Result<(), BackendError> {
-        let unsupported = |what: String| {
-            Err(BackendError::Unsupported {
-                lease: spec.lease,
-                what,
-            })
-        };
-        self.rootfs(spec.image)?;
-        let enforced = self.enforced();
-        if let Some(limit) = spec.required_limits.iter().find(|l| !enforced.contains(l)) {
-            return unsupported(format!("an enforced limit on {limit:?}").to_lowercase());
-        }
-        if spec.valid_to_unix_s <= unix_ms() / 1_000 {
-            return unsupported("an end that has passed".to_owned());
-        }
-        for (amount, least, name) in [
-            // The kernel takes no quota below one hundredth of a core.
-            (spec.resources.cpu_millicores, 10, "millicores"),
-            (spec.resources.memory_mib, 16, "MiB of memory"),
-            (spec.resources.disk_mib, 1, "MiB of disk"),
-            (spec.resources.max_processes, 1, "processes"),
-        ] {
-            if amount < least {
-                return unsupported(format!("{amount} {name}; the least is {least}"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Finds room for a lease and writes down that it is about to be started.
-    fn admit(&self, spec: &LeaseSpec, dir: &LeaseDir) -> Result<Admitted, BackendError> {
-        let lease = spec.lease;
-        let failed = |e| host("cannot write the state of a lease", self.state.path(), e);
-        let _admission = lock(&self.admission);
-        let mut used = spec.resources;
-        let mut slots = vec![false; uids::MAX_LEASES as usize];
-        for other in self.state.leases().map_err(failed)? {
-            let intent = self.state.lease(other).intent().map_err(failed)?;
-            if let Some(intent) = intent {
-                used = add(used, intent.spec.resources);
-                if let Some(slot) = slots.get_mut(intent.slot as usize) {
-                    *slot = true;
-                }
-            }
-        }
-        if let Some(what) = exceeds(&used, &self.config.total) {
-            let what = what.to_owned();
-            return Err(BackendError::Full { lease, what });
-        }
-        let Some(slot) = slots.iter().position(|taken| !taken) else {
-            let what = format!("{} leases at one time", uids::MAX_LEASES);
-            return Err(BackendError::Full { lease, what });
-        };
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .map_err(|e| host("cannot open a port on the loopback", self.state.path(), e))?;
-        let port = listener.local_addr().map_err(failed)?.port();
-        let slot = u32::try_from(slot).expect("below MAX_LEASES");
-        let launch = Launch {
-            spec: spec.clone(),
-            slot,
-            port,
-            ids: uids::plan(slot),
-            folders: Folders {
-                image: self.rootfs(spec.image)?,
-                scaffold: dir.scaffold(),
-            },
-            cgroup: self.cgroups.lease(lease),
-            memory_is_enforced: self.enforced().contains(&Limit::Memory),
-            overlay: self.ability.overlay,
-        };
-        dir.create().map_err(failed)?;
-        let held = dir.try_lock().map_err(failed)?;
-        let held = held.ok_or_else(|| not_up(lease, "another driver starts it"))?;
-        dir.write_intent(&launch).map_err(failed)?;
-        Ok(Admitted {
-            launch,
-            lock: held,
-            listener,
-        })
-    }
-
-    fn launch(&self, admitted: &Admitted, dir: &LeaseDir) -> Result<Instance, BackendError> {
-        let launch = &admitted.launch;
-        let lease = launch.spec.lease;
-        let io = |what: &'static str| move |e| host(what, self.state.path(), e);
-        let agent = open_agent(&self.config.agent)?;
-        let folder = |path: &Path| {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from)
-        };
-        let own = folder(dir.path()).map_err(io("cannot open the folder of a lease"))?;
-        let descriptors = [
-            admitted.lock.try_clone().map(OwnedFd::from),
-            admitted.listener.try_clone().map(OwnedFd::from),
-            Ok(agent),
-            Ok(own),
-        ];
-        let descriptors: Vec<OwnedFd> = descriptors
-            .into_iter()
-            .collect::<io::Result<_>>()
-            .map_err(io("cannot hand over descriptors"))?;
-        let order = Order::Launch(Box::new(launch.clone()));
-        let (child, socket) = order_keeper(&self.config.keeper, &order, &descriptors, START_WITHIN)
-            .map_err(io("cannot start a keeper"))?;
-        lock(&self.keepers).push(child);
-        match wire::receive::<Outcome>(&socket) {
-            Ok((Outcome::Up(host_key), _)) => {
-                Ok(instance(launch, InstanceState::Running, host_key))
-            }
-            Ok((Outcome::Failed { why, log }, _)) => Err(start_error(lease, why, &log)),
-            Ok((Outcome::Probed(_), _)) => Err(not_up(lease, "its keeper answered another order")),
-            Err(e) => {
-                self.stop_keeper(dir, lease)?;
-                Err(not_up(lease, &format!("its keeper did not answer: {e}")))
-            }
-        }
-    }
-
-    /// Waits for the end of a start that an earlier call, perhaps of an earlier process, has begun.
-    fn wait_started(&self, lease: LeaseId) -> Result<Instance, BackendError> {
-        let until = Instant::now() + START_WITHIN;
-        loop {
-            match self.find(lease)? {
-                Found::Present(instance) => return Ok(instance),
-                Found::Nothing => return Err(not_up(lease, "an earlier start failed")),
-                Found::Starting if Instant::now() >= until => {
-                    return Err(BackendError::Unknown {
-                        lease,
-                        what: "waiting for an earlier start".to_owned(),
-                    });
-                }
-                Found::Starting => std::thread::sleep(Duration::from_millis(10)),
-            }
-        }
-    }
-
     fn inspect(&self, lease: LeaseId) -> Result<Option<Instance>, BackendError> {
         self.reap_keepers();
         match self.find(lease)? {
@@ -465,7 +298,10 @@ impl Inner {
     }
 
     fn terminate(&self, lease: LeaseId) -> Result<UsageSample, BackendError> {
-        let _turn = self.turn(lease);
+        self.in_turn(lease, || self.terminate_now(lease))
+    }
+
+    fn terminate_now(&self, lease: LeaseId) -> Result<UsageSample, BackendError> {
         let dir = self.state.lease(lease);
         if !dir.exists() {
             return self.last_sample(lease, &dir);
@@ -526,20 +362,23 @@ impl Inner {
         removed.map_err(|e| unknown(lease, "removing what it left", e))
     }
 
-    fn turn(&self, lease: LeaseId) -> MutexGuard<'_, ()> {
-        lock(&self.locks[usize::from(lease.0[0]) % LOCKS])
+    /// Does something about a lease while nobody else does.
+    fn in_turn<T>(&self, lease: LeaseId, act: impl FnOnce() -> T) -> T {
+        let turn = Arc::clone(lock(&self.turns).entry(lease).or_default());
+        let done = {
+            let _turn = lock(&turn);
+            act()
+        };
+        drop(turn);
+        // Whoever waits for it holds it, too.
+        lock(&self.turns).retain(|_, turn| Arc::strong_count(turn) > 1);
+        done
     }
 
     /// Collects keepers of this process that have exited; those of earlier ones belong to the system's first process.
     fn reap_keepers(&self) {
         lock(&self.keepers).retain_mut(|keeper| matches!(keeper.try_wait(), Ok(None)));
     }
-}
-
-struct Admitted {
-    launch: Launch,
-    lock: File,
-    listener: TcpListener,
 }
 
 fn open_agent(path: &Path) -> Result<OwnedFd, BackendError> {
@@ -559,39 +398,6 @@ fn instance(launch: &Launch, state: InstanceState, host_key: souk_backend::HostK
         user: USER.to_owned(),
         host_key,
         valid_to_unix_s: launch.spec.valid_to_unix_s,
-    }
-}
-
-fn add(a: Resources, b: Resources) -> Resources {
-    Resources {
-        cpu_millicores: a.cpu_millicores.saturating_add(b.cpu_millicores),
-        memory_mib: a.memory_mib.saturating_add(b.memory_mib),
-        disk_mib: a.disk_mib.saturating_add(b.disk_mib),
-        max_processes: a.max_processes.saturating_add(b.max_processes),
-    }
-}
-
-/// The first resource of which more is used than there is.
-fn exceeds(used: &Resources, total: &Resources) -> Option<&'static str> {
-    [
-        (used.cpu_millicores, total.cpu_millicores, "CPU"),
-        (used.memory_mib, total.memory_mib, "memory"),
-        (used.disk_mib, total.disk_mib, "disk"),
-        (used.max_processes, total.max_processes, "processes"),
-    ]
-    .into_iter()
-    .find_map(|(used, total, name)| (used > total).then_some(name))
-}
-
-fn start_error(lease: LeaseId, why: Failure, log: &str) -> BackendError {
-    match why {
-        Failure::Stage(stage) => BackendError::Host {
-            what: format!("lease {lease} could not be started: {}", stage.stage),
-            hint: "see docs/sandbox.md for what the machine has to allow".to_owned(),
-            source: Some(io::Error::from_raw_os_error(stage.errno)),
-        },
-        Failure::Exited | Failure::Late if log.is_empty() => not_up(lease, &why.to_string()),
-        Failure::Exited | Failure::Late => not_up(lease, &format!("{why}: {}", log.trim())),
     }
 }
 

@@ -39,6 +39,24 @@ const MAX_CLOSED: usize = 4_096;
 /// Largest state file that is read.
 const MAX_FILE_BYTES: u64 = 64 << 10;
 
+/// Version of what an intent says. It rises when an earlier program would misunderstand a later one's. The questions that a keeper
+/// answers have none: a keeper of any age knows `sample` and `terminate`, and one that does not answer is killed.
+const INTENT_VERSION: u32 = 1;
+
+/// An intent as it lies on the disk.
+#[derive(Debug, Serialize, Deserialize)]
+struct Intent<T> {
+    /// Absent in those that were written before there were versions, which say the same as the first.
+    #[serde(default = "first_version")]
+    version: u32,
+    #[serde(flatten)]
+    launch: T,
+}
+
+const fn first_version() -> u32 {
+    1
+}
+
 /// The folder of all leases.
 #[derive(Clone, Debug)]
 pub(crate) struct StateDir {
@@ -194,12 +212,30 @@ impl LeaseDir {
         }
     }
 
+    /// What was to be started, as this or an earlier version of this program wrote it.
+    ///
+    /// # Errors
+    /// `Unsupported` where a later version did: what it means by it is not guessed.
     pub(crate) fn intent(&self) -> io::Result<Option<Launch>> {
-        read(&self.path.join("intent"))
+        let Some(intent) = read::<Intent<serde_json::Value>>(&self.path.join("intent"))? else {
+            return Ok(None);
+        };
+        if intent.version > INTENT_VERSION {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!(
+                    "its intent has version {}, and this program knows up to {INTENT_VERSION}: a later souk started it",
+                    intent.version
+                ),
+            ));
+        }
+        Ok(Some(serde_json::from_value(intent.launch)?))
     }
 
     pub(crate) fn write_intent(&self, launch: &Launch) -> io::Result<()> {
-        write(&self.path, "intent", launch, Survives::Machine)
+        let version = INTENT_VERSION;
+        let intent = Intent { version, launch };
+        write(&self.path, "intent", &intent, Survives::Machine)
     }
 
     pub(crate) fn keeper(&self) -> io::Result<Option<KeeperRecord>> {
@@ -295,9 +331,13 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
 
 #[cfg(test)]
 mod tests {
-    use souk_backend::Usage;
+    use souk_backend::{ImageHash, LeaseSpec, Limit, Resources, SshPublicKey, Usage};
 
     use super::*;
+    use crate::{
+        cgroup::CgroupParent,
+        wire::{Folders, Ids},
+    };
 
     const LEASE: LeaseId = LeaseId([3; 16]);
 
@@ -335,5 +375,56 @@ mod tests {
         fs::write(&path, "{").unwrap();
         let error = state.closed(LEASE).unwrap_err().to_string();
         assert!(error.contains(&LEASE.to_string()), "{error}");
+    }
+
+    #[test]
+    fn an_intent_of_an_earlier_program_is_read_and_one_of_a_later_program_is_refused_aloud() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path().to_owned()).unwrap();
+        let dir = state.lease(LEASE);
+        dir.create().unwrap();
+        let launch = Launch {
+            spec: LeaseSpec {
+                lease: LEASE,
+                image: ImageHash([1; 32]),
+                resources: Resources {
+                    cpu_millicores: 500,
+                    memory_mib: 64,
+                    disk_mib: 8,
+                    max_processes: 16,
+                },
+                required_limits: vec![Limit::Memory],
+                authorized_key: SshPublicKey([2; 32]),
+                valid_to_unix_s: 1_800_000_000,
+            },
+            slot: 3,
+            port: 4_321,
+            ids: Ids::Two { base: 100_000 },
+            cgroup: CgroupParent::find().lease(LEASE),
+            folders: Folders {
+                image: "/image".into(),
+                scaffold: dir.scaffold(),
+            },
+            memory_is_enforced: true,
+            overlay: false,
+        };
+        dir.write_intent(&launch).unwrap();
+        let path = dir.path().join("intent");
+        let mut written: serde_json::Value =
+            serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(written["version"], INTENT_VERSION);
+
+        // As programs wrote it before there were versions.
+        written.as_object_mut().unwrap().remove("version");
+        fs::write(&path, serde_json::to_vec(&written).unwrap()).unwrap();
+        let read = dir.intent().unwrap().unwrap();
+        assert_eq!((read.port, read.spec), (launch.port, launch.spec));
+
+        written["version"] = (INTENT_VERSION + 1).into();
+        written["what"] = "nobody knows yet".into();
+        fs::write(&path, serde_json::to_vec(&written).unwrap()).unwrap();
+        let error = dir.intent().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+        assert!(error.to_string().contains("a later souk"), "{error}");
     }
 }
