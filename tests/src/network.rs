@@ -157,11 +157,19 @@ impl Network {
     /// # Panics
     /// If it still runs, or does not start.
     pub fn start_provider_again(&mut self, name: &str) {
+        self.start_provider_again_as(name, &programs::souk());
+    }
+
+    /// As [`Self::start_provider_again`], with another program.
+    ///
+    /// # Panics
+    /// If it still runs, or does not start.
+    pub fn start_provider_again_as(&mut self, name: &str, program: &Path) {
         let bootstrap = self.mixes_addresses();
         let folder = self.provider().folder.clone();
         let config = self.config(Some(Role::Provider), &folder, bootstrap, None);
         fs::write(folder.join("souk.toml"), config).expect("written");
-        self.nodes[0].start_again(name);
+        self.nodes[0].start_again(name, program);
     }
 
     fn mixes_addresses(&self) -> Vec<String> {
@@ -378,7 +386,7 @@ impl NodeUnderTest {
         &mut self.process
     }
 
-    fn start_again(&mut self, name: &str) {
+    fn start_again(&mut self, name: &str, program: &Path) {
         assert!(self.process.ended().is_some(), "{name} still runs");
         assert!(self.host.is_none(), "{name} was on a host of its own");
         let ready_file = self.folder.join("ready.json");
@@ -386,7 +394,7 @@ impl NodeUnderTest {
         if ready_file.exists() {
             fs::remove_file(&ready_file).expect("it is ours");
         }
-        let command = node_command(&self.folder.join("souk.toml"), &ready_file);
+        let command = node_command_of(program, &self.folder.join("souk.toml"), &ready_file);
         (self.process, self.ready) = start_process(name, command, &self.folder);
     }
 
@@ -400,6 +408,27 @@ impl NodeUnderTest {
     #[must_use]
     pub fn resident_kib(&self) -> u64 {
         self.process.resident_kib()
+    }
+
+    /// Runs a command of the command line against this node, one that prints one JSON value.
+    ///
+    /// # Panics
+    /// If it fails or prints something else.
+    #[must_use]
+    pub fn json(&self, args: &[&str]) -> Value {
+        let output = succeed(&mut self.souk(args));
+        serde_json::from_slice(&output.stdout).expect("one JSON value")
+    }
+
+    /// A command of the command line against this node.
+    #[must_use]
+    pub fn souk(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(programs::souk());
+        command
+            .args(args)
+            .arg("--config")
+            .arg(self.folder.join("souk.toml"));
+        command
     }
 
     /// What `souk status` says; `None` while the node does not answer.
@@ -448,7 +477,11 @@ fn start_process(name: &str, command: Command, folder: &Path) -> (Process, Value
 /// `souk node run` with a configuration.
 #[must_use]
 pub fn node_command(config: &Path, ready_file: &Path) -> Command {
-    let mut command = Command::new(programs::souk());
+    node_command_of(&programs::souk(), config, ready_file)
+}
+
+fn node_command_of(program: &Path, config: &Path, ready_file: &Path) -> Command {
+    let mut command = Command::new(program);
     command
         .args(["node", "run", "--config"])
         .arg(config)

@@ -266,8 +266,13 @@ impl Publisher {
                     .collect();
                 List::new(fitting).expect("cut to what fits")
             }),
-            prices: sales.as_ref().map(|sales| sales.prices.clone()),
-            policy: sales.map(|sales| sales.policy).unwrap_or_default(),
+            // They hold for who comes back, and say how much work a message has to show.
+            prices: profile.sales.as_ref().map(|sales| sales.prices.clone()),
+            policy: profile
+                .sales
+                .as_ref()
+                .map(|sales| sales.policy.clone())
+                .unwrap_or_default(),
             evidence: List::empty(),
             succeeds: None,
         };

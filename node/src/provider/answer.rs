@@ -93,7 +93,10 @@ impl Surbs {
                 }
                 Ok(false) => continue,
                 Err(error) => {
-                    tracing::error!(%error, "a reply was not sent: its SURB could not be journalled");
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "a reply was not sent: its SURB could not be journalled"
+                    );
                     return false;
                 }
             }
@@ -171,7 +174,10 @@ fn seal(shared: &Shared, to: &Addressee<'_>, body: Body) -> Option<message::Repl
         Ok(bytes) => message::Reply::new(bytes),
         Err(error) => {
             // The requester may have named a key that is none; everything else would be our bug.
-            tracing::warn!(%error, "a reply could not be sealed");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "a reply could not be sealed"
+            );
             None
         }
     }

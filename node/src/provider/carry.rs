@@ -79,7 +79,12 @@ impl DirectPort {
             Ok::<_, io::Error>((listener, address))
         };
         let (listener, address) = open()
-            .inspect_err(|error| tracing::warn!(%error, "no port for a direct lease"))
+            .inspect_err(|error| {
+                tracing::warn!(
+                    error = error as &dyn std::error::Error,
+                    "no port for a direct lease"
+                )
+            })
             .ok()?;
         let task = tokio::spawn(accept(listener, instance));
         Some(Self { address, task })

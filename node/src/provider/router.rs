@@ -402,7 +402,10 @@ impl Router {
             Ok((id, ended)) => (id, ended),
             Err(error) => {
                 // The next round takes the lease up again from its record.
-                tracing::error!(%error, "the task of a lease panicked");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the task of a lease panicked"
+                );
                 (error.id(), Ended::Rests)
             }
         };

@@ -47,7 +47,10 @@ use tokio::sync::{mpsc, oneshot};
 use self::{
     database::Reopenable,
     frame::{decode, unframe},
-    writer::{Encoded, Job, LEASES, LOG, LOST_LEASE, META, Op, Outcome, QUARANTINE, REQUESTS},
+    writer::{
+        ACKNOWLEDGED, Encoded, Job, LEASES, LOG, LOST_LEASE, META, Op, Outcome, QUARANTINE,
+        REQUESTS,
+    },
 };
 
 /// Name of the database in its directory.
@@ -372,6 +375,19 @@ impl Store {
         self.write(vec![Op::Acknowledge(lease.0, signed)])
             .await
             .map(drop)
+    }
+
+    /// What the holder signed to agree to its final statement; none where it did not, and the lease is as complete without.
+    ///
+    /// # Errors
+    /// [`StoreError`], also where the row is damaged.
+    pub fn acknowledgement(&self, lease: LeaseId) -> Result<Option<Vec<u8>>, StoreError> {
+        let row = self.read(|db| {
+            let table = db.begin_read()?.open_table(ACKNOWLEDGED)?;
+            Ok(table.get(lease.0)?.map(|row| row.value().to_vec()))
+        })?;
+        let signed = row.map(|row| unframe("acknowledged", &lease.0, &row).map(<[u8]>::to_vec));
+        Ok(signed.transpose()?)
     }
 
     /// The record of a lease.

@@ -21,7 +21,7 @@ pub(super) const REQUESTS: TableDefinition<[u8; 32], &[u8]> = table("requests");
 pub(super) const LOG: TableDefinition<u64, &[u8]> = table("log");
 pub(super) const META: TableDefinition<&str, &[u8]> = table("meta");
 /// Signed agreements of holders to their final statements.
-const ACKNOWLEDGED: TableDefinition<[u8; 16], &[u8]> = table("acknowledged");
+pub(super) const ACKNOWLEDGED: TableDefinition<[u8; 16], &[u8]> = table("acknowledged");
 /// Fingerprints of SURBs that were used, with the epoch they die in.
 pub(super) const SPENT: TableDefinition<[u8; 32], u64> = table("spent-surbs");
 /// Rows that could not be read, as they were, by table and key.

@@ -9,7 +9,31 @@ use souk_market::{
 };
 
 use super::{LeaseTask, state_of};
-use crate::{failpoint::failpoint, provider::answer::Addressee, store::LogRecord};
+use crate::{
+    failpoint::failpoint,
+    provider::answer::Addressee,
+    store::{PublishError, StoreError},
+};
+
+/// Why a final statement cannot be made.
+#[derive(Debug, thiserror::Error)]
+enum StatementError {
+    /// The lease is closed, and the log has no entry of it.
+    #[error("it has no log entry")]
+    NoEntry,
+    /// What only provider and holder know is missing.
+    #[error("its log entry has no opening")]
+    NoOpening,
+    /// The entry.
+    #[error("its log entry cannot be read")]
+    Entry(#[from] StoreError),
+    /// The tiles.
+    #[error("its log entry cannot be proven")]
+    Proof(#[from] PublishError),
+    /// The log has outgrown what a reply holds.
+    #[error("it does not fit a reply")]
+    TooLarge,
+}
 
 impl LeaseTask {
     pub(super) async fn reply(&mut self, reply: Reply) {
@@ -106,7 +130,7 @@ impl LeaseTask {
             }
             Err(error) => {
                 self.owed = false;
-                tracing::error!(lease = %self.lease(), %error, "the statement cannot be sent");
+                tracing::error!(lease = %self.lease(), error = &error as &dyn std::error::Error, "the statement cannot be sent");
                 self.send(self.status()).await;
             }
         }
@@ -114,57 +138,52 @@ impl LeaseTask {
         self.owed &= !self.surbs.is_empty();
     }
 
-    async fn final_statement(&mut self) -> Result<Option<FinalStatement>, String> {
-        let index = self.record.log_index.ok_or("it has no log entry")?;
+    async fn final_statement(&mut self) -> Result<Option<FinalStatement>, StatementError> {
+        use StatementError as E;
+        let index = self.record.log_index.ok_or(E::NoEntry)?;
         if self.head.borrow_and_update().size <= index {
             return Ok(None);
         }
-        let record = self
-            .shared
-            .store
-            .log_record(index)
-            .map_err(|e| e.to_string())?;
-        let record = record.ok_or("its log entry is missing")?;
-        let opening = record.opening.ok_or("its log entry has no opening")?;
+        let record = self.shared.store.log_record(index)?.ok_or(E::NoEntry)?;
+        let opening = record.opening.ok_or(E::NoOpening)?;
         let proven = self
             .shared
             .publisher
             .lock()
             .await
             .prove(index, &record.entry);
-        let Some(proven) = proven.map_err(|e| e.to_string())? else {
+        let Some(proven) = proven? else {
             return Ok(None);
         };
         let path = proven.proof.path.iter().flat_map(|hash| hash.0).collect();
-        let too_large = "it does not fit a reply";
         Ok(Some(FinalStatement {
             lease: self.lease(),
-            statement: Blob::new(opening.statement).ok_or(too_large)?,
+            statement: Blob::new(opening.statement).ok_or(E::TooLarge)?,
             salt: opening.salt,
-            entry: Blob::new(record.entry).ok_or(too_large)?,
+            entry: Blob::new(record.entry).ok_or(E::TooLarge)?,
             index,
-            path: Blob::new(path).ok_or(too_large)?,
-            checkpoint: Blob::new(proven.checkpoint.into_bytes()).ok_or(too_large)?,
+            path: Blob::new(path).ok_or(E::TooLarge)?,
+            checkpoint: Blob::new(proven.checkpoint.into_bytes()).ok_or(E::TooLarge)?,
         }))
     }
 
     pub(super) async fn acknowledge(&mut self, statement: Digest, signed: Vec<u8>) {
-        let record = self
-            .record
-            .log_index
-            .map(|index| self.shared.store.log_record(index));
-        let is_right = matches!(
-            record,
-            Some(Ok(Some(LogRecord { opening: Some(opening), .. })))
-                if *blake3::hash(&opening.statement).as_bytes() == statement.0
-        );
-        if !is_right {
+        let record = match self.record.log_index {
+            Some(index) => self.shared.store.log_record(index),
+            None => Ok(None),
+        };
+        let record = record.unwrap_or_else(|error| {
+            tracing::error!(lease = %self.lease(), error = &error as &dyn std::error::Error, "a statement cannot be read");
+            None
+        });
+        let own = record.and_then(|record| record.opening);
+        if own.is_none_or(|own| *blake3::hash(&own.statement).as_bytes() != statement.0) {
             self.instead = Some(Reason::WrongStatement);
             return;
         }
         failpoint!(BeforeAcknowledgement);
         if let Err(error) = self.shared.store.acknowledge(self.lease(), signed).await {
-            tracing::error!(lease = %self.lease(), %error, "an acknowledgement was not kept");
+            tracing::error!(lease = %self.lease(), error = &error as &dyn std::error::Error, "an acknowledgement was not kept");
             return;
         }
         failpoint!(Acknowledged);

@@ -92,6 +92,8 @@ pub(super) struct Faults {
     pub(super) made_but_denied: bool,
     /// Calls to terminate find nothing and say that all is well: the backend does not show yet what it has.
     pub(super) terminate_sees_nothing: bool,
+    /// Calls to terminate this one never return.
+    pub(super) terminate_hangs: Option<souk_backend::LeaseId>,
     /// Machines that lists do not show yet, or still show.
     pub(super) lists_miss: Vec<souk_backend::LeaseId>,
     pub(super) lists_keep: Vec<Instance>,
@@ -315,6 +317,9 @@ impl Backend for Machines {
     }
 
     async fn terminate(&self, lease: souk_backend::LeaseId) -> Result<UsageSample, BackendError> {
+        if self.faults().terminate_hangs == Some(lease) {
+            std::future::pending::<()>().await;
+        }
         {
             let mut faults = self.faults.lock().expect("not poisoned");
             if faults.terminate_fails > 0 {

@@ -3,6 +3,7 @@
 mod clocks;
 mod harness;
 mod leaving;
+mod pressure;
 mod reconcile;
 mod relays;
 #[path = "../../../../marketplace/tests/support/mod.rs"]
@@ -19,7 +20,7 @@ use souk_market::{
     },
     refusal::Reason,
     reply::{Body, Endpoint, FinalStatement, LeaseState},
-    request::Action,
+    request::{Action, HolderRequest},
     statement::{Outcome, Statement},
     units::{Counter, Digest, DurationS, ImageHash, LeaseId, Meter, Money},
 };
@@ -130,6 +131,13 @@ async fn a_lease_goes_from_envelope_to_proven_statement() {
     assert_eq!(statement(&mut world, &tenant).await.0, account);
     world.stop().await;
     world.assert_silent();
+
+    let (store, _) = Store::open(world.directory.path()).await.expect("opens");
+    let kept = store.acknowledgement(account.lease).expect("read");
+    let kept = souk_crypto::sign::open::<HolderRequest>(&kept.expect("kept"), &network());
+    let kept = kept.expect("signed by the holder");
+    assert_eq!(kept.holder, tenant.keys.holder.public());
+    assert_eq!(kept.action, agreed(&last.statement));
 }
 
 #[tokio::test]
