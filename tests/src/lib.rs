@@ -15,6 +15,8 @@ mod process;
 mod programs;
 mod requester;
 mod search;
+#[cfg(feature = "proof")]
+pub mod simulation;
 
 pub use capture::{Capture, Frames};
 pub use hosts::{Host, Lan};
