@@ -95,6 +95,8 @@ pub struct Publisher {
     key: LogKey,
     frontier: Frontier,
     note: String,
+    /// The file of the last checkpoint is there.
+    is_shown: bool,
 }
 
 impl Publisher {
@@ -115,6 +117,7 @@ impl Publisher {
             key,
             frontier: Frontier::new(),
             note: String::new(),
+            is_shown: false,
         };
         match publisher.last_head(store)? {
             Some(head) => publisher.resume(store, head)?,
@@ -132,10 +135,16 @@ impl Publisher {
         let size = store.log_size()?;
         if size > self.size() {
             failpoint!(BeforeTiles);
+            let signed = self.frontier.clone();
             self.extend(store, size)?;
             failpoint!(TilesWritten);
-            self.sign(store).await?;
+            if let Err(error) = self.sign(store).await {
+                // What is not signed is not the head: no proof may lead to it, and the next attempt signs it.
+                self.frontier = signed;
+                return Err(error);
+            }
         }
+        self.show()?;
         Ok(size)
     }
 
@@ -233,7 +242,7 @@ impl Publisher {
             }
         }
         self.note = head.note;
-        self.directory.write(CHECKPOINT, self.note.as_bytes())
+        Ok(())
     }
 
     /// Writes the tiles and bundles by which the tree of `size` differs from the current one, durably.
@@ -281,7 +290,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Signs the current tree: first the row, then the file.
+    /// Signs the current tree and writes the row; the file comes after it.
     async fn sign(&mut self, store: &Store) -> Result<(), PublishError> {
         let checkpoint = Checkpoint::new(self.origin.clone(), self.size(), self.root());
         let note = checkpoint.sign(&self.key).to_string();
@@ -293,8 +302,17 @@ impl Publisher {
         store.put_meta(CHECKPOINT, encode(&head)).await?;
         failpoint!(CheckpointRowWritten);
         self.note = note;
-        self.directory.write(CHECKPOINT, self.note.as_bytes())?;
-        failpoint!(CheckpointPublished);
+        self.is_shown = false;
+        Ok(())
+    }
+
+    /// Writes the file of the last checkpoint, unless it is there.
+    fn show(&mut self) -> Result<(), PublishError> {
+        if !self.is_shown {
+            self.directory.write(CHECKPOINT, self.note.as_bytes())?;
+            self.is_shown = true;
+            failpoint!(CheckpointPublished);
+        }
         Ok(())
     }
 }

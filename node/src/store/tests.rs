@@ -291,12 +291,9 @@ impl StorageBackend for SmallDisk {
     }
 }
 
-#[tokio::test]
-async fn a_full_disk_is_an_error_that_loses_nothing_and_passes_when_there_is_room() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = directory.path().join(FILE);
-    let bytes = Arc::new(AtomicU64::new(u64::MAX));
-    let (file, disk) = (path.clone(), Arc::clone(&bytes));
+/// Opens the store on a disk whose size the test sets.
+async fn open_on_small_disk(path: &Path, bytes: &Arc<AtomicU64>) -> (Store, Found) {
+    let (file, disk) = (path.to_owned(), Arc::clone(bytes));
     let opener = move || {
         let file = std::fs::OpenOptions::new()
             .read(true)
@@ -311,7 +308,17 @@ async fn a_full_disk_is_an_error_that_loses_nothing_and_passes_when_there_is_roo
         };
         Database::builder().create_with_backend(backend)
     };
-    let (store, _) = Store::open_with(path.clone(), opener).await.expect("opens");
+    Store::open_with(path.to_owned(), opener)
+        .await
+        .expect("opens")
+}
+
+#[tokio::test]
+async fn a_full_disk_is_an_error_that_loses_nothing_and_passes_when_there_is_room() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join(FILE);
+    let bytes = Arc::new(AtomicU64::new(u64::MAX));
+    let (store, _) = open_on_small_disk(&path, &bytes).await;
     store.accept(record(1)).await.expect("written");
     store.append(vec![entry(0)], None).await.expect("appended");
 
@@ -396,6 +403,29 @@ async fn append(store: &Store, n: std::ops::Range<u64>) {
         .append(n.map(entry).collect(), None)
         .await
         .expect("appended");
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_found_no_room_proves_nothing_and_is_signed_when_there_is() {
+    let log = Log::new();
+    let bytes = Arc::new(AtomicU64::new(u64::MAX));
+    let (store, _) = open_on_small_disk(&log.directory.path().join(FILE), &bytes).await;
+    let mut publisher = log.publisher(&store).await.expect("opens");
+    append(&store, 0..1).await;
+    bytes.store(0, Ordering::SeqCst);
+    assert!(publisher.publish(&store).await.is_err());
+    assert_eq!(publisher.size(), 0);
+    assert_eq!(
+        publisher
+            .prove(0, &entry(0).entry)
+            .expect("no tile is read"),
+        None
+    );
+    bytes.store(u64::MAX, Ordering::SeqCst);
+    assert_eq!(publisher.publish(&store).await.expect("published"), 1);
+    assert_eq!(log.checkpoint().size(), 1);
+    let proven = publisher.prove(0, &entry(0).entry).expect("tiles");
+    assert_eq!(proven.expect("covered").checkpoint, publisher.checkpoint());
 }
 
 #[tokio::test]

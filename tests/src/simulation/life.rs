@@ -258,7 +258,7 @@ async fn start(world: &Shared, log: &Path, dead: &Arc<AtomicBool>) -> Result<Lif
         }],
         messages: to_read,
         replies: Arc::new(SimulatedMix(world.clone())),
-        relays: Arc::new(OneRelay(node.node.public())),
+        relays: Arc::new(FaultyRelays(world.clone())),
         offering,
         epochs: keys.epochs,
         clock: Arc::new(SimulatedClock(world.clone())),
@@ -346,6 +346,7 @@ pub(super) fn bring_about(world: &Shared, effect: Effect, running: Option<&Life>
             }
             state.disk.set_full(is_full);
         }
+        Effect::Settle => state.settle(),
         Effect::Withdraw => {
             let Some(life) = running else { return };
             let leases = life.provider.leases();
@@ -361,13 +362,23 @@ pub(super) fn bring_about(world: &Shared, effect: Effect, running: Option<&Life>
     }
 }
 
-/// One relay that knows every token at once.
-struct OneRelay(NodeId);
+/// Relays that let every token in, unless they are away.
+struct FaultyRelays(Shared);
 
 #[async_trait]
-impl Relays for OneRelay {
-    async fn admit(&self, _: RelayToken, _: Duration) -> Vec<NodeId> {
-        vec![self.0]
+impl Relays for FaultyRelays {
+    fn knows(&self, _: &NodeId) -> bool {
+        true
+    }
+
+    async fn admit(&self, _: RelayToken, _: Duration, relays: &[NodeId]) -> Vec<NodeId> {
+        self.0.alive().await;
+        let mut state = self.0.lock();
+        if !state.is_settling && state.steps.happens("the relays are away", 5) {
+            state.fault("relays-away");
+            return Vec::new();
+        }
+        relays.to_vec()
     }
 
     fn dismiss(&self, _: RelayToken) {}

@@ -80,6 +80,7 @@ pub const FAULTS: &[&str] = &[
     "provision-error-with-effect",
     "provision-error-without-effect",
     "provision-slow",
+    "relays-away",
     "requester-killed",
     "sample-fails",
     "sample-hangs",
@@ -217,6 +218,9 @@ fn prepare(world: &Shared) {
 fn chaos(world: &Shared, log: &Path) -> u64 {
     let mut deaths = 0;
     for _ in 0..MAX_LIVES {
+        if world.lock().is_settling {
+            break;
+        }
         let ending = {
             let mut guard = world.lock();
             let state = &mut *guard;
@@ -230,7 +234,14 @@ fn chaos(world: &Shared, log: &Path) -> u64 {
                 _ => None,
             }
         };
-        let ended = live(world, log, ending, CHAOS_MS, |_, _| false);
+        // The last life either goes on without faults, with whatever hangs in it, or begins anew.
+        let until = if ending.is_none() && world.lock().steps.happens("it goes on", 60) {
+            world.lock().settle_at(CHAOS_MS);
+            CHAOS_MS + SETTLE_MS
+        } else {
+            CHAOS_MS
+        };
+        let ended = live(world, log, ending, until, everything_is_over);
         match ended {
             Ended::Over => break,
             Ended::Died => deaths += 1,
@@ -271,19 +282,15 @@ fn pass(world: &Shared, until_ms: u64) {
 
 /// All faults stop, and everything comes to its end.
 fn settle(world: &Shared, log: &Path) {
-    let until = {
-        let mut guard = world.lock();
-        let state = &mut *guard;
-        let now = state.now_ms();
-        state.is_settling = true;
-        state.settled_at_ms = Some(now);
-        state.disk.set_full(false);
-        for who in 0..state.requesters.len() {
-            state.later(1, Effect::Wake { who });
-        }
-        now + SETTLE_MS
-    };
-    live(world, log, None, until, everything_is_over);
+    let was_settled = world.lock().is_settling;
+    if !was_settled {
+        let until = {
+            let mut state = world.lock();
+            state.settle();
+            state.now_ms() + SETTLE_MS
+        };
+        live(world, log, None, until, everything_is_over);
+    }
     // In some runs one sees how closed leases are forgotten.
     let forgets = world.lock().steps.choose("time goes on", 8) == 0;
     if forgets {
@@ -299,7 +306,8 @@ fn settle(world: &Shared, log: &Path) {
 fn everything_is_over(world: &Shared, provider: &Provider) -> bool {
     let state = world.lock();
     let now = state.wall();
-    provider.leases().is_empty()
+    state.is_settling
+        && provider.leases().is_empty()
         && state.machines.running.is_empty()
         && !state.may_make_machines()
         && state.requesters.iter().all(|requester| {

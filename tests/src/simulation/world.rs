@@ -66,6 +66,8 @@ pub(super) enum Effect {
     DiskFull(bool),
     /// The operator ends a lease.
     Withdraw,
+    /// All faults are over.
+    Settle,
 }
 
 /// How a life of the provider ends.
@@ -168,6 +170,22 @@ impl World {
     /// Time runs with the clock of this runtime from now on, or stands.
     pub(super) fn runs(&mut self, runs: bool) {
         self.time = (self.now_ms(), runs.then(Instant::now));
+    }
+
+    /// All faults are over at an instant.
+    pub(super) fn settle_at(&mut self, at_ms: u64) {
+        let after = at_ms.saturating_sub(self.now_ms());
+        self.later(after, Effect::Settle);
+    }
+
+    /// All faults are over; whatever hangs goes on hanging.
+    pub(super) fn settle(&mut self) {
+        self.is_settling = true;
+        self.settled_at_ms = Some(self.now_ms());
+        self.disk.set_full(false);
+        for who in 0..self.requesters.len() {
+            self.later(1, Effect::Wake { who });
+        }
     }
 
     /// Time passes while nobody lives.
