@@ -13,6 +13,18 @@ impl Instances {
         Self(fs::canonicalize(folder).expect("the folder is there"))
     }
 
+    /// The leases that instances are kept for, each as often as there are keepers for it, in rising order.
+    #[cfg(feature = "proof")]
+    pub(crate) fn leases(&self) -> Vec<String> {
+        let mut leases: Vec<_> = self
+            .keepers()
+            .into_iter()
+            .filter_map(|pid| self.files(pid).find_map(|path| lease_in(&path)))
+            .collect();
+        leases.sort_unstable();
+        leases
+    }
+
     /// Process ids of the keepers, each of which dies with its instance and takes it along, in rising order.
     pub(crate) fn keepers(&self) -> Vec<u32> {
         let processes = fs::read_dir("/proc").expect("Linux has it");
@@ -30,13 +42,28 @@ impl Instances {
         if arguments.split(|byte| *byte == 0).nth(1) != Some(b"sandbox-keeper") {
             return false;
         }
-        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-            return false;
-        };
+        self.files(pid).next().is_some()
+    }
+
+    /// What a process holds open below the folder.
+    fn files(&self, pid: u32) -> impl Iterator<Item = PathBuf> {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))
+            .into_iter()
+            .flatten();
         descriptors
             .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
-            .any(|target| target.starts_with(&self.0))
+            .filter(|target| target.starts_with(&self.0))
     }
+}
+
+/// The lease whose folder a path lies in: an id in hex.
+#[cfg(feature = "proof")]
+fn lease_in(path: &Path) -> Option<String> {
+    let names = path.components().rev();
+    names
+        .filter_map(|name| name.as_os_str().to_str())
+        .find(|name| name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        .map(str::to_owned)
 }
 
 impl Drop for Instances {

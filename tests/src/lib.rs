@@ -17,6 +17,8 @@ mod requester;
 mod search;
 #[cfg(feature = "proof")]
 pub mod simulation;
+#[cfg(feature = "proof")]
+pub mod sweep;
 
 pub use capture::{Capture, Frames};
 pub use hosts::{Host, Lan};

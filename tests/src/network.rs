@@ -247,6 +247,17 @@ impl Network {
         NodeUnderTest::start(&name, role, folder, command, host)
     }
 
+    /// What a node of this network is configured with, for a fixture that runs it by itself.
+    #[cfg(feature = "proof")]
+    pub(crate) fn provider_config(&self, folder: &Path) -> String {
+        let bootstrap = self
+            .mixes()
+            .iter()
+            .flat_map(NodeUnderTest::addresses)
+            .collect();
+        self.config(Some(Role::Provider), folder, bootstrap, None)
+    }
+
     fn write_config(&self, role: Role, folder: &Path, host: Option<&Host>) -> PathBuf {
         fs::create_dir(folder).expect("a new folder");
         let known = match self.plan.discovery {

@@ -1,0 +1,323 @@
+//! The crash sweep: real nodes, real sandboxes, real requesters, and a provider that is killed at every step of a lease.
+//!
+//! ```text
+//!   start, with a failpoint ─► rent ─► end ─► … killed ─► look ─► start again ─► … ─► all is over ─► killed ─► look
+//! ```
+//!
+//! One run is one lease. Runs take the failpoints in turn, then instants at random. Mixes are shared by all runs; several
+//! providers live side by side, each with runs of its own, because a run mostly waits. What is looked at is what anybody
+//! with the machine can see: the processes that keep instances, the files of the provider while it is dead, and what the
+//! requester was told.
+
+mod look;
+mod provider;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use serde_json::Value;
+use souk_node::failpoint::{Failpoint, PlantedBug};
+
+use self::provider::Provider;
+use crate::{
+    network::{Network, Plan},
+    process::Process,
+    requester::Requester,
+    simulation::{Invariant, Violation},
+};
+
+/// How long one run may take; more is a promise broken.
+const RUN_PATIENCE: Duration = Duration::from_secs(120);
+/// Between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Longest time into a run of a kill at random.
+const LONGEST_LIFE_MS: u32 = 4_000;
+
+/// What is swept.
+#[derive(Clone, Debug)]
+pub struct Sweep {
+    /// How many leases.
+    pub runs: u64,
+    /// What instants of death are drawn from.
+    pub seed: u64,
+    /// Providers that live side by side.
+    pub workers: u64,
+    /// The bug that is planted.
+    pub bug: Option<PlantedBug>,
+    /// These failpoints only; all that processes reach if there are none.
+    pub points: Vec<Failpoint>,
+    /// Ends with the first promise that is broken.
+    pub stops: bool,
+}
+
+/// How a provider is killed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kill {
+    /// At the nth time that it comes to a failpoint.
+    At(Failpoint, u32),
+    /// At an instant after its start.
+    After(Duration),
+}
+
+/// What came of a sweep.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// Leases.
+    pub runs: u64,
+    /// Providers that died by their kill, at whichever step.
+    pub deaths: u64,
+    /// Deaths by failpoint.
+    pub died_at: BTreeMap<Failpoint, u64>,
+    /// Times that each failpoint was passed.
+    pub hits: BTreeMap<Failpoint, u64>,
+    /// Leases that ended with a proven statement.
+    pub closed: u64,
+    /// Leases that were refused.
+    pub refused: u64,
+    /// Promises that were broken, with the run.
+    pub failures: Vec<(String, Violation)>,
+}
+
+impl Swept {
+    /// Failpoints that processes reach and that were never passed.
+    #[must_use]
+    pub fn unreached(&self) -> Vec<&'static str> {
+        Failpoint::ALL
+            .iter()
+            .filter(|point| point.is_reached_by_processes() && !self.hits.contains_key(point))
+            .map(|point| point.name())
+            .collect()
+    }
+}
+
+/// Sweeps.
+///
+/// # Panics
+/// If the network does not start.
+#[must_use]
+pub fn sweep(plan: &Sweep) -> Swept {
+    let network = Network::start(&Plan {
+        mixes: 4,
+        mean_delay_ms: 1,
+        sells: false,
+        direct: false,
+    });
+    let points: Vec<_> = if plan.points.is_empty() {
+        let all = Failpoint::ALL.iter().copied();
+        all.filter(|point| point.is_reached_by_processes())
+            .collect()
+    } else {
+        plan.points.clone()
+    };
+    let next = AtomicU64::new(0);
+    let swept = Mutex::new(Swept::default());
+    thread::scope(|scope| {
+        for worker in 0..plan.workers {
+            let (network, points, next, swept) = (&network, &points, &next, &swept);
+            scope.spawn(move || {
+                let mut provider = Provider::set_up(network, worker, plan.bug);
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= plan.runs {
+                        break;
+                    }
+                    let kill = kill(plan.seed, number, points);
+                    let run = run(network, &mut provider, number, kill);
+                    let mut swept = swept.lock().unwrap_or_else(PoisonError::into_inner);
+                    swept.add(number, kill, run);
+                    if plan.stops && !swept.failures.is_empty() {
+                        next.store(plan.runs, Ordering::Relaxed);
+                    }
+                }
+                let hits = provider.hits();
+                let mut swept = swept.lock().unwrap_or_else(PoisonError::into_inner);
+                for (point, count) in hits {
+                    *swept.hits.entry(point).or_default() += count;
+                }
+            });
+        }
+    });
+    swept.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The failpoints in turn, every third time an instant in their place.
+fn kill(seed: u64, number: u64, points: &[Failpoint]) -> Kill {
+    let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9).wrapping_add(number));
+    let round = number / points.len() as u64;
+    if round % 3 == 2 {
+        let ms = rng.random_range(1..LONGEST_LIFE_MS);
+        return Kill::After(Duration::from_millis(ms.into()));
+    }
+    let point = points[usize::try_from(number).unwrap_or(0) % points.len()];
+    // Steps that every row passes are also met later in a life.
+    let nth = if matches!(point, Failpoint::BeforeCommit | Failpoint::Committed) {
+        rng.random_range(1..16)
+    } else {
+        1
+    };
+    Kill::At(point, nth)
+}
+
+/// What came of one run.
+#[derive(Default)]
+struct Run {
+    died: bool,
+    stage: String,
+    violations: Vec<Violation>,
+}
+
+impl Swept {
+    fn add(&mut self, number: u64, kill: Kill, run: Run) {
+        self.runs += 1;
+        self.deaths += u64::from(run.died);
+        if let (true, Kill::At(point, _)) = (run.died, kill) {
+            *self.died_at.entry(point).or_default() += 1;
+        }
+        self.closed += u64::from(run.stage == "closed");
+        self.refused += u64::from(run.stage == "refused");
+        let failures = run.violations.into_iter();
+        self.failures
+            .extend(failures.map(|violation| (format!("run {number}, {kill:?}"), violation)));
+    }
+}
+
+/// One lease with one death in it.
+fn run(network: &Network, provider: &mut Provider, number: u64, kill: Kill) -> Run {
+    let mut run = Run::default();
+    let requester = network.requester(&format!("requester{number}"), None);
+    let start = Instant::now();
+    provider.start(Some(kill));
+    let mut scene = Scene {
+        provider,
+        requester: &requester,
+        run: &mut run,
+        start,
+        kill: Some(kill),
+    };
+    scene.play();
+    let stage = stage(&requester);
+    run.stage = stage.unwrap_or_default();
+    // Whatever was promised must hold while it is dead, too.
+    provider.kill();
+    run.violations.extend(provider.look(&requester, true));
+    run
+}
+
+/// What the requester knows of its lease.
+fn stage(requester: &Requester) -> Option<String> {
+    let output = requester.souk(&["leases", "--json"]).output().ok()?;
+    let leases: Value = serde_json::from_slice(&output.stdout).ok()?;
+    let stages = leases.as_array()?.iter();
+    // Where the first provider of a rent has no room the next one is asked; there is one only.
+    stages
+        .filter_map(|lease| lease["stage"].as_str().map(str::to_owned))
+        .next_back()
+}
+
+/// The name of the lease that the requester knows of.
+fn name(requester: &Requester) -> Option<String> {
+    let output = requester.souk(&["leases", "--json"]).output().ok()?;
+    let leases: Value = serde_json::from_slice(&output.stdout).ok()?;
+    Some(leases.as_array()?.last()?["name"].as_str()?.to_owned())
+}
+
+struct Scene<'a> {
+    provider: &'a mut Provider,
+    requester: &'a Requester,
+    run: &'a mut Run,
+    start: Instant,
+    kill: Option<Kill>,
+}
+
+impl Scene<'_> {
+    /// Rents, ends, and asks until it is told.
+    fn play(&mut self) {
+        let id = self.provider.id().to_owned();
+        let rent = [
+            "rent",
+            "--json",
+            "--provider",
+            &id,
+            "--duration-s",
+            "90",
+            "--cpu-millicores",
+            "200",
+            "--memory-mib",
+            "128",
+            "--disk-mib",
+            "16",
+        ];
+        self.act(&rent);
+        while self.start.elapsed() < RUN_PATIENCE {
+            let Some(name) = name(self.requester) else {
+                // Nothing was stored, so nothing has left: it is asked for anew.
+                self.act(&rent);
+                continue;
+            };
+            match stage(self.requester).as_deref() {
+                Some("closed" | "refused") => break,
+                Some("requested") => self.act(&["rent", "--json", "--resume", &name]),
+                _ => self.act(&["end", "--json", "--wait-s", "10", &name]),
+            }
+        }
+        if self.start.elapsed() >= RUN_PATIENCE {
+            let stage = stage(self.requester);
+            self.broken(Invariant::RequesterIsTold, format!("it is still {stage:?}"));
+        }
+        self.settle();
+    }
+
+    /// Lets a command of the requester run to its end, whatever the provider does meanwhile.
+    fn act(&mut self, arguments: &[&str]) {
+        let command = self.requester.souk(arguments);
+        let mut process = Process::start(arguments[0], command, self.requester.folder());
+        while process.ended().is_none() {
+            self.tend();
+            thread::sleep(LOOK_AGAIN);
+            if self.start.elapsed() > 2 * RUN_PATIENCE {
+                process.kill();
+            }
+        }
+    }
+
+    /// Kills the provider when its time has come, and starts it again when it is dead.
+    fn tend(&mut self) {
+        if let Some(Kill::After(life)) = self.kill
+            && self.start.elapsed() >= life
+        {
+            self.provider.kill();
+        }
+        if self.provider.is_dead() {
+            self.run.died |= self.kill.take().is_some();
+            let seen = self.provider.look(self.requester, false);
+            self.run.violations.extend(seen);
+            self.provider.start(None);
+        }
+    }
+
+    /// Nothing is left of the lease soon after its requester has been told.
+    fn settle(&mut self) {
+        let start = Instant::now();
+        while !self.provider.instances().is_empty() {
+            self.tend();
+            if start.elapsed() > RUN_PATIENCE {
+                let left = self.provider.instances();
+                self.broken(Invariant::NoOrphan, format!("{left:?} are still there"));
+                return;
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    fn broken(&mut self, invariant: Invariant, seen: String) {
+        self.run.violations.push(Violation { invariant, seen });
+    }
+}
