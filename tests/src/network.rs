@@ -492,6 +492,8 @@ pub fn node_command(config: &Path, ready_file: &Path) -> Command {
 }
 
 fn node_command_of(program: &Path, config: &Path, ready_file: &Path) -> Command {
+/// The same of another build of the program.
+pub(crate) fn node_command_of(program: &Path, config: &Path, ready_file: &Path) -> Command {
     let mut command = Command::new(program);
     command
         .args(["node", "run", "--config"])

@@ -14,6 +14,13 @@ pub fn agent() -> PathBuf {
     program("SOUK_AGENT_BIN", "souk-agent")
 }
 
+/// The command line with failpoints, for a provider that is to be killed.
+#[cfg(feature = "proof")]
+#[must_use]
+pub(crate) fn souk_with_failpoints() -> PathBuf {
+    program("SOUK_PROOF_BIN", "souk-with-failpoints")
+}
+
 fn program(variable: &str, name: &str) -> PathBuf {
     let path = env::var_os(variable).map_or_else(
         || {

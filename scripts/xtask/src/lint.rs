@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    deps,
+    deps, proof,
     run::{Parts, cargo, output, root, run},
 };
 
@@ -31,6 +31,12 @@ pub(crate) fn all() -> Result<()> {
             "warnings",
         ]))
     });
+    let _ = parts.time("clippy of the proof", || {
+        let mut clippy = cargo(&["clippy", "--all-targets", "--quiet"]);
+        clippy.args(proof::FEATURES).args(["--", "-D", "warnings"]);
+        run(clippy)
+    });
+    let _ = parts.time("releases without failpoints", no_failpoints_by_default);
     let _ = parts.time("doc", || {
         let mut doc = cargo(&[
             "doc",
@@ -57,6 +63,28 @@ pub(crate) fn all() -> Result<()> {
     });
     let _ = parts.time("advisories", advisories);
     parts.finish()
+}
+
+/// Nothing turns on failpoints or planted bugs unless it is asked to.
+fn no_failpoints_by_default() -> Result<()> {
+    let tree = output(cargo(&[
+        "tree",
+        "--locked",
+        "--package",
+        "souk",
+        "--edges",
+        "normal,build",
+        "--format",
+        "{p} {f}",
+    ]))?;
+    let with: Vec<_> = tree
+        .lines()
+        .filter(|line| line.contains("failpoints") || line.contains("planted-bugs"))
+        .collect();
+    if !with.is_empty() {
+        bail!("in a release by default:\n  {}", with.join("\n  "));
+    }
+    Ok(())
 }
 
 /// Known vulnerabilities, where the RustSec database can be reached; where it cannot, that is said.

@@ -7,6 +7,8 @@
 //! cargo xtask lint               fmt, clippy, doc, deny, deps, file lengths
 //! cargo xtask deps               crate dependencies point down only
 //! cargo xtask fuzz [--seconds N] every fuzz target for N seconds
+//! cargo xtask simulate [args…]   seeds of the simulation, or one of them step by step
+//! cargo xtask crash-sweep […]    a real provider, killed at every step of a lease
 //! ```
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a build tool")]
 
@@ -14,6 +16,7 @@ mod build;
 mod deps;
 mod fuzz;
 mod lint;
+mod proof;
 mod run;
 mod test;
 
@@ -29,7 +32,9 @@ usage: cargo xtask <command>
   test [filter…]     build, then run all tests (CI=true: a skipped test is a failure)
   lint               fmt, clippy, doc, deny, deps, file lengths
   deps               check that crate dependencies point down only
-  fuzz [--seconds N] run every fuzz target for N seconds (default 10)";
+  fuzz [--seconds N] run every fuzz target for N seconds (default 10)
+  simulate [args…]   run seeds of the simulation (--seeds N, --trace FILE, --replay FILE, --json)
+  crash-sweep [args…] kill a real provider at every step of a lease (--runs N, --json)";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -54,6 +59,8 @@ fn command(args: &[String]) -> Result<ExitCode> {
         "lint" => lint::all().map(|()| ExitCode::SUCCESS),
         "deps" => deps::check().map(|()| ExitCode::SUCCESS),
         "fuzz" => fuzz::all(rest).map(|()| ExitCode::SUCCESS),
+        "simulate" => proof::simulate(rest),
+        "crash-sweep" => proof::crash_sweep(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
             Ok(ExitCode::SUCCESS)

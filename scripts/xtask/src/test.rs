@@ -7,13 +7,14 @@
 use std::{
     env,
     io::{BufRead as _, BufReader},
+    path::Path,
     process::Stdio,
 };
 
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    build,
+    build, proof,
     run::{Parts, cargo, run},
 };
 
@@ -28,32 +29,25 @@ pub(crate) fn all(filter: &[String]) -> Result<()> {
         return parts.finish();
     };
     let built = parts.time("build of the tests", || {
-        run(cargo(&[
-            "test",
-            "--workspace",
-            "--locked",
-            "--no-run",
-            "--quiet",
-        ]))
+        let mut build = cargo(&["test", "--no-run", "--quiet"]);
+        build.args(proof::FEATURES);
+        run(build)?;
+        proof::build()
     });
-    if built.is_ok() {
+    if let Ok(proof) = built {
         // Judged by `finish`.
-        let _ = parts.time("tests", || tests(&programs, filter));
+        let _ = parts.time("tests", || tests(&programs, &proof, filter));
     }
     parts.finish()
 }
 
-fn tests(programs: &build::Programs, filter: &[String]) -> Result<()> {
-    let mut command = cargo(&[
-        "test",
-        "--workspace",
-        "--locked",
-        "--no-fail-fast",
-        "--",
-        "--show-output",
-    ]);
+fn tests(programs: &build::Programs, proof: &Path, filter: &[String]) -> Result<()> {
+    let mut command = cargo(&["test", "--no-fail-fast"]);
     command
+        .args(proof::FEATURES)
+        .args(["--", "--show-output"])
         .args(filter)
+        .env("SOUK_PROOF_BIN", proof)
         .env("SOUK_BIN", &programs.souk)
         .env("SOUK_AGENT_BIN", &programs.agent)
         .stdout(Stdio::piped());

@@ -17,9 +17,11 @@ use super::{
     world::{Shared, World},
 };
 
-/// What is allowed beyond the period of reconciliation once all faults are over: the longest pause between two attempts to
-/// terminate, a call that was on its way, and what a life that has just begun needs.
-const GRACE_S: u64 = 60 + 30 + 20;
+/// What a deadline may be exceeded by beyond the period of reconciliation once all faults are over: a call that hangs, the
+/// pause after it, and what a life that has just begun needs.
+const CALL_S: u64 = 60 + 60 + 30;
+/// The same for an instance that nobody owns: a list that hangs, the grace, a removal that hangs, and the pause after it.
+const ORPHAN_S: u64 = 30 + 120 + 60 + 64 + 30;
 
 /// The files of the published log.
 struct Files(PathBuf);
@@ -163,15 +165,15 @@ pub(super) fn now(world: &Shared) {
         .collect();
     for (lease, valid_to, made_ms) in leases {
         let record = state.row_on_disk(lease);
-        let allowed_ms = (RECONCILE_S + GRACE_S) * 1_000;
         let over_ms = match record.as_ref().map(|record| record.row.phase()) {
             // Nobody owns it: it is to be found and removed, from when it is there.
             None | Some(Phase::Closed { .. }) => {
                 let since = settled_ms.max(made_ms);
-                (now_ms > since + allowed_ms).then_some(Invariant::NoOrphan)
+                (now_ms > since + (RECONCILE_S + ORPHAN_S) * 1_000).then_some(Invariant::NoOrphan)
             }
             Some(_) => {
                 let deadline = record.map_or(valid_to, |record| record.row.terms().valid_to().0);
+                let allowed_ms = (RECONCILE_S + CALL_S) * 1_000;
                 let late_ms = wall_ms.saturating_sub(deadline * 1_000);
                 let is_late = late_ms > allowed_ms && now_ms > settled_ms + allowed_ms;
                 is_late.then_some(Invariant::NoLeasePastItsDeadline)

@@ -60,6 +60,7 @@ fn settings() -> Settings {
         forget_period: Duration::from_secs(300),
         provision_s: 60,
         retention_s: RETENTION_S,
+        doubt: Duration::from_secs(300),
         ..Settings::default()
     }
 }
@@ -345,6 +346,14 @@ pub(super) fn bring_about(world: &Shared, effect: Effect, running: Option<&Life>
                 state.fault("disk-full");
             }
             state.disk.set_full(is_full);
+        }
+        Effect::ClockStep(by_s) => {
+            state.fault(if by_s < 0 {
+                "clock-set-back"
+            } else {
+                "clock-set-forward"
+            });
+            state.step_clock(by_s);
         }
         Effect::Settle => state.settle(),
         Effect::Withdraw => {

@@ -58,11 +58,15 @@ use self::{
 const CHAOS_MS: u64 = 720_000;
 /// How long everything may take to come to its end after that: the longest lease, and what reconciliation may need.
 const SETTLE_MS: u64 = 1_200_000;
+/// By how much the clock of the wall is set at most, in seconds; less than what closed leases are remembered for.
+const CLOCK_STEP_S: u32 = 1_800;
 /// Lives in one run at most; more would be a provider that cannot start.
 const MAX_LIVES: u32 = 64;
 
 /// Every fault, by the name it is counted under; a batch that never made one of them has shown less than it says.
 pub const FAULTS: &[&str] = &[
+    "clock-set-back",
+    "clock-set-forward",
     "disk-full",
     "instance-mute",
     "list-fails",
@@ -206,6 +210,13 @@ fn prepare(world: &Shared) {
         state.later(from, Effect::DiskFull(true));
         state.later(from + lasts, Effect::DiskFull(false));
     }
+    if state.steps.happens("the clock is set", 30) {
+        let after = state
+            .steps
+            .delay_ms("the clock is set after", 1_000, 600_000);
+        let by_s = i64::from(state.steps.choose("the clock is set by", 2 * CLOCK_STEP_S));
+        state.later(after, Effect::ClockStep(by_s - i64::from(CLOCK_STEP_S)));
+    }
     if state.steps.happens("the operator ends a lease", 25) {
         let after = state
             .steps
@@ -297,7 +308,7 @@ fn settle(world: &Shared, log: &Path) {
         let until = {
             let mut state = world.lock();
             state.must_have_forgotten = true;
-            state.now_ms() + (life::RETENTION_S + 700) * 1_000
+            state.now_ms() + (life::RETENTION_S + u64::from(CLOCK_STEP_S) + 700) * 1_000
         };
         live(world, log, None, until, |_, _| false);
     }

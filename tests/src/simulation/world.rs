@@ -16,7 +16,11 @@ use async_trait::async_trait;
 use rand::{CryptoRng, SeedableRng as _, rngs::StdRng};
 use souk_backend::LeaseId;
 use souk_crypto::UnixTime;
-use souk_market::{lifecycle::Phase, units::RequestId};
+use souk_market::{
+    lifecycle::Phase,
+    moment::{ClockWatch, Moment, SteadyTime},
+    units::RequestId,
+};
 use souk_node::{
     failpoint::Failpoint,
     provider::{Clock, Randomness},
@@ -66,6 +70,8 @@ pub(super) enum Effect {
     DiskFull(bool),
     /// The operator ends a lease.
     Withdraw,
+    /// The clock of the wall is set, by so many seconds.
+    ClockStep(i64),
     /// All faults are over.
     Settle,
 }
@@ -88,6 +94,7 @@ pub(super) struct World {
     pub(super) crypto: StdRng,
     /// Milliseconds at the start of this life, and that start; milliseconds alone while nobody lives.
     time: (u64, Option<Instant>),
+    wall_offset_s: i64,
     queue: BTreeMap<(u64, u64), Effect>,
     queued: u64,
     pub(super) machines: Machines,
@@ -126,6 +133,7 @@ impl World {
             steps,
             crypto,
             time: (0, None),
+            wall_offset_s: 0,
             queue: BTreeMap::new(),
             queued: 0,
             machines: Machines::default(),
@@ -159,7 +167,7 @@ impl World {
 
     /// The clock of the wall, in milliseconds.
     pub(super) fn wall_ms(&self) -> u64 {
-        support::NOW.0 * 1_000 + self.now_ms()
+        (support::NOW.0 * 1_000 + self.now_ms()).saturating_add_signed(self.wall_offset_s * 1_000)
     }
 
     /// The clock of the wall.
@@ -170,6 +178,11 @@ impl World {
     /// Time runs with the clock of this runtime from now on, or stands.
     pub(super) fn runs(&mut self, runs: bool) {
         self.time = (self.now_ms(), runs.then(Instant::now));
+    }
+
+    /// The clock of the wall is set.
+    pub(super) fn step_clock(&mut self, by_s: i64) {
+        self.wall_offset_s += by_s;
     }
 
     /// All faults are over at an instant.
@@ -399,8 +412,17 @@ impl Clock for SimulatedClock {
         self.0.lock().wall()
     }
 
+    fn moment(&self) -> Moment {
+        let world = self.0.lock();
+        Moment {
+            wall: world.wall(),
+            steady: SteadyTime(Duration::from_millis(world.now_ms())),
+        }
+    }
+
     async fn sleep_until(&self, at: UnixTime) {
-        while self.now() < at {
+        let mut watch = ClockWatch::new(self.boot(), self.moment());
+        while self.now() < at && watch.observe(self.moment()).is_none() {
             let left = Duration::from_secs(at.since_s(self.now()));
             sleep(left.min(LOOK).max(Duration::from_millis(100))).await;
         }

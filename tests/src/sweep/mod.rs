@@ -38,6 +38,8 @@ use crate::{
 const RUN_PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Leases that a run asks for at most, until its provider has died.
+const MAX_RENTS: u32 = 4;
 /// Longest time into a run of a kill at random.
 const LONGEST_LIFE_MS: u32 = 4_000;
 
@@ -108,7 +110,7 @@ pub fn sweep(plan: &Sweep) -> Swept {
         mixes: 4,
         mean_delay_ms: 1,
         sells: false,
-        direct: false,
+        ..Plan::default()
     });
     let points: Vec<_> = if plan.points.is_empty() {
         let all = Failpoint::ALL.iter().copied();
@@ -170,7 +172,8 @@ fn kill(seed: u64, number: u64, points: &[Failpoint]) -> Kill {
 #[derive(Default)]
 struct Run {
     died: bool,
-    stage: String,
+    closed: bool,
+    refused: u64,
     violations: Vec<Violation>,
 }
 
@@ -181,8 +184,8 @@ impl Swept {
         if let (true, Kill::At(point, _)) = (run.died, kill) {
             *self.died_at.entry(point).or_default() += 1;
         }
-        self.closed += u64::from(run.stage == "closed");
-        self.refused += u64::from(run.stage == "refused");
+        self.closed += u64::from(run.closed);
+        self.refused += run.refused;
         let failures = run.violations.into_iter();
         self.failures
             .extend(failures.map(|violation| (format!("run {number}, {kill:?}"), violation)));
@@ -201,32 +204,54 @@ fn run(network: &Network, provider: &mut Provider, number: u64, kill: Kill) -> R
         run: &mut run,
         start,
         kill: Some(kill),
+        rents: 0,
+        said: String::new(),
     };
     scene.play();
-    let stage = stage(&requester);
-    run.stage = stage.unwrap_or_default();
+    let leases = leases(&requester);
+    run.closed = leases.iter().any(|lease| lease.stage == "closed");
+    run.refused = leases
+        .iter()
+        .filter(|lease| lease.stage == "refused")
+        .count() as u64;
     // Whatever was promised must hold while it is dead, too.
     provider.kill();
     run.violations.extend(provider.look(&requester, true));
     run
 }
 
-/// What the requester knows of its lease.
-fn stage(requester: &Requester) -> Option<String> {
-    let output = requester.souk(&["leases", "--json"]).output().ok()?;
-    let leases: Value = serde_json::from_slice(&output.stdout).ok()?;
-    let stages = leases.as_array()?.iter();
-    // Where the first provider of a rent has no room the next one is asked; there is one only.
-    stages
-        .filter_map(|lease| lease["stage"].as_str().map(str::to_owned))
-        .next_back()
+/// A lease as its requester knows it.
+struct Known {
+    name: String,
+    stage: String,
 }
 
-/// The name of the lease that the requester knows of.
-fn name(requester: &Requester) -> Option<String> {
-    let output = requester.souk(&["leases", "--json"]).output().ok()?;
-    let leases: Value = serde_json::from_slice(&output.stdout).ok()?;
-    Some(leases.as_array()?.last()?["name"].as_str()?.to_owned())
+impl Known {
+    /// Nothing more will be heard of it.
+    fn is_over(&self) -> bool {
+        matches!(self.stage.as_str(), "closed" | "refused")
+    }
+}
+
+fn leases(requester: &Requester) -> Vec<Known> {
+    let output = requester.souk(&["leases", "--json"]).output();
+    let leases: Value = output
+        .ok()
+        .and_then(|output| serde_json::from_slice(&output.stdout).ok())
+        .unwrap_or_default();
+    let known = |lease: &Value| {
+        let text = |field: &str| lease[field].as_str().map(str::to_owned);
+        Some(Known {
+            name: text("name")?,
+            stage: text("stage")?,
+        })
+    };
+    leases
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(known)
+        .collect()
 }
 
 struct Scene<'a> {
@@ -235,6 +260,9 @@ struct Scene<'a> {
     run: &'a mut Run,
     start: Instant,
     kill: Option<Kill>,
+    rents: u32,
+    /// What the last command of the requester said.
+    said: String,
 }
 
 impl Scene<'_> {
@@ -255,22 +283,29 @@ impl Scene<'_> {
             "--disk-mib",
             "16",
         ];
-        self.act(&rent);
-        while self.start.elapsed() < RUN_PATIENCE {
-            let Some(name) = name(self.requester) else {
-                // Nothing was stored, so nothing has left: it is asked for anew.
-                self.act(&rent);
-                continue;
-            };
-            match stage(self.requester).as_deref() {
-                Some("closed" | "refused") => break,
-                Some("requested") => self.act(&["rent", "--json", "--resume", &name]),
-                _ => self.act(&["end", "--json", "--wait-s", "10", &name]),
+        loop {
+            let known = leases(self.requester);
+            let open = known.iter().find(|lease| !lease.is_over());
+            if self.start.elapsed() >= RUN_PATIENCE {
+                if let Some(lease) = open {
+                    let seen = format!("{} is still {}; {}", lease.name, lease.stage, self.said);
+                    self.broken(Invariant::RequesterIsTold, seen);
+                }
+                break;
             }
-        }
-        if self.start.elapsed() >= RUN_PATIENCE {
-            let stage = stage(self.requester);
-            self.broken(Invariant::RequesterIsTold, format!("it is still {stage:?}"));
+            match open {
+                Some(lease) if lease.stage == "requested" => {
+                    self.act(&["rent", "--json", "--resume", &lease.name]);
+                }
+                Some(lease) => self.act(&["end", "--json", "--wait-s", "10", &lease.name]),
+                // A provider that has just started may not know the relays yet, and refuses; it is asked again, so that
+                // its death is met.
+                None if known.is_empty() || (self.kill.is_some() && self.rents < MAX_RENTS) => {
+                    self.rents += 1;
+                    self.act(&rent);
+                }
+                None => break,
+            }
         }
         self.settle();
     }
@@ -286,6 +321,7 @@ impl Scene<'_> {
                 process.kill();
             }
         }
+        self.said = process.said();
     }
 
     /// Kills the provider when its time has come, and starts it again when it is dead.

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     instances::Instances,
-    network::{Network, node_command},
+    network::{Network, node_command_of},
     process::{PATIENCE, Process, succeed},
     programs,
     requester::Requester,
@@ -88,7 +88,8 @@ impl Provider {
         let ready_file = self.ready_file();
         // The file of an earlier life says nothing of this one.
         let _ = fs::remove_file(&ready_file);
-        let mut command = node_command(&self.config, &ready_file);
+        let program = programs::souk_with_failpoints();
+        let mut command = node_command_of(&program, &self.config, &ready_file);
         command.env(HITS_VARIABLE, self.folder.join("hits"));
         if let Some(bug) = self.bug {
             command.env(BUG_VARIABLE, bug.name());

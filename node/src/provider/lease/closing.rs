@@ -68,6 +68,7 @@ impl LeaseTask {
     /// What the one transaction is there to prevent: an entry without its row, for a moment.
     async fn close_in_two(&self, entry: LogRecord) -> Result<u64, StoreError> {
         let index = self.shared.store.append(vec![entry], None).await?;
+        failpoint!(Closed);
         let closed = LeaseRecord {
             log_index: index,
             ..self.record.clone()
