@@ -491,7 +491,6 @@ pub fn node_command(config: &Path, ready_file: &Path) -> Command {
     node_command_of(&programs::souk(), config, ready_file)
 }
 
-fn node_command_of(program: &Path, config: &Path, ready_file: &Path) -> Command {
 /// The same of another build of the program.
 pub(crate) fn node_command_of(program: &Path, config: &Path, ready_file: &Path) -> Command {
     let mut command = Command::new(program);
