@@ -6,6 +6,7 @@
 use std::{io, time::Duration};
 
 use minicbor::{Decode, Encode};
+use souk_wire::Malformed;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     time::timeout,
@@ -45,6 +46,12 @@ pub enum FrameError {
     /// The stream broke.
     #[error("the stream broke")]
     Io(#[source] io::Error),
+}
+
+impl From<Malformed> for FrameError {
+    fn from(_: Malformed) -> Self {
+        Self::Malformed
+    }
 }
 
 impl FrameError {
@@ -140,7 +147,7 @@ where
     S: AsyncRead + Unpin,
     T: for<'b> Decode<'b, ()>,
 {
-    decode(&read(stream, cap, idle).await?)
+    Ok(souk_wire::decode(&read(stream, cap, idle).await?)?)
 }
 
 /// Encodes and writes one frame.
@@ -149,21 +156,7 @@ where
     S: AsyncWrite + Unpin,
     T: Encode<()>,
 {
-    let body = minicbor::to_vec(message).expect("writing to a vector cannot fail");
-    write(stream, &body).await
-}
-
-fn decode<T>(body: &[u8]) -> Result<T, FrameError>
-where
-    T: for<'b> Decode<'b, ()>,
-{
-    let mut decoder = minicbor::Decoder::new(body);
-    let message = decoder.decode().map_err(|_| FrameError::Malformed)?;
-    if decoder.position() == body.len() {
-        Ok(message)
-    } else {
-        Err(FrameError::Malformed)
-    }
+    write(stream, &souk_wire::encode(message)).await
 }
 
 #[cfg(test)]
@@ -206,8 +199,8 @@ mod tests {
 
     #[test]
     fn trailing_bytes_are_malformed() {
-        assert!(matches!(decode::<u8>(&[1]), Ok(1)));
-        assert!(matches!(decode::<u8>(&[1, 2]), Err(FrameError::Malformed)));
+        assert_eq!(souk_wire::decode::<u8>(&[1]), Ok(1));
+        assert_eq!(souk_wire::decode::<u8>(&[1, 2]), Err(Malformed));
     }
 
     proptest! {

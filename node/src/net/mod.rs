@@ -61,8 +61,8 @@ pub use origin::Origin;
 pub use peers::{ConnectError, NetInfo, Peers, PublishError};
 pub(crate) use rate::TokenBucket;
 pub use relay::{
-    MAX_REGISTRATIONS, RelayConnectError, RelayRegistrations, RelayStream, RelayToken,
-    RelayedStream, WARM_RELAYS, connect_via,
+    MAX_REGISTRATIONS, RelayConnectError, RelayRegistrations, RelayStream, RelayedStream,
+    WARM_RELAYS, connect_via,
 };
 pub use snapshot::{
     MAX_OBJECTS, MAX_SNAPSHOT_BYTES, Snapshot, SnapshotError, SnapshotHead, SnapshotSource,

@@ -16,17 +16,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use minicbor::{
-    Decode, Encode,
-    bytes::{ByteArray, ByteSlice},
-};
 use souk_crypto::NodeId;
+use souk_wire::cards::{
+    HEAD_CAP, Head, PAGE_BYTES, REQUEST_CAP, Request, Status, Wanted, decode_page, encode_page,
+    pages,
+};
 use tokio::{io::AsyncWriteExt as _, sync::Semaphore, time::timeout};
 
 use super::{
     conduct::Offence,
     frame::{self, FrameError},
-    gossip::MAX_CARD_BYTES,
     names::What,
     peers::Peers,
     rate::PeerRates,
@@ -38,15 +37,6 @@ pub const MAX_OBJECTS: usize = 32_768;
 
 /// Bytes of objects in one snapshot, 32 MiB.
 pub const MAX_SNAPSHOT_BYTES: usize = 32 << 20;
-
-/// Bytes of one page on the wire; a page closes before the object that would not fit.
-const PAGE_BYTES: usize = 64 * 1024;
-
-/// Objects on one page: what fits when they are as small as a signature lets them be.
-const MAX_PAGE_OBJECTS: usize = PAGE_BYTES / 64;
-
-const REQUEST_CAP: usize = 16;
-const HEAD_CAP: usize = 96;
 
 /// How long each side waits for the other's next frame.
 const IDLE: Duration = Duration::from_secs(15);
@@ -109,44 +99,6 @@ pub enum SnapshotError {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-#[cbor(index_only)]
-enum Wanted {
-    #[n(0)]
-    Head,
-    #[n(1)]
-    All,
-}
-
-#[derive(Debug, Encode, Decode)]
-#[cbor(map)]
-struct Request {
-    #[n(0)]
-    wanted: Wanted,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-#[cbor(index_only)]
-enum Status {
-    #[n(0)]
-    Ok,
-    #[n(1)]
-    Busy,
-}
-
-#[derive(Debug, Encode, Decode)]
-#[cbor(map)]
-struct Head {
-    #[n(0)]
-    status: Status,
-    #[n(1)]
-    epoch: u64,
-    #[n(2)]
-    root: ByteArray<32>,
-    #[n(3)]
-    objects: u32,
-}
-
 impl Peers {
     /// Asks a connected node for the head of its card set.
     ///
@@ -169,7 +121,7 @@ impl Peers {
         while objects.len() < head.objects {
             let page = frame::read(&mut stream, PAGE_BYTES, IDLE).await?;
             let room = head.objects - objects.len();
-            let added = read_page(&page, room, &mut objects)?;
+            let added = decode_page(&page, room, &mut objects).map_err(FrameError::from)?;
             total += added;
             if total > MAX_SNAPSHOT_BYTES {
                 let (len, cap) = (total, MAX_SNAPSHOT_BYTES);
@@ -198,29 +150,6 @@ async fn ask(stream: &mut PeerStream, wanted: Wanted) -> Result<SnapshotHead, Sn
             objects: head.objects as usize,
         }),
     }
-}
-
-/// Adds the objects of a page and returns their bytes. An empty page, or one with more objects than are missing, is malformed.
-fn read_page(page: &[u8], room: usize, objects: &mut Vec<Bytes>) -> Result<usize, FrameError> {
-    let mut decoder = minicbor::Decoder::new(page);
-    let malformed = |_| FrameError::Malformed;
-    let count = decoder.array().map_err(malformed)?.unwrap_or(0);
-    if count == 0 || count > room.min(MAX_PAGE_OBJECTS) as u64 {
-        return Err(FrameError::Malformed);
-    }
-    let mut added = 0;
-    for _ in 0..count {
-        let object = decoder.bytes().map_err(malformed)?;
-        if object.len() > MAX_CARD_BYTES {
-            return Err(FrameError::Malformed);
-        }
-        added += object.len();
-        objects.push(Bytes::copy_from_slice(object));
-    }
-    if decoder.position() != page.len() {
-        return Err(FrameError::Malformed);
-    }
-    Ok(added)
 }
 
 /// Answers all who ask.
@@ -271,81 +200,4 @@ async fn answer(
         }
     }
     stream.shutdown().await.map_err(FrameError::Io)
-}
-
-/// Splits objects into pages that fit [`PAGE_BYTES`].
-fn pages(mut objects: &[Bytes]) -> impl Iterator<Item = &[Bytes]> {
-    // Longest head of a byte string of at most MAX_CARD_BYTES, and of the array.
-    const STRING_HEAD: usize = 3;
-    const ARRAY_HEAD: usize = 3;
-    std::iter::from_fn(move || {
-        let mut bytes = ARRAY_HEAD;
-        let fitting = objects
-            .iter()
-            .take(MAX_PAGE_OBJECTS)
-            .take_while(|object| {
-                bytes += STRING_HEAD + object.len();
-                bytes <= PAGE_BYTES
-            })
-            .count();
-        let (page, rest) = objects.split_at(fitting);
-        objects = rest;
-        (!page.is_empty()).then_some(page)
-    })
-}
-
-fn encode_page(page: &[Bytes]) -> Vec<u8> {
-    let page: Vec<&ByteSlice> = page.iter().map(|object| (&**object).into()).collect();
-    minicbor::to_vec(page).expect("writing to a vector cannot fail")
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn read_all(pages: &[Vec<u8>], objects: usize) -> Result<Vec<Bytes>, FrameError> {
-        let mut read = Vec::new();
-        for page in pages {
-            let room = objects - read.len();
-            read_page(page, room, &mut read)?;
-        }
-        Ok(read)
-    }
-
-    proptest! {
-        #[test]
-        fn pages_hold_every_object_once_and_in_order(
-            sizes in proptest::collection::vec(0..=MAX_CARD_BYTES, 0..200)
-        ) {
-            let objects: Vec<Bytes> =
-                sizes.iter().enumerate().map(|(i, n)| vec![i as u8; *n].into()).collect();
-            let pages: Vec<_> = pages(&objects).map(encode_page).collect();
-            for page in &pages {
-                prop_assert!(page.len() <= PAGE_BYTES);
-            }
-            prop_assert_eq!(read_all(&pages, objects.len()).unwrap(), objects);
-        }
-
-        #[test]
-        fn hostile_pages_are_refused_or_bounded(page in proptest::collection::vec(any::<u8>(), 0..512)) {
-            let mut objects = Vec::new();
-            if let Ok(added) = read_page(&page, 4, &mut objects) {
-                prop_assert!(objects.len() <= 4 && added <= page.len());
-            }
-        }
-    }
-
-    #[test]
-    fn more_objects_than_announced_are_malformed() {
-        let page = encode_page(&[Bytes::from_static(b"a"), Bytes::from_static(b"b")]);
-        assert!(read_page(&page, 2, &mut Vec::new()).is_ok());
-        assert!(read_page(&page, 1, &mut Vec::new()).is_err());
-    }
-
-    #[test]
-    fn an_endless_row_of_empty_pages_is_malformed() {
-        assert!(read_page(&encode_page(&[]), 5, &mut Vec::new()).is_err());
-    }
 }

@@ -205,8 +205,7 @@ impl Selling {
 
 /// Joins one stream to its instance. A session that breaks is told to both ends by their ends.
 async fn carry(provider: Provider, relayed: RelayedStream) {
-    let token = units::RelayToken(*relayed.token.as_bytes());
-    let _ = provider.carry(&token, relayed.stream).await;
+    let _ = provider.carry(&relayed.token, relayed.stream).await;
 }
 
 /// Remembers a new card, and forgets those that have ended.

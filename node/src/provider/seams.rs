@@ -124,13 +124,12 @@ impl Relays for net::RelayRegistrations {
     }
 
     async fn admit(&self, token: RelayToken, lifetime: Duration, relays: &[NodeId]) -> Vec<NodeId> {
-        let token = net::RelayToken::from_bytes(token.0);
         self.add_token(&token, lifetime, relays);
         self.relays_with(&token, RELAY_PATIENCE, RELAY_GRACE).await
     }
 
     fn dismiss(&self, token: RelayToken) {
-        self.remove_token(&net::RelayToken::from_bytes(token.0));
+        self.remove_token(&token);
     }
 }
 

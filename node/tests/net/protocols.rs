@@ -5,12 +5,13 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use libp2p::{identify, swarm::SwarmEvent};
+use souk_market::units::RelayToken;
 use souk_node::{
     mix::{Deposit, Links as _, Mailboxes as _},
     net::{
         ConnectError, LogPath, MailboxError, MailboxKey, Node, NodeAddress, NodeConfig,
-        PublishError, RelayConnectError, RelayToken, Services, Snapshot, StartError, Topic,
-        connect_via, peer_id,
+        PublishError, RelayConnectError, Services, Snapshot, StartError, Topic, connect_via,
+        peer_id,
     },
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -205,7 +206,7 @@ async fn provider_behind(relay: &TestNode) -> (TestNode, RelayToken) {
     let address = relay.address("quic").await;
     let registrations = provider.node.registrations();
     registrations.set_known(vec![(address.node(), vec![address.address().clone()])]);
-    let token = RelayToken::from_bytes([3; 32]);
+    let token = RelayToken([3; 32]);
     registrations.add_token(&token, Duration::from_secs(3600), &[address.node()]);
     let relays = registrations.relays_with(&token, PATIENCE, PATIENCE).await;
     assert_eq!(relays, [address.node()]);
@@ -264,7 +265,7 @@ async fn a_relay_lets_nobody_through_without_a_living_token() {
     let (address, at) = (relay.address("quic").await, provider.node.peers().local());
     let try_with =
         async |token: &RelayToken| connect_via(&client_config(), &address, at, token).await;
-    let guessed = try_with(&RelayToken::from_bytes([4; 32])).await;
+    let guessed = try_with(&RelayToken([4; 32])).await;
     assert!(matches!(guessed, Err(RelayConnectError::Unknown)));
     try_with(&token).await.unwrap();
     provider.node.registrations().remove_token(&token);

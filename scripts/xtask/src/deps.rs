@@ -18,6 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("souk-sphinx", &["souk-crypto"]),
     ("souk-attest", &["souk-crypto"]),
     ("souk-market", &["souk-crypto"]),
+    ("souk-wire", &["souk-sphinx"]),
     ("souk-sandbox", &["souk-backend", "souk-image"]),
     ("souk-agent", &["souk-backend"]),
     (
@@ -29,6 +30,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "souk-market",
             "souk-sandbox",
             "souk-sphinx",
+            "souk-wire",
         ],
     ),
     (
@@ -65,6 +67,7 @@ const PURE: &[(&str, &[&str])] = &[
         "souk-market",
         &["tokio", "libp2p", "redb", "rustix", "libc"],
     ),
+    ("souk-wire", &["tokio", "libp2p", "redb", "rustix", "libc"]),
     (
         "souk-sphinx",
         &["tokio", "libp2p", "redb", "rustix", "libc"],

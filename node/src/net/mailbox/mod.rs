@@ -16,12 +16,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use minicbor::{Decode, Encode, bytes::ByteArray};
 use souk_crypto::NodeId;
 use souk_sphinx::{Frame, HopAddress};
+use souk_wire::mailbox::{
+    ANSWER_CAP, Answer, Batch, REQUEST_CAP, Request, Status, decode_batch, encode_batch,
+};
+pub use souk_wire::mailbox::{BATCH_BYTES, BATCH_FRAMES};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use store::{Batch, Deposited, MailboxStore, NoRoom, Owner};
+use store::{Deposited, MailboxStore, NoRoom, Owner};
 pub use store::{MAX_LIFETIME, MAX_QUOTA, MailboxKey};
 
 use crate::mix::{Deposit, Mailboxes};
@@ -36,20 +39,11 @@ use super::{
     streams::{Acceptor, OpenError, PeerStream},
 };
 
-/// Frames in one batch.
-pub const BATCH_FRAMES: usize = 8;
-
-/// Bytes of every batch on the wire: status, number of the last frame, count, frames, filled up with zeros.
-pub const BATCH_BYTES: usize = 1 + 8 + 1 + BATCH_FRAMES * Frame::LEN;
-
 /// Answers to collections leave on ticks of this clock.
 const TICK: Duration = Duration::from_millis(25);
 
 /// Longest wait that a collection may ask for.
 pub const MAX_WAIT: Duration = Duration::from_secs(25);
-
-const REQUEST_CAP: usize = 96;
-const ANSWER_CAP: usize = 16;
 
 /// How long a client may rest between two requests before its stream is closed.
 const IDLE: Duration = Duration::from_secs(600);
@@ -60,48 +54,6 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Requests on one stream; a faster client is slowed down to it.
 const PER_SECOND: f64 = 20.0;
 const BURST: f64 = 40.0;
-
-#[derive(Debug, Encode, Decode)]
-enum Request {
-    #[n(0)]
-    #[cbor(map)]
-    Register {
-        #[n(0)]
-        key: ByteArray<32>,
-        #[n(1)]
-        lifetime_s: u32,
-        #[n(2)]
-        quota: u16,
-    },
-    #[n(1)]
-    #[cbor(map)]
-    Collect {
-        #[n(0)]
-        key: ByteArray<32>,
-        #[n(1)]
-        acknowledged: u64,
-        #[n(2)]
-        wait_ms: u32,
-    },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-#[cbor(index_only)]
-enum Status {
-    #[n(0)]
-    Ok,
-    #[n(1)]
-    NoRoom,
-    #[n(2)]
-    Unknown,
-}
-
-#[derive(Debug, Encode, Decode)]
-#[cbor(map)]
-struct Answer {
-    #[n(0)]
-    status: Status,
-}
 
 /// The mailboxes of this node, for the mix driver and the protocol.
 #[derive(Clone, Debug)]
@@ -214,44 +166,12 @@ impl Mailbox {
         };
         frame::write_message(&mut self.stream, &request).await?;
         let bytes = frame::read(&mut self.stream, BATCH_BYTES, wait + PATIENCE).await?;
-        let batch = decode_batch(&bytes)?.ok_or(MailboxError::Unknown)?;
+        let batch = decode_batch(&bytes)
+            .map_err(FrameError::from)?
+            .ok_or(MailboxError::Unknown)?;
         self.acknowledged = batch.last;
         Ok(batch.frames)
     }
-}
-
-fn encode_batch(batch: Option<&Batch>) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(BATCH_BYTES);
-    bytes.push(u8::from(batch.is_none()));
-    bytes.extend_from_slice(&batch.map_or(0, |batch| batch.last).to_be_bytes());
-    let frames = batch.map_or(&[][..], |batch| &batch.frames);
-    bytes.push(u8::try_from(frames.len()).expect("a batch is small"));
-    for frame in frames {
-        bytes.extend_from_slice(&*frame.to_bytes());
-    }
-    bytes.resize(BATCH_BYTES, 0);
-    bytes
-}
-
-/// Reads a batch; `None` where the entry does not know the mailbox.
-fn decode_batch(bytes: &[u8]) -> Result<Option<Batch>, FrameError> {
-    if bytes.len() != BATCH_BYTES {
-        return Err(FrameError::Malformed);
-    }
-    let (head, frames) = bytes.split_at(10);
-    let last = u64::from_be_bytes(head[1..9].try_into().expect("eight bytes"));
-    let count = usize::from(head[9]);
-    match head[0] {
-        0 if count <= BATCH_FRAMES => {}
-        1 => return Ok(None),
-        _ => return Err(FrameError::Malformed),
-    }
-    let frames = frames
-        .chunks_exact(Frame::LEN)
-        .take(count)
-        .map(|bytes| Frame::from_bytes(bytes).map_err(|_| FrameError::Malformed))
-        .collect::<Result<_, _>>()?;
-    Ok(Some(Batch { last, frames }))
 }
 
 /// Answers all clients, and drops what has expired.
@@ -346,45 +266,6 @@ async fn collect(
             .handle_collect(key, acknowledged, BATCH_FRAMES, now)?;
         if !batch.frames.is_empty() || now >= deadline {
             return Some(batch);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use souk_sphinx::{Epoch, Packet, packet::PACKET_LEN};
-
-    use super::*;
-
-    #[test]
-    fn every_batch_has_one_size() {
-        let frame = Frame {
-            epoch: Epoch(1),
-            packet: Packet::from_bytes(&[5; PACKET_LEN]).expect("the one size"),
-        };
-        for count in 0..=BATCH_FRAMES {
-            let batch = Batch {
-                last: 77,
-                frames: vec![frame.clone(); count],
-            };
-            let bytes = encode_batch(Some(&batch));
-            assert_eq!(bytes.len(), BATCH_BYTES);
-            assert_eq!(decode_batch(&bytes).unwrap(), Some(batch));
-        }
-        let unknown = encode_batch(None);
-        assert_eq!(unknown.len(), BATCH_BYTES);
-        assert_eq!(decode_batch(&unknown).unwrap(), None);
-    }
-
-    proptest! {
-        #[test]
-        fn hostile_batches_are_refused(head in any::<[u8; 10]>(), len in 0..BATCH_BYTES + 2) {
-            let mut bytes = vec![0; len.max(10)];
-            bytes[..10].copy_from_slice(&head);
-            if let Ok(Some(batch)) = decode_batch(&bytes) {
-                prop_assert!(bytes.len() == BATCH_BYTES && batch.frames.len() <= BATCH_FRAMES);
-            }
         }
     }
 }

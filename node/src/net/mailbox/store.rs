@@ -17,6 +17,7 @@ use std::{
 
 use libp2p::PeerId;
 use souk_sphinx::{Frame, HopAddress};
+use souk_wire::mailbox::Batch;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::net::origin::Origin;
@@ -92,15 +93,6 @@ pub(super) enum Deposited {
     Held,
     /// The mailbox is full.
     Full,
-}
-
-/// Frames for a client, oldest first.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Batch {
-    /// Number of the last frame in it, to be acknowledged with the next collection; unchanged where the batch is empty.
-    pub(super) last: u64,
-    /// The frames.
-    pub(super) frames: Vec<Frame>,
 }
 
 /// All mailboxes of one entry.

@@ -3,6 +3,8 @@
 //! Threat: sessions over one relay that can be joined to one requester by its identity: each has an identity of its own.
 
 use souk_crypto::NodeId;
+use souk_market::units::RelayToken;
+use souk_wire::relay::{ANSWER_CAP, Answer, Connect, Status};
 
 use crate::net::{
     address::NodeAddress,
@@ -14,7 +16,7 @@ use crate::net::{
     streams::OpenError,
 };
 
-use super::{ANSWER_CAP, Answer, Connect, RelayStream, RelayToken, STEP, Status};
+use super::{RelayStream, STEP};
 
 /// Why a session over a relay did not come about.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +56,7 @@ pub async fn connect_via(
     let mut stream = peers.open(relay.node(), What::RelayConnect).await?;
     let request = Connect {
         provider: (*provider.as_bytes()).into(),
-        token: (*token.as_bytes()).into(),
+        token: token.0.into(),
     };
     frame::write_message(&mut stream, &request).await?;
     // The relay waits for the provider in between.

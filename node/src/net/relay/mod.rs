@@ -17,11 +17,10 @@ mod provider;
 mod registry;
 mod server;
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
-use minicbor::{Decode, Encode, bytes::ByteArray};
 use souk_crypto::NodeId;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use souk_market::units::RelayToken;
 
 pub use client::{RelayConnectError, connect_via};
 pub use provider::{MAX_REGISTRATIONS, RelayRegistrations, WARM_RELAYS};
@@ -35,34 +34,9 @@ use super::{
 /// How long each step of setting a session up may take.
 const STEP: Duration = Duration::from_secs(10);
 
-const REQUEST_CAP: usize = 96;
-const ANSWER_CAP: usize = 16;
-
-/// The capability to reach one lease through a relay: 32 random bytes that the provider draws and puts in the receipt.
-#[derive(Clone, PartialEq, Eq, Hash, Zeroize, ZeroizeOnDrop)]
-pub struct RelayToken([u8; 32]);
-
-impl RelayToken {
-    /// Takes 32 random bytes.
-    pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-
-    /// The secret bytes, for the receipt.
-    pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-
-    /// What relays are told in advance.
-    fn hash(&self) -> TokenHash {
-        TokenHash(blake3::derive_key("souk relay token v1", &self.0))
-    }
-}
-
-impl fmt::Debug for RelayToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RelayToken(..)")
-    }
+/// What relays are told of a token in advance.
+fn hash(token: &RelayToken) -> TokenHash {
+    TokenHash(blake3::derive_key("souk relay token v1", &token.0))
 }
 
 /// Hash of a token; it opens nothing.
@@ -89,64 +63,3 @@ pub struct RelayStream {
 }
 
 io_through!(RelayStream, stream);
-
-/// Provider to relay, on the registration stream.
-#[derive(Debug, Encode, Decode)]
-enum Registration {
-    #[n(0)]
-    #[cbor(map)]
-    Add {
-        #[n(0)]
-        hash: ByteArray<32>,
-        #[n(1)]
-        lifetime_s: u32,
-    },
-    #[n(1)]
-    #[cbor(map)]
-    Remove {
-        #[n(0)]
-        hash: ByteArray<32>,
-    },
-}
-
-/// Client to relay.
-#[derive(Debug, Encode, Decode)]
-#[cbor(map)]
-struct Connect {
-    #[n(0)]
-    provider: ByteArray<32>,
-    #[n(1)]
-    token: ByteArray<32>,
-}
-
-/// Relay to provider.
-#[derive(Debug, Encode, Decode)]
-#[cbor(map)]
-struct Splice {
-    #[n(0)]
-    token: ByteArray<32>,
-}
-
-/// The answer to each of the three.
-#[derive(Debug, Encode, Decode)]
-#[cbor(map)]
-struct Answer {
-    #[n(0)]
-    status: Status,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-#[cbor(index_only)]
-enum Status {
-    #[n(0)]
-    Ok,
-    /// No such token here: never given out, expired, or withdrawn.
-    #[n(1)]
-    Unknown,
-    /// A bound was reached.
-    #[n(2)]
-    Busy,
-    /// The provider did not answer.
-    #[n(3)]
-    Away,
-}

@@ -20,6 +20,8 @@ use std::{
 
 use libp2p::Multiaddr;
 use souk_crypto::NodeId;
+use souk_market::units::RelayToken;
+use souk_wire::relay::{ANSWER_CAP, Answer, REQUEST_CAP, Registration, Splice, Status};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -36,10 +38,7 @@ use crate::net::{
     streams::{Acceptor, PeerStream},
 };
 
-use super::{
-    ANSWER_CAP, Answer, REQUEST_CAP, Registration, RelayStream, RelayToken, RelayedStream, STEP,
-    Splice, Status, TokenHash,
-};
+use super::{RelayStream, RelayedStream, STEP, TokenHash};
 
 /// Registrations of one provider at one time: a connection and a task each. Leases share them. When all are taken, a
 /// lease goes over those of its relays that are among them, and is refused where none is.
@@ -128,7 +127,7 @@ impl RelayRegistrations {
 
     /// Lets the holder of `token` in for `lifetime` through these relays, and registers with those that are not held yet.
     pub fn add_token(&self, token: &RelayToken, lifetime: Duration, relays: &[NodeId]) {
-        let hash = token.hash();
+        let hash = super::hash(token);
         let admitted = Admitted {
             expires: Instant::now() + lifetime,
             relays: relays.into(),
@@ -143,7 +142,7 @@ impl RelayRegistrations {
     /// Lets nobody in with `token` any more; sessions that run go on.
     pub fn remove_token(&self, token: &RelayToken) {
         self.tokens.send_modify(|tokens| {
-            tokens.remove(&token.hash());
+            tokens.remove(&super::hash(token));
         });
         self.settle(&mut self.book());
     }
@@ -156,7 +155,7 @@ impl RelayRegistrations {
         patience: Duration,
         grace: Duration,
     ) -> Vec<NodeId> {
-        let hash = token.hash();
+        let hash = super::hash(token);
         let named = self
             .tokens
             .borrow()
@@ -250,11 +249,11 @@ impl RelayRegistrations {
             Ok(splice) => splice,
             Err(error) => return error.offence(),
         };
-        let token = RelayToken::from_bytes(*splice.token);
+        let token = RelayToken(*splice.token);
         let alive = self
             .tokens
             .borrow()
-            .get(&token.hash())
+            .get(&super::hash(&token))
             .is_some_and(|admitted| {
                 let named = relay.is_some_and(|relay| admitted.relays.contains(&relay));
                 named && Instant::now() < admitted.expires
@@ -419,7 +418,7 @@ mod tests {
             expires,
             relays: relays.into(),
         };
-        (RelayToken::from_bytes([n; 32]).hash(), admitted)
+        (super::super::hash(&RelayToken([n; 32])), admitted)
     }
 
     #[tokio::test]

@@ -16,6 +16,8 @@ use std::{
 
 use libp2p::PeerId;
 use souk_crypto::NodeId;
+use souk_market::units::RelayToken;
+use souk_wire::relay::{ANSWER_CAP, Answer, Connect, REQUEST_CAP, Registration, Splice, Status};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes},
     time::{MissedTickBehavior, interval, sleep, timeout},
@@ -33,8 +35,7 @@ use crate::net::{
 };
 
 use super::{
-    ANSWER_CAP, Answer, Connect, REQUEST_CAP, Registration, RelayToken, STEP, Splice, Status,
-    TokenHash,
+    STEP, TokenHash,
     registry::{Admission, Registry},
 };
 
@@ -176,12 +177,12 @@ impl Server {
         let request: Connect = frame::read_message(stream, REQUEST_CAP, STEP)
             .await
             .map_err(blame)?;
-        let token = RelayToken::from_bytes(*request.token);
+        let token = RelayToken(*request.token);
         let Ok(provider) = NodeId::from_bytes(&*request.provider) else {
             return Err(Some(Offence::Framing));
         };
         let peer = address::peer_id(&provider);
-        let hash = token.hash();
+        let hash = super::hash(&token);
         let admission = self
             .registry()
             .handle_connect(client, &peer, &hash, Instant::now());
@@ -214,7 +215,7 @@ impl Server {
             .await
             .map_err(|_| Status::Away)?;
         let splice = Splice {
-            token: (*token.as_bytes()).into(),
+            token: token.0.into(),
         };
         frame::write_message(&mut onward, &splice)
             .await
