@@ -131,4 +131,57 @@ mod tests {
             assert!(after.contains(&path), "{path} has no example in its help");
         }
     }
+
+    #[test]
+    fn every_command_of_a_requester_speaks_json_and_says_where_its_folder_is() {
+        let mut found = Vec::new();
+        leaves(&Cli::command(), "souk", &mut found);
+        let option = |command: &clap::Command, name: &str| {
+            let argument = command.get_arguments().find(|a| a.get_long() == Some(name));
+            argument.map(|a| a.get_help().map(ToString::to_string).unwrap_or_default())
+        };
+        let of_a_requester = found
+            .iter()
+            .filter(|(_, command)| option(command, "home").is_some());
+        let mut seen = 0;
+        for (path, command) in of_a_requester {
+            seen += 1;
+            for name in ["home", "config"] {
+                let help = option(command, name).unwrap_or_default();
+                assert!(help.contains("$XDG_DATA_HOME"), "{path} --{name}: {help}");
+            }
+            // What comes out of a session is what runs in it.
+            let speaks = path == "souk ssh" || option(command, "json").is_some();
+            assert!(speaks, "{path} has no --json");
+        }
+        assert!(seen >= 6, "{seen}");
+        for path in [
+            "souk grant holder",
+            "souk grant issue",
+            "souk issuer key new",
+        ] {
+            let (_, command) = found.iter().find(|(p, _)| p == path).expect("there");
+            assert!(option(command, "json").is_some(), "{path} has no --json");
+        }
+    }
+
+    #[test]
+    fn a_request_for_nothing_is_refused_at_once() {
+        let ask = |args: &[&str]| Cli::try_parse_from([&["souk", "rent"], args].concat());
+        assert!(ask(&["--duration-s", "1"]).is_ok());
+        for nothing in [
+            "--duration-s",
+            "--cpu-millicores",
+            "--memory-mib",
+            "--max-processes",
+        ] {
+            let error = ask(&[nothing, "0"]).expect_err(nothing).to_string();
+            assert!(error.contains(nothing), "{error}");
+        }
+        assert!(ask(&["--resume", "5f3c", "--direct"]).is_err());
+        assert!(
+            ask(&["--grant", "lease.grant"]).is_err(),
+            "a grant has a key"
+        );
+    }
 }

@@ -42,7 +42,8 @@ pub(crate) fn wait<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<
 /// Which configuration holds.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ConfigFile {
-    /// The configuration [default: souk.toml here, or else the one in $SOUK_HOME or ~/.local/share/souk]
+    /// The configuration [default: souk.toml here, or else the one in $SOUK_HOME, $XDG_DATA_HOME/souk or
+    /// ~/.local/share/souk, the first that is set]
     #[arg(short, long, value_name = "FILE", env = "SOUK_CONFIG")]
     config: Option<PathBuf>,
 }
@@ -80,7 +81,7 @@ impl ConfigFile {
     }
 }
 
-/// Where a requester keeps what is its own: `$SOUK_HOME`, or `~/.local/share/souk`.
+/// Where a requester keeps what is its own: `$SOUK_HOME`, or `$XDG_DATA_HOME/souk`, or `~/.local/share/souk`.
 pub(crate) fn home() -> PathBuf {
     let set = |name| {
         std::env::var_os(name)

@@ -16,6 +16,15 @@ pub(crate) fn note(text: impl std::fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// Prints one text that other commands take, plain or as the only field of an object.
+pub(crate) fn token(name: &str, text: &str, is_json: bool) {
+    if is_json {
+        json(&std::collections::BTreeMap::from([(name, text)]));
+    } else {
+        line(text);
+    }
+}
+
 /// Prints one JSON value on a line of its own.
 pub(crate) fn json(value: &impl Serialize) {
     let text = serde_json::to_string(value).expect("what commands print has only string keys");

@@ -131,7 +131,7 @@ impl Connected {
             Err(Recomputed::Audit(error)) => return Err(LogError::Audit(error)),
             Err(Recomputed::Fork(proof)) => {
                 let kept = home.keep(network, &proof)?;
-                return Err(ClaimFailure::Contradiction(kept).into());
+                return Err(ClaimFailure::Contradiction(Box::new(kept)).into());
             }
         };
         home.verified(&claim)?;

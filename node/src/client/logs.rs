@@ -12,7 +12,10 @@
 //! its log to begin anew. A claim carries the list in which the node named the key, so claims under two keys contradict
 //! each other like any others; and a log has one key for as long as this requester knows it.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
 
 use souk_crypto::{LogPublicKey, NetworkId, NodeId};
 use souk_market::log::{Contradiction, Contradicts, LogClaim};
@@ -53,26 +56,42 @@ pub struct KeptEvidence {
 pub enum ClaimFailure {
     /// It cannot be true together with what the provider signed before.
     #[error("the provider signed two logs: {}; the proof is kept in {}", .0.how, .0.file.display())]
-    Contradiction(KeptEvidence),
+    Contradiction(Box<KeptEvidence>),
     /// It is signed with another key than what was known before.
-    #[error(
-        "the log of {provider} was signed with key {known} up to {known_size} entries, and is signed with key {claimed} now; a log keeps its key, so this is another log: rent elsewhere, and if its operator can say why, remove {} to begin anew", .folder.display()
-    )]
-    OtherKey {
-        /// Whose log it is.
-        provider: NodeId,
-        /// Entries that are known.
-        known_size: u64,
-        /// The key that signed them.
-        known: LogPublicKey,
-        /// The key of the new claim.
-        claimed: LogPublicKey,
-        /// Where the known claims lie.
-        folder: PathBuf,
-    },
+    #[error("{0}")]
+    OtherKey(Box<OtherKey>),
     /// The folder of the client.
     #[error("what is known of the log cannot be used")]
     State(#[from] StateError),
+}
+
+/// A log whose key has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherKey {
+    /// Whose log it is.
+    pub provider: NodeId,
+    /// Entries that are known.
+    pub known_size: u64,
+    /// The key that signed them.
+    pub known: LogPublicKey,
+    /// The key that is claimed now.
+    pub claimed: LogPublicKey,
+    /// Where the known claims lie.
+    pub folder: PathBuf,
+}
+
+impl fmt::Display for OtherKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the log of {} was signed with key {} up to {} entries, and is signed with key {} now; a log keeps its key, so this is another log: rent elsewhere, and if its operator can say why, remove {} to begin anew",
+            peer_id(&self.provider),
+            self.known,
+            self.known_size,
+            self.claimed,
+            self.folder.display()
+        )
+    }
 }
 
 /// What is known of one log.
@@ -153,7 +172,8 @@ impl Home {
         }
         for other in known.claims() {
             if let Some(proof) = Contradiction::between(other, claim) {
-                return Err(ClaimFailure::Contradiction(self.keep(network, &proof)?));
+                let kept = self.keep(network, &proof)?;
+                return Err(ClaimFailure::Contradiction(Box::new(kept)));
             }
         }
         // Both are there: a claim that lists no such key has no log.
@@ -163,13 +183,13 @@ impl Home {
         if let Some(other) = other
             && let (Some(known), Some(claimed)) = (other.log_key(), claim.log_key())
         {
-            return Err(ClaimFailure::OtherKey {
+            return Err(ClaimFailure::OtherKey(Box::new(OtherKey {
                 provider,
                 known_size: other.size(),
                 known: *known,
                 claimed: *claimed,
                 folder: self.path().join(LOGS).join(folder_of(provider)),
-            });
+            })));
         }
         Ok(())
     }
@@ -213,7 +233,7 @@ fn folder_of(provider: NodeId) -> String {
     peer_id(&provider).to_string()
 }
 
-fn damaged(file: &std::path::Path, what: &dyn std::fmt::Display) -> StateError {
+fn damaged(file: &Path, what: &dyn fmt::Display) -> StateError {
     StateError::Damaged {
         path: file.into(),
         what: what.to_string(),

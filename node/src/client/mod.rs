@@ -44,7 +44,7 @@ use crate::{
 pub use audit::{BundleError, LogError, VerifiedLog};
 pub use connect::{ConnectError, Connected};
 pub use lease::{Dispute, Lease, RecordError, RelayWay, Stage};
-pub use logs::{ClaimFailure, KeptEvidence};
+pub use logs::{ClaimFailure, KeptEvidence, OtherKey};
 pub use market::{EntryFailure, MarketError};
 pub use proof::{ProvenStatement, StatementError, verify_statement};
 pub use rent::{RentError, RentRequest, VoucherFile};

@@ -34,6 +34,9 @@ pub(crate) enum Grant {
 pub(crate) struct Holder {
     /// Where the secret key is written, with mode 0600
     file: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -67,15 +70,18 @@ pub(crate) struct Issue {
     /// How long the grant can be used, in seconds from now
     #[arg(long, default_value_t = 86_400, value_name = "SECONDS")]
     valid_s: u64,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 impl Grant {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         match self {
-            Self::Holder(Holder { file }) => {
+            Self::Holder(Holder { file, json }) => {
                 let key = HolderKey::generate(&mut rand::rng());
                 keyfile::create(&file, &key).map_err(|error| Failure::of(&error))?;
-                out::line(hex::encode(key.public().as_bytes()));
+                out::token("holder", &hex::encode(key.public().as_bytes()), json);
                 DONE
             }
             Self::Issue(args) => args.run(),
@@ -103,7 +109,7 @@ impl Issue {
             not_after: unix_now().plus_s(self.valid_s),
         };
         let signed = sign::sign(voucher, &key, &network).map_err(|error| Failure::of(&error))?;
-        out::line(hex::encode(signed.signed().as_bytes()));
+        out::token("grant", &hex::encode(signed.signed().as_bytes()), self.json);
         DONE
     }
 }

@@ -28,14 +28,17 @@ pub(crate) enum Key {
 pub(crate) struct New {
     /// Where the secret key is written, with mode 0600
     file: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 impl Issuer {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        let Self::Key(Key::New(New { file })) = self;
+        let Self::Key(Key::New(New { file, json })) = self;
         let key = IssuerKey::generate(&mut rand::rng());
         keyfile::create(&file, &key).map_err(|error| Failure::of(&error))?;
-        out::line(hex::encode(key.public().as_bytes()));
+        out::token("issuer", &hex::encode(key.public().as_bytes()), json);
         DONE
     }
 }

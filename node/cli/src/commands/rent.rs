@@ -11,7 +11,7 @@ use souk_market::{
     units::{Asset, DurationS, ImageHash, Limit, Limits, Money, Resources},
 };
 use souk_node::{
-    client::{self, Client, Connected, Lease, RentError, RentRequest, VoucherFile},
+    client::{self, Client, Connected, Lease, RentError, RentRequest, TalkError, VoucherFile},
     net::peer_id,
     unix_now,
 };
@@ -78,7 +78,7 @@ pub(crate) struct Rent {
     #[arg(long)]
     direct: bool,
     /// Go on with a request whose receipt has not come
-    #[arg(long, value_name = "LEASE")]
+    #[arg(long, value_name = "LEASE", conflicts_with_all = ["grant", "direct", "provider", "image"])]
     resume: Option<String>,
     /// Print one JSON object
     #[arg(long)]
@@ -120,6 +120,12 @@ impl Rent {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let client = self.requester.open()?;
         let voucher = self.voucher(&client)?;
+        // What cannot work is told before anybody is asked.
+        let provider = self.provider.as_deref().map(provider).transpose()?;
+        let resumed = self.resume.as_deref();
+        let resumed = resumed
+            .map(|name| requester::find(&client, name))
+            .transpose()?;
         if self.direct {
             out::note("--direct: the provider sees the address that you connect from");
         }
@@ -130,7 +136,7 @@ impl Rent {
             let connected = requester::connect(&client, &progress).await?;
             seen.part("market", start);
             let lease = self
-                .rent(&client, &connected, voucher, &progress, &mut seen)
+                .rent(&connected, resumed, provider, voucher, &progress, &mut seen)
                 .await?;
             Ok(rented(&lease, &connected, seen))
         })?;
@@ -144,8 +150,9 @@ impl Rent {
 
     async fn rent(
         &self,
-        client: &Client,
         connected: &Connected,
+        resumed: Option<Lease>,
+        provider: Option<NodeId>,
         voucher: Option<VoucherFile>,
         progress: &Progress,
         seen: &mut Seen,
@@ -166,15 +173,11 @@ impl Rent {
                 _ => {}
             }
         };
-        let outcome = match &self.resume {
-            Some(name) => {
-                connected
-                    .resume(requester::find(client, name)?, &mut watch)
-                    .await
-            }
+        let outcome = match resumed {
+            Some(lease) => connected.resume(lease, &mut watch).await,
             None => {
                 let request = RentRequest {
-                    wanted: self.wanted(connected.market())?,
+                    wanted: self.wanted(connected.market(), provider)?,
                     voucher,
                     direct: self.direct,
                 };
@@ -184,8 +187,7 @@ impl Rent {
         outcome.map_err(|error| unrented(&error))
     }
 
-    fn wanted(&self, market: &Market) -> Result<Wanted, Failure> {
-        let provider = self.provider.as_deref().map(provider).transpose()?;
+    fn wanted(&self, market: &Market, provider: Option<NodeId>) -> Result<Wanted, Failure> {
         let image = match self.image {
             Some(image) => image,
             None => common_image(market, provider).ok_or_else(|| {
@@ -338,10 +340,17 @@ fn unrented(error: &RentError) -> Failure {
             .hint("`souk market` shows what there is; ask for less, or for another image")
             .code(UNAVAILABLE),
         RentError::Refused { .. } => failure.code(UNAVAILABLE),
+        RentError::NoRelay { .. } => failure
+            .hint("wait until there are more relays, or rent from another provider")
+            .code(UNAVAILABLE),
+        RentError::Lapsed { .. } => failure.code(UNAVAILABLE),
         RentError::NoReceipt { name } => failure
             .hint(format_args!("souk rent --resume {name}"))
             .code(UNAVAILABLE),
         RentError::State(source) => requester::state(source),
+        RentError::Talk(TalkError::Record(_)) => {
+            failure.hint("keep the folder of the lease: it holds what the provider signed")
+        }
         RentError::Talk(_) => failure
             .hint("`souk leases` shows what was stored; `souk rent --resume` goes on with it")
             .code(UNAVAILABLE),

@@ -19,7 +19,8 @@ use crate::{
 pub(crate) struct Requester {
     #[command(flatten)]
     config: ConfigFile,
-    /// The requester's folder: leases, keys, the chosen entry [default: $SOUK_HOME or ~/.local/share/souk]
+    /// The requester's folder: leases, keys, the chosen entry [default: $SOUK_HOME, $XDG_DATA_HOME/souk or
+    /// ~/.local/share/souk, the first that is set]
     #[arg(long, value_name = "FOLDER")]
     home: Option<PathBuf>,
 }
@@ -168,6 +169,9 @@ fn unconnected(error: &client::ConnectError) -> Failure {
         client::ConnectError::State(source) => state(source),
         client::ConnectError::Market(client::MarketError::NobodyToAsk) => failure
             .hint("name a few nodes under node.bootstrap in souk.toml; their operators know the addresses")
+            .code(CONFIG),
+        client::ConnectError::Market(client::MarketError::TooFewConfigured { .. }) => failure
+            .hint("name more nodes, of different operators, under node.bootstrap in souk.toml")
             .code(CONFIG),
         _ => failure.hint("check the network connection, the clock and node.bootstrap").code(UNAVAILABLE),
     }

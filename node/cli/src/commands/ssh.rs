@@ -61,6 +61,13 @@ impl Ssh {
                     .code(UNAVAILABLE),
             );
         };
+        if !lease.is_ready() {
+            return Err(
+                Failure::new(format_args!("lease {} was not finished", lease.name()))
+                    .hint(format_args!("souk rent --resume {}", lease.name()))
+                    .code(UNAVAILABLE),
+            );
+        }
         if !self.builtin {
             // It returns only when it failed.
             let error = Command::new("ssh")

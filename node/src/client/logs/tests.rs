@@ -1,7 +1,5 @@
 //! Providers that change their minds about their logs.
 
-use std::path::Path;
-
 use rand::{SeedableRng as _, rngs::StdRng};
 use souk_crypto::{LogKey, NetworkParams, SubKeys, Verified, sign};
 use souk_market::{
@@ -151,10 +149,10 @@ fn a_provider_that_changes_its_log_key_is_refused_each_time() {
     let claim = provider.claim(&Log::of(0..5));
     for _ in 0..2 {
         let error = hear(&client, &claim).expect_err("another key");
-        let ClaimFailure::OtherKey { known_size, .. } = &error else {
+        let ClaimFailure::OtherKey(keys) = &error else {
             panic!("{error}");
         };
-        assert_eq!(*known_size, 3);
+        assert_eq!(keys.known_size, 3);
         let said = error.to_string();
         assert!(said.contains(&provider.key.public().to_string()), "{said}");
         assert!(said.contains("rent elsewhere"), "{said}");
@@ -175,7 +173,7 @@ fn two_logs_of_one_size_are_evidence_also_under_two_keys() {
     };
     assert!(matches!(kept.how, Contradicts::Fork { size: 3, .. }));
     let evidence = client.evidence(provider.id()).expect("readable");
-    assert!(evidence.contains(&kept));
+    assert!(evidence.contains(&*kept));
     // Anybody can check the file.
     let bytes = fs::read(&kept.file).expect("kept");
     let proof = Contradiction::open(&bytes, &network()).expect("it proves itself");
