@@ -133,6 +133,8 @@ pub struct Directory {
     arrivals: Arrivals,
     equivocations: VecDeque<Equivocation>,
     claims: BTreeMap<NodeId, Arc<LogClaim>>,
+    /// Whose claims are kept also where there is no room.
+    own: Option<NodeId>,
     contradictions: VecDeque<Arc<Contradiction>>,
     /// How many of them nobody was told of yet, from the end.
     untold: usize,
@@ -166,6 +168,7 @@ impl Directory {
             arrivals: Arrivals::default(),
             equivocations: VecDeque::new(),
             claims: BTreeMap::new(),
+            own: None,
             contradictions: VecDeque::new(),
             untold: 0,
         }
@@ -238,6 +241,13 @@ impl Directory {
         }
         entry.capacity = Some(Arc::new(capacity));
         Verdict::Accept
+    }
+
+    /// Names the node that this directory belongs to: what it said of its log is kept, however many others there are.
+    #[must_use]
+    pub fn of_node(mut self, own: NodeId) -> Self {
+        self.own = Some(own);
+        self
     }
 
     /// Takes what a provider said of its log, from a snapshot; says whether it was news.
@@ -459,7 +469,7 @@ impl Directory {
             self.handle_contradiction(evidence);
         }
         let news = held.as_ref().map_or_else(
-            || self.claims.len() < MAX_CLAIMS,
+            || self.claims.len() < MAX_CLAIMS || self.own == Some(node),
             |held| (held.size(), held.moment()) < (claim.size(), claim.moment()),
         );
         if news {

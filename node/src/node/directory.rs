@@ -1,5 +1,7 @@
 //! The card directory of a running node: gossip and snapshots go in, what the other parts need comes out.
 //!
+//! What the others remember of our own usage log comes out as [`Seen`], for whoever signs it.
+//!
 //! Threats: bytes from strangers, judged by [`Directory`] alone; a clock of ours that is wrong, which makes every card
 //! of the others look wrong (told as a warning, because the node would otherwise just see nobody).
 
@@ -12,15 +14,20 @@ use bytes::Bytes;
 use libp2p::{Multiaddr, multiaddr::Protocol};
 use souk_crypto::{NetworkId, NodeId, UnixTime, Verified, sign};
 use souk_market::{
-    capacity::Capacity,
+    capacity::{Capacity, LogHead},
     card::{Address, Card, Role, Transport, VerifiedCard},
     directory::{Directory, Ignored, MAX_CARDS, Verdict},
+    log::{Contradiction, LogClaim},
     shares::Source,
+    units::Digest,
 };
 use souk_sphinx::EpochClock;
 use tokio::sync::watch;
 
-use crate::net::{CardValidator, Origin, Snapshot, SnapshotSource, Topic, Verdict as NetVerdict};
+use crate::{
+    net::{CardValidator, Origin, Snapshot, SnapshotSource, Topic, Verdict as NetVerdict, peer_id},
+    store::Seen,
+};
 
 /// Cards from other nodes that must look as if our clock were wrong before we say so.
 const CLOCK_WITNESSES: usize = 2;
@@ -34,12 +41,16 @@ pub(super) struct Cards {
     directory: Mutex<Directory>,
     /// The set that was handed out last; none once anything has changed.
     set: Mutex<Option<Set>>,
+    local: NodeId,
     network: NetworkId,
     clock: EpochClock,
     now: fn() -> UnixTime,
+    /// What the network remembers of our own usage log.
+    seen: watch::Sender<Seen>,
     /// Nodes whose last card was not of our time; bounded by the directory's own bound on cards.
     mistimed: Mutex<BTreeMap<NodeId, Ignored>>,
     changed: watch::Sender<()>,
+    contradicted: watch::Sender<()>,
 }
 
 /// A set that is handed out to all who ask. However many are being sent, their objects are those of the directory.
@@ -54,19 +65,25 @@ pub(super) type Listed = (Arc<VerifiedCard>, Option<Arc<Verified<Capacity>>>);
 
 impl Cards {
     pub(super) fn new(
+        local: NodeId,
         network: &NetworkId,
         private_addresses: bool,
         clock: EpochClock,
         now: fn() -> UnixTime,
     ) -> Self {
         Self {
-            directory: Mutex::new(Directory::new(network.clone(), private_addresses)),
+            directory: Mutex::new(
+                Directory::new(network.clone(), private_addresses).of_node(local),
+            ),
             set: Mutex::default(),
+            local,
             network: network.clone(),
             clock,
             now,
+            seen: watch::Sender::new(Seen::Unasked),
             mistimed: Mutex::default(),
             changed: watch::Sender::new(()),
+            contradicted: watch::Sender::new(()),
         }
     }
 
@@ -75,8 +92,32 @@ impl Cards {
         self.changed.subscribe()
     }
 
-    /// Takes one signed object of a snapshot, or of our own: a card, a capacity message or a retirement.
+    /// What the network remembers of our own usage log: [`Seen::Unasked`] until [`Self::network_was_asked`].
+    pub(super) fn seen(&self) -> watch::Receiver<Seen> {
+        self.seen.subscribe()
+    }
+
+    /// From now on, what nobody has told us is what nobody remembers.
+    pub(super) fn network_was_asked(&self) {
+        let remembered = self.remembered();
+        self.seen.send_if_modified(|seen| match seen {
+            Seen::Unasked => {
+                *seen = Seen::Remembered(remembered);
+                true
+            }
+            Seen::Remembered(_) => false,
+        });
+    }
+
+    /// Takes one signed object of a snapshot, or of our own: a card, a capacity message, a retirement or a claim about a log.
     pub(super) fn take(&self, object: &[u8], source: Source) {
+        if LogClaim::is_form_of(object) {
+            if self.directory().handle_claim((self.now)(), object) {
+                self.set().take();
+            }
+            self.heed();
+            return;
+        }
         if !matches!(self.card(object, source), Verdict::Reject(_)) {
             return;
         }
@@ -110,6 +151,39 @@ impl Cards {
                 roles.iter().any(|role| card.has_role(*role)) && !card.addresses.is_empty()
             })
             .map(|(card, _)| (card.node, card.addresses.iter().map(multiaddr).collect()))
+            .collect()
+    }
+
+    /// Wakes its reader whenever a provider was seen to contradict itself.
+    pub(super) fn contradicted(&self) -> watch::Receiver<()> {
+        self.contradicted.subscribe()
+    }
+
+    /// Evidence against usage logs, oldest first.
+    pub(super) fn contradictions(&self) -> Vec<Arc<Contradiction>> {
+        self.directory().contradictions().cloned().collect()
+    }
+
+    /// Takes up what an earlier life of this node has kept.
+    pub(super) fn remember_evidence(&self, kept: Vec<Contradiction>) {
+        let mut directory = self.directory();
+        for evidence in kept {
+            directory.handle_contradiction(evidence);
+        }
+        while directory.poll_contradiction().is_some() {}
+    }
+
+    /// What is to be said about providers that contradict themselves, this node among them.
+    pub(super) fn log_warnings(&self) -> Vec<String> {
+        let all = self.contradictions();
+        all.iter()
+            .map(|evidence| {
+                let (node, how) = (evidence.node(), evidence.how());
+                match node == self.local {
+                    true => format!("others have proof against this node: {how}"),
+                    false => format!("do not rely on provider {}: {how}", peer_id(&node)),
+                }
+            })
             .collect()
     }
 
@@ -156,7 +230,41 @@ impl Cards {
         if matches!(verdict, Verdict::Accept) {
             self.set().take();
         }
+        // Also one that is of no other use any more can remind of what was signed.
+        self.heed();
         verdict
+    }
+
+    /// The largest that we verifiably said of our own log.
+    fn remembered(&self) -> Option<LogHead> {
+        self.directory()
+            .log_claim(&self.local)
+            .map(|claim| LogHead {
+                size: claim.size(),
+                root: Digest(claim.root().0),
+            })
+    }
+
+    /// Draws the conclusions from a new claim, where there are any.
+    fn heed(&self) {
+        let accused: Vec<_> = {
+            let mut directory = self.directory();
+            std::iter::from_fn(|| directory.poll_contradiction()).collect()
+        };
+        for evidence in &accused {
+            tracing::warn!(provider = %peer_id(&evidence.node()), why = %evidence.how(), "a provider contradicts itself; the evidence is kept");
+        }
+        if !accused.is_empty() {
+            self.contradicted.send_replace(());
+        }
+        let remembered = self.remembered();
+        self.seen.send_if_modified(|seen| {
+            let news = seen.is_asked() && *seen != Seen::Remembered(remembered);
+            if news {
+                *seen = Seen::Remembered(remembered);
+            }
+            news
+        });
     }
 
     fn retirement(&self, bytes: &[u8], source: Source) -> Verdict {
@@ -287,7 +395,7 @@ mod tests {
     use souk_crypto::{CardKey, MixKey, MixPublicKey, NetworkParams, NodeKey, SubKeys, Window};
     use souk_market::{card::Policy, units::Sequence, wire::List};
 
-    use super::*;
+    use super::{super::keys::Keys, *};
 
     const NOW: UnixTime = UnixTime(1_800_000_000);
 
@@ -339,7 +447,8 @@ mod tests {
     }
 
     fn cards() -> Cards {
-        Cards::new(&network(), true, EpochClock::of(&params()), || NOW)
+        let local = NodeKey::generate(&mut rand::rng()).public();
+        Cards::new(local, &network(), true, EpochClock::of(&params()), || NOW)
     }
 
     #[test]
@@ -375,5 +484,50 @@ mod tests {
         assert_eq!(validate(&later), NetVerdict::Ignore);
         assert_eq!(validate(b"noise"), NetVerdict::Reject);
         assert_eq!(validate(good.as_bytes()), NetVerdict::Accept);
+    }
+
+    fn claim(keys: &Keys, signer: &Keys, network: &NetworkId, size: u64) -> Option<Vec<u8>> {
+        let capacity = Capacity {
+            node: keys.node.public(),
+            card: Sequence(1),
+            at: NOW,
+            levels: List::empty(),
+            log: Some(LogHead {
+                size,
+                root: Digest([1; 32]),
+            }),
+        };
+        let capacity = sign::sign(capacity, &signer.card, network).expect("signs");
+        let list = signer.list(network, true, Vec::new(), NOW);
+        let list = list.expect("signs").open(network).expect("opens");
+        let claim = LogClaim::of_capacity(list, capacity).ok()?;
+        Some(claim.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn a_node_is_reminded_of_what_it_signed_and_of_nothing_that_somebody_else_did() {
+        let (network, clock) = (network(), EpochClock::of(&params()));
+        let folders = [(); 2].map(|()| tempfile::tempdir().expect("temporary folder"));
+        let [own, stranger] = folders
+            .each_ref()
+            .map(|data| Keys::open(data.path(), NOW).expect("makes keys"));
+        let cards = Cards::new(own.node.public(), &network, true, clock, || NOW);
+        let seen = cards.seen();
+        let source = Source::Neighbour(1);
+        let take = |bytes: Option<Vec<u8>>| cards.take(&bytes.expect("a claim"), source);
+        take(claim(&own, &own, &network, 7));
+        assert_eq!(*seen.borrow(), Seen::Unasked);
+        cards.network_was_asked();
+        let size = || match *seen.borrow() {
+            Seen::Remembered(Some(head)) => head.size,
+            _ => 0,
+        };
+        assert_eq!(size(), 7);
+        take(claim(&stranger, &stranger, &network, 9));
+        assert_eq!(claim(&own, &stranger, &network, 9), None, "not its key");
+        assert_eq!(size(), 7);
+        take(claim(&own, &own, &network, 8));
+        take(claim(&own, &own, &network, 6));
+        assert_eq!(size(), 8, "the largest counts");
     }
 }

@@ -16,6 +16,7 @@
 //! so the folder is locked for as long as the node runs.
 
 mod directory;
+mod evidence;
 mod keys;
 mod operations;
 mod publisher;
@@ -33,7 +34,7 @@ use std::{
 };
 
 use prometheus_client::registry::Registry;
-use souk_crypto::NodeId;
+use souk_crypto::{NodeId, UnixTime};
 use souk_market::{card::Role, standing::Standing};
 use souk_sphinx::{EpochClock, HopAddress, delay::MixDelay};
 use tokio::{
@@ -45,6 +46,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     directory::Cards,
+    evidence::EvidenceFolder,
     keys::Keys,
     operations::{Readings, Running},
     publisher::{Profile, Publisher},
@@ -153,9 +155,14 @@ impl Node {
         let standing = config.node.data_dir.join("standing");
         let desk = Desk::open(standing, config.network.id.clone(), keys.clone(), unix_now)?;
         let desk = Arc::new(desk);
+        let test = config.network.params.is_test();
+        let (network, local) = (&config.network.id, keys.node.public());
+        let cards = Arc::new(Cards::new(local, network, test, clock, unix_now));
+        let evidence = EvidenceFolder::new(&config.node.data_dir, network.clone());
+        cards.remember_evidence(evidence.read());
         let shop = match config.has(Role::Provider) {
             true => {
-                let mut shop = Shop::open(&config, &keys, agent_of(&config)).await?;
+                let mut shop = Shop::open(&config, &keys, agent_of(&config), cards.seen()).await?;
                 // It must not take a lease before it is told not to.
                 shop.settings.intake = standing::intake(&desk.standing().borrow());
                 Some(shop)
@@ -174,8 +181,6 @@ impl Node {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let mut registry = Registry::default();
-        let test = config.network.params.is_test();
-        let cards = Arc::new(Cards::new(&config.network.id, test, clock, unix_now));
         let (frames, arriving) = mpsc::channel(FRAME_QUEUE);
         let (relayed, streams) = mpsc::channel(RELAYED_QUEUE);
         let services = Services {
@@ -219,6 +224,10 @@ impl Node {
             &stop,
         );
 
+        let refusal = shop.as_ref().map_or_else(
+            || watch::Sender::new(None).subscribe(),
+            |shop| shop.publisher.refusal(),
+        );
         let (own, own_card) = watch::channel(None);
         let (working, provider) = watch::channel(None);
         let publisher = Publisher {
@@ -234,10 +243,13 @@ impl Node {
             peers: net.peers().clone(),
             mix_keys: mixer.mix_keys(),
             provider: provider.clone(),
+            seen: cards.seen(),
+            refusal: refusal.clone(),
             standing: desk.standing(),
             own,
             file: config.node.data_dir.join("card"),
             now: unix_now,
+            said_at: UnixTime(0),
         };
         tasks.spawn(publisher.run(stop.clone()));
         tasks.spawn(Arc::clone(&desk).run(provider.clone(), shop.is_some(), stop.clone()));
@@ -247,6 +259,7 @@ impl Node {
             config.node.bootstrap.clone(),
             stop.clone(),
         ));
+        tasks.spawn(evidence::run(cards.clone(), evidence, stop.clone()));
         tasks.spawn(keep_links(
             net.clone(),
             cards.clone(),
@@ -274,6 +287,7 @@ impl Node {
             mix: counters.clone(),
             cards: cards.clone(),
             provider: provider.clone(),
+            refusal: refusal.clone(),
         }));
         let registry = Arc::new(registry);
         let running = Arc::new(Running {
@@ -285,6 +299,7 @@ impl Node {
             own: own_card,
             mix: counters,
             provider,
+            refusal,
             desk,
             metrics: registry.clone(),
             asked: CancellationToken::new(),

@@ -43,6 +43,8 @@ pub(super) struct Running {
     pub(super) mix: Arc<MixCounters>,
     /// The provider, once it works.
     pub(super) provider: watch::Receiver<Option<Provider>>,
+    /// Why nothing is signed of the usage log, while that is so.
+    pub(super) refusal: watch::Receiver<Option<String>>,
     pub(super) metrics: Arc<prometheus_client::registry::Registry>,
     /// How the node stands to new leases.
     pub(super) desk: Arc<Desk>,
@@ -71,6 +73,11 @@ impl Running {
 
     fn warnings(&self, peers: u32) -> Vec<String> {
         let mut warnings: Vec<_> = self.cards.clock_warning().into_iter().collect();
+        warnings.extend(self.cards.log_warnings());
+        let refusal = self.refusal.borrow();
+        warnings.extend(refusal.iter().map(|why| {
+            format!("no checkpoints are signed, and leases go on without their proofs: {why}")
+        }));
         let standing = self.desk.standing().borrow().clone();
         match &standing {
             Standing::Open => {}
@@ -133,10 +140,14 @@ impl Operations for Running {
 
     async fn offers(&self) -> Vec<v1::Offer> {
         let cards = self.cards.all();
+        let contradictions = self.cards.contradictions();
         cards
             .iter()
             .flat_map(|(card, capacity)| {
-                offers(card, capacity.as_deref().map(|verified| &**verified))
+                let capacity = capacity.as_deref().map(|verified| &**verified);
+                let against = contradictions.iter().find(|c| c.node() == card.node);
+                let warning = against.map(|evidence| evidence.how().to_string());
+                offers(card, capacity, warning)
             })
             .collect()
     }
@@ -300,6 +311,7 @@ fn log_status(provider: &Provider) -> v1::LogStatus {
 fn offers<'a>(
     card: &'a VerifiedCard,
     capacity: Option<&'a souk_market::capacity::Capacity>,
+    warning: Option<String>,
 ) -> impl Iterator<Item = v1::Offer> + 'a {
     card.offers.iter().enumerate().map(move |(at, offer)| {
         let largest = offer.classes.last();
@@ -328,6 +340,7 @@ fn offers<'a>(
                 .map(|image| image.hash.to_string())
                 .collect(),
             expires_unix_s: card.to.0,
+            warning: warning.clone(),
         }
     })
 }
@@ -337,6 +350,7 @@ pub(super) struct Readings {
     pub(super) mix: Arc<MixCounters>,
     pub(super) cards: Arc<Cards>,
     pub(super) provider: watch::Receiver<Option<Provider>>,
+    pub(super) refusal: watch::Receiver<Option<String>>,
 }
 
 impl std::fmt::Debug for Readings {
@@ -355,6 +369,12 @@ impl Collector for Readings {
             "souk_cards",
             "Valid cards",
             self.cards.all().len(),
+        )?;
+        gauge(
+            &mut encoder,
+            "souk_log_contradictions",
+            "Providers against whose usage log there is evidence",
+            self.cards.contradictions().len(),
         )?;
         let Some(provider) = self.provider.borrow().clone() else {
             return Ok(());
@@ -406,6 +426,12 @@ impl Collector for Readings {
         ] {
             counter(&mut encoder, name, help, total)?;
         }
+        gauge(
+            &mut encoder,
+            "souk_log_refused",
+            "1 while no checkpoint is signed, because the network remembers more of the usage log than the store has",
+            usize::from(self.refusal.borrow().is_some()),
+        )?;
         let refusals = provider.refusals();
         let metric = "souk_refusals";
         let mut family = encoder.encode_descriptor(

@@ -39,6 +39,7 @@ use crate::{
     durable,
     net::{NetInfo, Peers, PublishError, Topic, is_public},
     provider::Provider,
+    store::Seen,
 };
 
 /// A card lives this long, in seconds: twelve hours, half of what others accept.
@@ -111,6 +112,10 @@ pub(super) struct Publisher {
     pub(super) mix_keys: watch::Receiver<Vec<MixKey>>,
     /// The provider, once it works; `None` for ever on other nodes.
     pub(super) provider: watch::Receiver<Option<Provider>>,
+    /// What the network remembers of the usage log.
+    pub(super) seen: watch::Receiver<Seen>,
+    /// Why nothing is signed of the usage log, while that is so.
+    pub(super) refusal: watch::Receiver<Option<String>>,
     /// How the node stands to new leases.
     pub(super) standing: watch::Receiver<Standing>,
     /// The card that holds now.
@@ -118,6 +123,8 @@ pub(super) struct Publisher {
     /// Where the last card is kept.
     pub(super) file: PathBuf,
     pub(super) now: fn() -> UnixTime,
+    /// When the last capacity message was signed, by its own word.
+    pub(super) said_at: UnixTime,
 }
 
 impl Publisher {
@@ -216,6 +223,8 @@ impl Publisher {
         let old = self.own.borrow().clone();
         let holds = old.as_ref().is_some_and(|card| {
             now.plus_s(RENEW_BEFORE_S) < card.to
+                // Times rise under one card: else a log that has grown since would look rolled back.
+                && self.said_at <= now
                 && card.addresses[..] == addresses[..]
                 && card.sub_keys().mix_keys == mix_keys
                 && card.offers.is_empty()
@@ -231,6 +240,7 @@ impl Publisher {
         let card = self.card(now, last, addresses, mix_keys, sales)?;
         self.write(&card)?;
         self.cards.take(card.as_bytes(), Source::Own);
+        self.said_at = UnixTime(0);
         self.own.send_replace(Some(Arc::new(card)));
         Ok(true)
     }
@@ -298,23 +308,25 @@ impl Publisher {
         List::new(addresses).expect("cut to what fits")
     }
 
-    fn capacity(&self) -> Option<Bytes> {
+    fn capacity(&mut self) -> Option<Bytes> {
         let provider = self.provider.borrow().clone()?;
         let card = self.own.borrow().clone()?;
         let levels = provider
             .levels(&card)
             .into_iter()
             .map(|classes| List::new(classes).expect("as the card has"));
-        let head = *provider.head().borrow();
+        let log = self.log_head(&provider)?;
+        let at = (self.now)();
+        if at < self.said_at {
+            return None;
+        }
+        self.said_at = at;
         let capacity = Capacity {
             node: card.node,
             card: card.sequence,
-            at: (self.now)(),
+            at,
             levels: List::new(levels.collect()).expect("as the card has"),
-            log: (head.size > 0).then_some(LogHead {
-                size: head.size,
-                root: Digest(head.root.0),
-            }),
+            log,
         };
         match sign::sign(capacity, &self.keys.card, &self.profile.network) {
             Ok(signed) => {
@@ -330,6 +342,23 @@ impl Publisher {
                 None
             }
         }
+    }
+
+    /// What may be said of the usage log. Nothing can be said yet, where this is `None`; what contradicts the memory of the
+    /// network is not said, because it would be signed.
+    fn log_head(&self, provider: &Provider) -> Option<Option<LogHead>> {
+        let head = *provider.head().borrow();
+        if head.size == 0 {
+            return Some(None);
+        }
+        let head = LogHead {
+            size: head.size,
+            root: Digest(head.root.0),
+        };
+        let seen = *self.seen.borrow();
+        let refused = self.refusal.borrow().is_some();
+        seen.is_asked()
+            .then(|| (!refused && seen.allows(&head)).then_some(head))
     }
 
     /// Sends what has not been sent; what finds no neighbours stays for the next time.

@@ -36,7 +36,7 @@ use crate::{
         Clock as _, Offering, Provider, ProviderParts, PublishedLog, Settings, Stand, SystemClock,
         SystemRandomness, TcpDoors,
     },
-    store::{Found, PublishError, Publisher, Store, StoreError},
+    store::{Found, PublishError, Publisher, Seen, Store, StoreError},
 };
 
 /// Cards before the current one whose offers are still honoured: more are only made when addresses change all the time.
@@ -86,13 +86,15 @@ impl Shop {
         config: &Config,
         keys: &Keys,
         agent: PathBuf,
+        seen: watch::Receiver<Seen>,
     ) -> Result<Self, ShopError> {
         let data = &config.node.data_dir;
         let (store, found) = Store::open(&data.join("store")).await?;
         let directory = data.join("log");
         let name = origin(&config.network.id, keys.node.public())
             .expect("neither id holds a character that a note's name cannot");
-        let publisher = Publisher::open(&store, &directory, name, keys.log.clone()).await?;
+        let publisher =
+            Publisher::heeding(&store, &directory, name, keys.log.clone(), seen).await?;
         let images = ImageStore::open(data)?;
         let total = total(&config.provider).map_err(ShopError::Memory)?;
         let sandbox = SandboxConfig {

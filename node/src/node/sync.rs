@@ -3,8 +3,11 @@
 //! Shortly after the start, and then ever more rarely, one other node, a neighbour perhaps, is asked for the root of its
 //! card set, and for the set where the root is another. Who is asked is drawn at random, so that one node cannot keep
 //! cards from us.
+//!
+//! The first sets also say what the network remembers of our own usage log. A few nodes are asked for that, so that one of
+//! them cannot keep it to itself, and the node does not wait for them for ever.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use rand::seq::IndexedRandom as _;
 use souk_crypto::NodeId;
@@ -20,6 +23,12 @@ const FIRST_PAUSE: Duration = Duration::from_millis(300);
 /// The longest pause. A node that missed a card has it after a few of them.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// So many nodes are asked what they remember of our usage log, where there are so many.
+const WITNESSES: usize = 3;
+
+/// Longest wait for them: a node without a network works, and signs, alone.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Compares card sets until `stop` is cancelled.
 pub(super) async fn run(
     peers: Peers,
@@ -27,18 +36,42 @@ pub(super) async fn run(
     bootstrap: Vec<NodeAddress>,
     stop: CancellationToken,
 ) {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        tokio::select! {
-            () = round(&peers, &cards, &bootstrap) => {}
-            () = stop.cancelled() => return,
+    let work = async {
+        // What was not answered by then may come later, and counts then.
+        let _ = tokio::time::timeout(PATIENCE, ask(&peers, &cards, &bootstrap)).await;
+        cards.network_was_asked();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(LONGEST_PAUSE);
+            cards.tick();
+            round(&peers, &cards, &bootstrap).await;
         }
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = stop.cancelled() => return,
+    };
+    tokio::select! {
+        () = work => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+/// Takes the sets of a few nodes, whether they are new or not.
+async fn ask(peers: &Peers, cards: &Cards, bootstrap: &[NodeAddress]) {
+    let mut asked = BTreeSet::new();
+    while asked.len() < WITNESSES {
+        let mut left = candidates(peers, cards, bootstrap).await;
+        left.retain(|(node, _)| !asked.contains(node));
+        if left.is_empty() && !asked.is_empty() {
+            return;
         }
-        pause = (2 * pause).min(LONGEST_PAUSE);
-        cards.tick();
+        let next = left.choose(&mut rand::rng()).cloned();
+        if let Some((node, addresses)) = next
+            && peers.connect(node, &addresses).await.is_ok()
+            && fetch(peers, cards, node).await
+        {
+            asked.insert(node);
+        } else {
+            tokio::time::sleep(FIRST_PAUSE).await;
+        }
     }
 }
 
@@ -59,8 +92,13 @@ async fn round(peers: &Peers, cards: &Cards, bootstrap: &[NodeAddress]) {
     if (head.epoch, head.root) == (own.epoch, own.root) {
         return;
     }
+    fetch(peers, cards, node).await;
+}
+
+/// Takes the whole set of a connected node; says whether it came.
+async fn fetch(peers: &Peers, cards: &Cards, node: NodeId) -> bool {
     let Ok(theirs) = peers.snapshot(node).await else {
-        return;
+        return false;
     };
     let source = Source::Neighbour(peers.origin(node).number());
     for object in theirs.objects.iter() {
@@ -68,6 +106,7 @@ async fn round(peers: &Peers, cards: &Cards, bootstrap: &[NodeAddress]) {
         // Signatures take time; other tasks of this thread have a turn in between.
         tokio::task::yield_now().await;
     }
+    true
 }
 
 /// Mixes whose cards are known, bootstrap nodes, and neighbours: on a LAN they may be all that a new node knows.

@@ -18,7 +18,7 @@ use super::{
     Shared,
     backend::{lease_id, usage},
 };
-use crate::store::{LogRecord, PublishError, StoreError, StoredOpening};
+use crate::store::{LogRecord, PublishError, Seen, StoreError, StoredOpening};
 
 /// First and longest pause before a lost lease that could not be settled is tried again.
 const FIRST_SETTLE_PAUSE: Duration = Duration::from_secs(1);
@@ -38,6 +38,13 @@ pub struct Head {
 /// The period is fixed, and nothing else makes a checkpoint: one at the closing of a lease would tell everybody when it
 /// was closed.
 pub(super) async fn publish(shared: Arc<Shared>) {
+    let mut seen = shared.publisher.lock().await.seen();
+    tokio::select! {
+        biased;
+        () = shared.shutdown.cancelled() => return,
+        // Without anybody who could still say it, the last word holds.
+        _ = seen.wait_for(Seen::is_asked) => {}
+    }
     let mut beats = interval(shared.settings.checkpoint_period);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -36,7 +36,7 @@ use std::{
     thread::JoinHandle,
 };
 
-pub use publish::{Proven, PublishError, Publisher};
+pub use publish::{Proven, PublishError, Publisher, Seen};
 pub use record::{
     Accepted, Contract, InstanceRecord, LeaseRecord, LogRecord, SignedHead, StoredOpening,
 };

@@ -9,20 +9,26 @@
 //!
 //! Threats: a crash between any two files; a store that was restored from an old backup, or whose past was changed
 //! ([`PublishError::Rollback`], [`PublishError::Fork`]): nothing is signed then, because two checkpoints that
-//! contradict each other are proof against the provider.
+//! contradict each other are proof against the provider. A backup that is whole does not know that it is old, so the
+//! network is asked what it remembers ([`Seen`]) before anything is signed.
 
 use std::{
+    cmp::Ordering,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
 };
 
 use souk_crypto::LogKey;
-use souk_market::log::{
-    BundleSource, Checkpoint, Frontier, Hash, InclusionProof, KeyName, NoteVerifier, TILE_HEIGHT,
-    TILE_WIDTH, TilePath, TileSource, TiledNodes, TilesError, bundles_between, encode_bundle,
-    leaf_hash, prove_inclusion, tiles_between, verify_inclusion,
+use souk_market::{
+    capacity::LogHead,
+    log::{
+        BundleSource, Checkpoint, Frontier, Hash, InclusionProof, KeyName, NoteVerifier,
+        TILE_HEIGHT, TILE_WIDTH, TilePath, TileSource, TiledNodes, TilesError, bundles_between,
+        encode_bundle, leaf_hash, prove_inclusion, tiles_between, verify_inclusion,
+    },
 };
+use tokio::sync::watch;
 
 use super::{SignedHead, Store, StoreError, writer::encode};
 use crate::failpoint::failpoint;
@@ -52,13 +58,13 @@ pub enum PublishError {
     Head(String),
     /// The store has fewer entries than were signed, or than the network has seen.
     #[error(
-        "the usage log has {stored} entries, and a checkpoint of {signed} was signed: \
+        "the usage log has {stored} entries, and {signed} were signed: \
          the store was restored from an old backup; nothing is signed until it is complete again"
     )]
     Rollback {
         /// Entries in the store.
         stored: u64,
-        /// Entries in the checkpoint.
+        /// Entries that were signed.
         signed: u64,
     },
     /// The entries in the store are not those that were signed.
@@ -66,7 +72,7 @@ pub enum PublishError {
         "the first {size} entries lead to root {found}, and {signed} was signed; nothing is signed any more"
     )]
     Fork {
-        /// Size of the checkpoint.
+        /// Size of what was signed.
         size: u64,
         /// Root that was signed.
         signed: Hash,
@@ -87,6 +93,33 @@ pub struct Proven {
     pub checkpoint: String,
 }
 
+/// What the network remembers of this log: the largest that it verifiably heard from this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It was not asked yet: nothing is signed until it has been.
+    Unasked,
+    /// It remembers this; `None` where it remembers nothing, or nobody is there to ask.
+    Remembered(Option<LogHead>),
+}
+
+impl Seen {
+    /// Whether the network was asked.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        *self != Self::Unasked
+    }
+
+    /// Whether a log of this head may be spoken of: it is not smaller than, nor another than, what is remembered.
+    #[must_use]
+    pub fn allows(&self, head: &LogHead) -> bool {
+        match self {
+            Self::Unasked => false,
+            Self::Remembered(None) => true,
+            Self::Remembered(Some(seen)) => seen.size < head.size || seen == head,
+        }
+    }
+}
+
 /// Publishes one usage log. Blocking: it reads and writes files.
 #[derive(Debug)]
 pub struct Publisher {
@@ -94,14 +127,18 @@ pub struct Publisher {
     origin: KeyName,
     key: LogKey,
     frontier: Frontier,
+    /// The last checkpoint; empty before the first.
     note: String,
     /// The file of the last checkpoint is there.
     is_shown: bool,
+    seen: watch::Receiver<Seen>,
+    /// What the network remembers and the entries of the store were found to lead to.
+    agreed: Option<LogHead>,
+    refusal: watch::Sender<Option<String>>,
 }
 
 impl Publisher {
-    /// Continues the log in `directory`: checks that the store leads to what was signed, makes tiles that are missing, and
-    /// signs a first checkpoint where there is none.
+    /// Continues a log that nobody else can have seen more of: [`Publisher::heeding`] with a network that remembers nothing.
     ///
     /// # Errors
     /// [`PublishError`].
@@ -111,6 +148,23 @@ impl Publisher {
         origin: KeyName,
         key: LogKey,
     ) -> Result<Self, PublishError> {
+        let (_, seen) = watch::channel(Seen::Remembered(None));
+        Self::heeding(store, directory, origin, key, seen).await
+    }
+
+    /// Continues the log in `directory`: checks that the store leads to what was signed, makes tiles that are missing, and
+    /// publishes what is new, where what the network has `seen` allows it.
+    ///
+    /// # Errors
+    /// [`PublishError`] where the store contradicts what it says itself that was signed, or files cannot be written. That
+    /// it contradicts the network is a [refusal](Self::refusal), and the log goes on without checkpoints.
+    pub async fn heeding(
+        store: &Store,
+        directory: &Path,
+        origin: KeyName,
+        key: LogKey,
+        seen: watch::Receiver<Seen>,
+    ) -> Result<Self, PublishError> {
         let mut publisher = Self {
             directory: Directory(directory.to_owned()),
             origin,
@@ -118,22 +172,40 @@ impl Publisher {
             frontier: Frontier::new(),
             note: String::new(),
             is_shown: false,
+            seen,
+            agreed: None,
+            refusal: watch::Sender::new(None),
         };
-        match publisher.last_head(store)? {
-            Some(head) => publisher.resume(store, head)?,
-            None => publisher.sign(store).await?,
+        if let Some(head) = publisher.last_head(store)? {
+            publisher.resume(store, head)?;
         }
-        publisher.publish(store).await?;
-        Ok(publisher)
+        match publisher.publish(store).await {
+            Err(error) if publisher.refusal.borrow().is_none() => Err(error),
+            _ => Ok(publisher),
+        }
     }
 
-    /// Publishes a checkpoint over all entries, if there are new ones; says how many it covers.
+    /// Publishes a checkpoint over all entries, if there are new ones and the network was asked; says how many the last one
+    /// covers.
     ///
     /// # Errors
     /// [`PublishError`]; the last checkpoint stays the one that counts then.
     pub async fn publish(&mut self, store: &Store) -> Result<u64, PublishError> {
+        let seen = *self.seen.borrow();
+        let Seen::Remembered(seen) = seen else {
+            return Ok(self.size());
+        };
+        let checked = seen.map_or(Ok(()), |seen| self.check_seen(store, seen));
+        self.refusal.send_if_modified(|last| {
+            let refusal = checked.as_ref().err().map(ToString::to_string);
+            let news = *last != refusal;
+            *last = refusal;
+            news
+        });
+        checked?;
         let size = store.log_size()?;
-        if size > self.size() {
+        let is_new = size > self.size();
+        if is_new {
             failpoint!(BeforeTiles);
             let signed = self.frontier.clone();
             self.extend(store, size)?;
@@ -143,24 +215,23 @@ impl Publisher {
                 self.frontier = signed;
                 return Err(error);
             }
+        } else if self.note.is_empty() {
+            self.sign(store).await?;
         }
         self.show()?;
         Ok(size)
     }
 
-    /// Takes note of a checkpoint of this log that the network has seen.
-    ///
-    /// # Errors
-    /// [`PublishError::Rollback`] where it is above what the store has: this node must not sign.
-    pub fn check_seen(&self, store: &Store, seen_size: u64) -> Result<(), PublishError> {
-        let stored = store.log_size()?;
-        if seen_size > stored {
-            return Err(PublishError::Rollback {
-                stored,
-                signed: seen_size,
-            });
-        }
-        Ok(())
+    /// What the network remembers, and when that changes.
+    #[must_use]
+    pub fn seen(&self) -> watch::Receiver<Seen> {
+        self.seen.clone()
+    }
+
+    /// Why nothing is signed although the node works: what the network remembers is not in the store.
+    #[must_use]
+    pub fn refusal(&self) -> watch::Receiver<Option<String>> {
+        self.refusal.subscribe()
     }
 
     /// Entries that the last checkpoint covers.
@@ -175,7 +246,7 @@ impl Publisher {
         self.frontier.root()
     }
 
-    /// The last checkpoint, signed.
+    /// The last checkpoint, signed; empty before the first.
     #[must_use]
     pub fn checkpoint(&self) -> &str {
         &self.note
@@ -197,6 +268,39 @@ impl Publisher {
             proof,
             checkpoint: self.note.clone(),
         }))
+    }
+
+    /// Checks that the entries of the store lead to what the network remembers.
+    fn check_seen(&mut self, store: &Store, seen: LogHead) -> Result<(), PublishError> {
+        if self.agreed == Some(seen) {
+            return Ok(());
+        }
+        let stored = store.log_size()?;
+        if seen.size > stored {
+            return Err(PublishError::Rollback {
+                stored,
+                signed: seen.size,
+            });
+        }
+        let nodes = TiledNodes::new(&self.directory, self.size());
+        let found = match seen.size.cmp(&self.size()) {
+            Ordering::Equal => self.root(),
+            Ordering::Less => match Frontier::load(&nodes, seen.size) {
+                Ok(frontier) => frontier.root(),
+                // A tile is damaged, and the entries are not for that.
+                Err(_) => root_in_store(store, seen.size)?,
+            },
+            Ordering::Greater => root_in_store(store, seen.size)?,
+        };
+        if found.0 != seen.root.0 {
+            return Err(PublishError::Fork {
+                size: seen.size,
+                signed: Hash(seen.root.0),
+                found,
+            });
+        }
+        self.agreed = Some(seen);
+        Ok(())
     }
 
     fn last_head(&self, store: &Store) -> Result<Option<SignedHead>, PublishError> {

@@ -12,6 +12,7 @@ use std::{
 use redb::{BackendError, Database, StorageBackend, backends::FileBackend};
 use souk_crypto::{HolderKey, LogKey, ReplyKey, UnixTime};
 use souk_market::{
+    capacity::LogHead,
     lifecycle::{Requested, Terms},
     log::{
         Checkpoint, Entry, HourBucket, KeyName, LeaseEntry, NoteVerifier, OutcomeClass, audit,
@@ -23,6 +24,8 @@ use souk_market::{
         ReplyKeyHash, RequestId, Resources, Salt, SshPublicKey,
     },
 };
+
+use tokio::sync::watch;
 
 use super::{
     writer::{LEASES, LOG},
@@ -380,6 +383,22 @@ impl Log {
         self.directory.path().join("log")
     }
 
+    /// A publisher that heeds what the network remembers.
+    async fn heeding(&self, store: &Store, seen: &watch::Sender<Seen>) -> Publisher {
+        let (origin, key) = (self.origin.clone(), self.key.clone());
+        Publisher::heeding(store, &self.files(), origin, key, seen.subscribe())
+            .await
+            .expect("a refusal is no error at the start")
+    }
+
+    fn head(&self) -> LogHead {
+        let checkpoint = self.checkpoint();
+        LogHead {
+            size: checkpoint.size(),
+            root: Digest(checkpoint.root().0),
+        }
+    }
+
     async fn publisher(&self, store: &Store) -> Result<Publisher, PublishError> {
         Publisher::open(store, &self.files(), self.origin.clone(), self.key.clone()).await
     }
@@ -487,20 +506,108 @@ async fn files_that_were_lost_or_damaged_are_made_again_from_the_store() {
 }
 
 #[tokio::test]
+async fn a_store_from_an_old_backup_signs_nothing_until_it_is_whole_again() {
+    let log = Log::new();
+    let (data, backup) = (log.directory.path(), tempfile::tempdir().expect("a folder"));
+    let (store, _) = open(data).await;
+    append(&store, 0..10).await;
+    drop((log.publisher(&store).await.expect("published"), store));
+    copy(data, &backup.path().join("old"));
+    let (store, _) = open(data).await;
+    append(&store, 10..11).await;
+    drop((log.publisher(&store).await.expect("published"), store));
+    let signed = log.head();
+    copy(data, &backup.path().join("new"));
+
+    std::fs::remove_dir_all(data).expect("removed");
+    copy(&backup.path().join("old"), data);
+    let old = log.head();
+    let seen = watch::Sender::new(Seen::Unasked);
+    let (store, _) = open(data).await;
+    let mut publisher = log.heeding(&store, &seen).await;
+    seen.send_replace(Seen::Remembered(Some(signed)));
+    let error = publisher.publish(&store).await.expect_err("refused");
+    assert!(
+        matches!(
+            error,
+            PublishError::Rollback {
+                stored: 10,
+                signed: 11
+            }
+        ),
+        "{error:?}"
+    );
+    // The log grows on, and would come to that size with another entry.
+    append(&store, 70..73).await;
+    let error = publisher.publish(&store).await.expect_err("refused");
+    assert!(
+        matches!(error, PublishError::Fork { size: 11, .. }),
+        "{error:?}"
+    );
+    let refusal = publisher.refusal().borrow().clone();
+    assert_eq!(refusal, Some(error.to_string()));
+    assert_eq!((publisher.size(), log.head()), (10, old));
+    drop(publisher);
+    let publisher = log.heeding(&store, &seen).await;
+    assert_eq!(publisher.refusal().borrow().clone(), refusal);
+    assert_eq!(log.head(), old, "also after a restart");
+    drop((publisher, store));
+
+    std::fs::remove_dir_all(data).expect("removed");
+    copy(&backup.path().join("new"), data);
+    let (store, _) = open(data).await;
+    append(&store, 11..13).await;
+    let publisher = log.heeding(&store, &seen).await;
+    assert_eq!(*publisher.refusal().borrow(), None);
+    assert_eq!(log.head().size, 13);
+}
+
+#[tokio::test]
+async fn nothing_is_signed_before_the_network_was_asked() {
+    let log = Log::new();
+    let (store, _) = open(log.directory.path()).await;
+    append(&store, 0..300).await;
+    let seen = watch::Sender::new(Seen::Unasked);
+    let mut publisher = log.heeding(&store, &seen).await;
+    assert_eq!(publisher.publish(&store).await.expect("waits"), 0);
+    assert!(!log.files().join("checkpoint").exists());
+    seen.send_replace(Seen::Remembered(None));
+    assert_eq!(publisher.publish(&store).await.expect("signs"), 300);
+    let small = log.head();
+    append(&store, 300..600).await;
+    publisher.publish(&store).await.expect("signs");
+    drop(publisher);
+    // The others may have missed the last checkpoints.
+    seen.send_replace(Seen::Remembered(Some(small)));
+    let mut publisher = log.heeding(&store, &seen).await;
+    assert_eq!(publisher.publish(&store).await.expect("agrees"), 600);
+    let root = Digest([7; 32]);
+    seen.send_replace(Seen::Remembered(Some(LogHead { size: 299, root })));
+    let error = publisher.publish(&store).await.expect_err("another log");
+    assert!(
+        matches!(error, PublishError::Fork { size: 299, .. }),
+        "{error:?}"
+    );
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let to = to.join(entry.file_name());
+        match entry.file_type().expect("a type").is_dir() {
+            true => copy(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).expect("copied")),
+        }
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_signed_over_a_log_that_was_rolled_back_or_rewritten() {
     let log = Log::new();
     let (store, _) = open(log.directory.path()).await;
     append(&store, 0..10).await;
-    let publisher = log.publisher(&store).await.expect("published");
-    assert!(publisher.check_seen(&store, 10).is_ok());
-    assert!(matches!(
-        publisher.check_seen(&store, 11),
-        Err(PublishError::Rollback {
-            stored: 10,
-            signed: 11
-        })
-    ));
-    drop((publisher, store));
+    drop((log.publisher(&store).await.expect("published"), store));
     std::fs::remove_dir_all(log.files()).expect("removed");
 
     let file = log.directory.path().join(FILE);
