@@ -83,7 +83,7 @@ impl DirectPort {
                 tracing::warn!(
                     error = error as &dyn std::error::Error,
                     "no port for a direct lease"
-                )
+                );
             })
             .ok()?;
         let task = tokio::spawn(accept(listener, instance));

@@ -182,10 +182,13 @@ impl LeaseTask {
             return;
         }
         failpoint!(BeforeAcknowledgement);
-        if let Err(error) = self.shared.store.acknowledge(self.lease(), signed).await {
-            tracing::error!(lease = %self.lease(), error = &error as &dyn std::error::Error, "an acknowledgement was not kept");
-            return;
+        match self.shared.store.acknowledge(self.lease(), signed).await {
+            Ok(()) => {
+                failpoint!(Acknowledged);
+            }
+            Err(error) => {
+                tracing::error!(lease = %self.lease(), error = &error as &dyn std::error::Error, "an acknowledgement was not kept");
+            }
         }
-        failpoint!(Acknowledged);
     }
 }

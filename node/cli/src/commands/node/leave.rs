@@ -112,7 +112,7 @@ impl Drain {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let reply = wait(async {
             let mut node = self.config.connect().await?;
-            let deadline = self.deadline.map(|span| span.from_now().0);
+            let deadline = self.deadline.map(|span| span.after_now().0);
             let began = node.drain(deadline).await;
             let began = began.map_err(|error| unreached(&error))?;
             if self.no_wait {
@@ -169,7 +169,7 @@ impl Retire {
                 _ => None,
             };
             let request = v1::RetireRequest {
-                deadline_unix_s: self.deadline.map(|span| span.from_now().0),
+                deadline_unix_s: self.deadline.map(|span| span.after_now().0),
                 successor,
             };
             let began = node.retire(request).await;
@@ -318,7 +318,7 @@ fn read(file: &Path) -> Result<Vec<u8>, Failure> {
 struct Span(u64);
 
 impl Span {
-    fn from_now(self) -> UnixTime {
+    fn after_now(self) -> UnixTime {
         unix_now().plus_s(self.0)
     }
 }
