@@ -323,7 +323,36 @@ impl Refusal {
     pub(crate) fn malformed(part: Part, why: impl std::fmt::Display) -> Self {
         Self::Malformed {
             part,
-            why: why.to_string(),
+            why: printable(&why.to_string()),
         }
+    }
+}
+
+/// A text that may hold what a stranger wrote, fit for a screen and a log: one line of at most 200 characters, nothing that
+/// controls a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    const MAX_CHARS: usize = 200;
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control());
+    let line: Vec<_> = words.filter(|word| !word.is_empty()).collect();
+    let line = line.join(" ");
+    let is_shown = |c: &char| c.is_ascii_graphic() || *c == ' ';
+    line.chars().filter(is_shown).take(MAX_CHARS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_stranger_wrote_controls_no_terminal() {
+        let refusal = Refusal::malformed(
+            Part::TcbInfo,
+            "unknown `\u{1b}[2Jroot\u{202e}`,\n\texpected another",
+        );
+        assert_eq!(
+            refusal.to_string(),
+            "the TCB info is malformed: unknown ` [2Jroot`, expected another"
+        );
+        assert_eq!(printable(&"x".repeat(10_000)).len(), 200);
     }
 }

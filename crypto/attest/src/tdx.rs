@@ -22,7 +22,7 @@ pub use quote::{MAX_QUOTE_BYTES, TdReport, TdVersion, TdxQuote};
 
 use crate::{
     digest::RootId,
-    refusal::{Part, Refusal},
+    refusal::{Part, Refusal, printable},
     x509::{self, check_window},
 };
 
@@ -210,7 +210,12 @@ pub(crate) fn verify(
         td_version: quote.td_version(),
         td: Box::new(quote.td()),
         tcb_status: TcbStatus::of(claims.tcb.status)?,
-        advisories: claims.tcb.advisory_ids,
+        advisories: claims
+            .tcb
+            .advisory_ids
+            .iter()
+            .map(|id| printable(id))
+            .collect(),
         tcb_date: UnixTime(claims.platform.tcb_date_tag),
         tcb_evaluation: claims.tcb.eval_data_number,
         fmspc,
@@ -280,7 +285,7 @@ fn check_revocation(quote: &TdxQuote, collateral: &TdxCollateral) -> Result<(), 
 /// Gives what the library found a name of ours. Each line is held by a test that brings it about.
 fn named(why: &str) -> Refusal {
     let has = |text: &str| why.contains(text);
-    let detail = || why.to_owned();
+    let detail = || printable(why);
     if has("No matching TCB level found") || has("below minimum required") {
         Refusal::NoTcbLevel { why: detail() }
     } else if has("TCB status is invalid: Revoked") {

@@ -6,7 +6,7 @@ use x509_cert::der::{Decode as _, asn1::ObjectIdentifier};
 
 use super::{Product, SnpReport, SnpTcb};
 use crate::{
-    refusal::{Part, Refusal},
+    refusal::{Part, Refusal, printable},
     x509::Cert,
 };
 
@@ -53,7 +53,7 @@ pub(super) fn product(cert: &Cert) -> Result<Product, Refusal> {
         .find(|product| product.as_str() == line);
     known.ok_or_else(|| Refusal::Unsupported {
         what: "product",
-        found: name.to_owned(),
+        found: printable(name),
     })
 }
 

@@ -11,7 +11,7 @@ use souk_crypto::{UnixTime, cbor, domain};
 
 use crate::{
     digest::CollateralDigest,
-    refusal::{Part, Refusal},
+    refusal::{Part, Refusal, printable},
     x509::{self, Cert, Crl},
 };
 
@@ -201,7 +201,7 @@ fn tcb_info(json: &str) -> Result<(Dated, [u8; 6]), Refusal> {
     if info.id != "TDX" {
         return Err(Refusal::OtherPlatform {
             expected: "TDX".to_owned(),
-            found: info.id,
+            found: printable(&info.id),
         });
     }
     Ok((dated(&info.issue_date, &info.next_update, part)?, fmspc))
