@@ -18,6 +18,8 @@
 //! a SURB that comes twice in two copies of one envelope ([`Store::spend_surb`]).
 
 mod database;
+#[cfg(test)]
+mod faults;
 mod frame;
 mod publish;
 mod record;

@@ -32,7 +32,7 @@ use super::{
     *,
 };
 
-fn record(n: u8) -> LeaseRecord {
+pub(super) fn record(n: u8) -> LeaseRecord {
     let mut rng = rand::rng();
     let terms = Terms::new(UnixTime(1_000), UnixTime(1_060), UnixTime(2_000)).expect("rising");
     LeaseRecord {
@@ -73,7 +73,7 @@ fn record(n: u8) -> LeaseRecord {
     }
 }
 
-fn entry(n: u64) -> LogRecord {
+pub(super) fn entry(n: u64) -> LogRecord {
     let mut commitment = [0; 32];
     commitment[..8].copy_from_slice(&n.to_be_bytes());
     LogRecord {
