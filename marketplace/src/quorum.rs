@@ -195,17 +195,6 @@ impl Gathering {
         Ok(())
     }
 
-    /// Every card that at least `sets` of the sets hold, byte for byte: who else could be asked. What fewer hold may be
-    /// the own puppets of whoever shows them.
-    pub fn shown_by(&self, sets: usize) -> impl Iterator<Item = &VerifiedCard> {
-        let mut counts: BTreeMap<CardDigest, usize> = BTreeMap::new();
-        for (_, digest) in self.sets.values().flat_map(|set| &set.cards) {
-            *counts.entry(*digest).or_default() += 1;
-        }
-        let enough = counts.into_iter().filter(move |(_, count)| *count >= sets);
-        enough.filter_map(|(digest, _)| self.opened.get(&digest).map(|card| &**card))
-    }
-
     /// Compares the sets. A card is used when at least `quorum` of them hold it, byte for byte; where there
     /// are fewer sets than that, none is.
     #[must_use]

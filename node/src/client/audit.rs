@@ -134,7 +134,7 @@ impl Connected {
                 return Err(ClaimFailure::Contradiction(Box::new(kept)).into());
             }
         };
-        home.verified(&claim)?;
+        home.verified(&claim, &before)?;
         Ok(VerifiedLog {
             checkpoint: Checkpoint::new(origin, claim.size(), claim.root()),
             audited,

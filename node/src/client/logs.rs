@@ -13,7 +13,7 @@
 //! each other like any others; and a log has one key for as long as this requester knows it.
 
 use std::{
-    fmt, fs,
+    fmt, fs, io,
     path::{Path, PathBuf},
 };
 
@@ -156,20 +156,10 @@ impl Home {
         Ok(known)
     }
 
-    /// Takes a claim that was not checked against the whole log, and compares it with all that is known.
+    /// Compares a claim that was not checked against the whole log with all that is known, and keeps it.
     pub(super) fn hear(&self, network: &NetworkId, claim: &LogClaim) -> Result<(), ClaimFailure> {
         let provider = claim.node();
         let known = self.known_log(network, provider)?;
-        let is_news = !known.claims().any(|other| {
-            (other.size(), other.root(), other.log_key())
-                == (claim.size(), claim.root(), claim.log_key())
-        });
-        if is_news && known.heard.len() < MAX_HEARD {
-            let digits: String = blake3::hash(claim.as_bytes()).to_hex()[..16].to_owned();
-            let name = format!("{HEARD}{}-{digits}", claim.size());
-            let folder = self.folder(&[LOGS, &folder_of(provider)])?;
-            replace(&folder.join(name), claim.as_bytes())?;
-        }
         for other in known.claims() {
             if let Some(proof) = Contradiction::between(other, claim) {
                 let kept = self.keep(network, &proof)?;
@@ -191,19 +181,30 @@ impl Home {
                 folder: self.path().join(LOGS).join(folder_of(provider)),
             })));
         }
+        // Only what was not refused is held against the claims to come.
+        let is_news = !known.claims().any(|other| {
+            (other.size(), other.root(), other.log_key())
+                == (claim.size(), claim.root(), claim.log_key())
+        });
+        if is_news && known.heard.len() < MAX_HEARD {
+            let folder = self.folder(&[LOGS, &folder_of(provider)])?;
+            replace(&folder.join(heard_name(claim)), claim.as_bytes())?;
+        }
         Ok(())
     }
 
-    /// Remembers a claim whose whole log was recomputed and led to all that was known; these are forgotten.
-    pub(super) fn verified(&self, claim: &LogClaim) -> Result<(), StateError> {
-        let name = folder_of(claim.node());
-        let folder = self.folder(&[LOGS, &name])?;
+    /// Remembers a claim whose whole log was recomputed and led to all of `known`; of these, what was heard is forgotten.
+    /// What another process heard meanwhile stays.
+    pub(super) fn verified(&self, claim: &LogClaim, known: &KnownLog) -> Result<(), StateError> {
+        let folder = self.folder(&[LOGS, &folder_of(claim.node())])?;
         replace(&folder.join(VERIFIED), claim.as_bytes())?;
-        for file in self.files(&[LOGS, &name])? {
-            let is_heard =
-                |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(HEARD.as_bytes());
-            if file.file_name().is_some_and(is_heard) {
-                fs::remove_file(&file).map_err(super::state::io_error("remove", &file))?;
+        for heard in known.heard.iter().chain([claim]) {
+            let file = folder.join(heard_name(heard));
+            match fs::remove_file(&file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(super::state::io_error("remove", &file)(error));
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -218,15 +219,25 @@ impl Home {
         let folder = self.folder(&[EVIDENCE])?;
         let digest = proof.digest(network).to_string();
         let file = folder.join(&digest[..16]);
-        if file.exists() || self.files(&[EVIDENCE])?.len() < MAX_EVIDENCE {
-            replace(&file, &proof.to_bytes())?;
+        if !file.exists() && self.files(&[EVIDENCE])?.len() >= MAX_EVIDENCE {
+            return Err(StateError::Full {
+                what: "files of evidence",
+                most: MAX_EVIDENCE,
+                path: folder,
+            });
         }
+        replace(&file, &proof.to_bytes())?;
         Ok(KeptEvidence {
             file,
             provider: proof.node(),
             how: proof.how(),
         })
     }
+}
+
+fn heard_name(claim: &LogClaim) -> String {
+    let hash = blake3::hash(claim.as_bytes()).to_hex();
+    format!("{HEARD}{}-{}", claim.size(), &hash[..16])
 }
 
 fn folder_of(provider: NodeId) -> String {

@@ -2,15 +2,15 @@
 //!
 //! Threats: an entry that shows this client cards of its own, or leaves some out, to recognise it later by what it does; an entry
 //! that answers slowly, or sends what does not hold together. Sets are taken whole, and a quorum of the *configured* entries
-//! decides: others are asked only where a quorum of these shows them, because an entry that may name those who confirm it
-//! is a quorum by itself.
+//! decides. Nobody else is asked, whoever shows its card: an honest entry shows the card of a liar's friend as well as any
+//! other, and with it one liar would be a quorum.
 
 use std::time::Duration;
 
 use rand::seq::SliceRandom as _;
 use souk_crypto::{NodeId, UnixTime};
 use souk_market::{
-    card::{Role, VerifiedCard},
+    card::VerifiedCard,
     quorum::{Gathering, MAX_ENTRIES, Market, SetError},
     units::Digest,
 };
@@ -88,7 +88,7 @@ pub enum EntryFailure {
     },
 }
 
-/// Takes the sets of the configured entries and, where some of these are away, of others that a quorum of them shows.
+/// Takes the sets of as many configured entries as are compared; where some of these are away, of other configured ones.
 pub(super) async fn gather(
     net: &NetClient,
     config: &ClientConfig,
@@ -114,32 +114,23 @@ pub(super) async fn gather(
     }
     first.shuffle(&mut rand::rng());
     let mut spare = first.split_off(first.len().min(wanted));
-    let mut asked: Vec<NodeId> = first.iter().map(|(node, _)| *node).collect();
-    watch(Progress::AskingEntries {
-        entries: asked.len(),
-    });
+    let mut asked = first.len();
+    watch(Progress::AskingEntries { entries: asked });
 
     let mut gathering = Gathering::new(config.network.clone(), config.params.is_test(), now);
     let (mut got, mut last) = ask(net, first, &mut gathering).await;
     if got < wanted {
         spare.truncate(wanted - got);
-        let more = if spare.is_empty() && got >= config.quorum {
-            others(&gathering, &asked, config.quorum, wanted - got)
-        } else {
-            spare
-        };
-        if !more.is_empty() {
-            asked.extend(more.iter().map(|(node, _)| *node));
-            watch(Progress::AskingEntries {
-                entries: asked.len(),
-            });
-            let (answered, failure) = ask(net, more, &mut gathering).await;
+        if !spare.is_empty() {
+            asked += spare.len();
+            watch(Progress::AskingEntries { entries: asked });
+            let (answered, failure) = ask(net, spare, &mut gathering).await;
             got += answered;
             last = failure.or(last);
         }
     }
     if got < config.quorum {
-        let (asked, needed) = (asked.len(), config.quorum);
+        let needed = config.quorum;
         return Err(MarketError::TooFewEntries {
             asked,
             got,
@@ -215,27 +206,6 @@ async fn take(
         .snapshot(node)
         .await
         .map_err(|source| EntryFailure::Snapshot { node, source })
-}
-
-/// Entries that at least `quorum` of the sets show and that were not asked yet.
-fn others(
-    gathering: &Gathering,
-    asked: &[NodeId],
-    quorum: usize,
-    count: usize,
-) -> Vec<(NodeId, Vec<Multiaddr>)> {
-    let is_new = |card: &&VerifiedCard| card.has_role(Role::Entry) && !asked.contains(&card.node);
-    let mut found: Vec<_> = gathering
-        .shown_by(quorum)
-        .filter(is_new)
-        .map(|card| (card.node, addresses(card)))
-        .filter(|(_, addresses)| !addresses.is_empty())
-        .collect();
-    found.sort_by_key(|(node, _)| *node);
-    found.dedup_by_key(|(node, _)| *node);
-    found.shuffle(&mut rand::rng());
-    found.truncate(count);
-    found
 }
 
 #[cfg(test)]

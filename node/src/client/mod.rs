@@ -58,7 +58,7 @@ pub struct ClientConfig {
     pub network: NetworkId,
     /// Its parameters.
     pub params: NetworkParams,
-    /// Nodes to ask first for their card sets; more are found in those.
+    /// Nodes to ask for their card sets; nobody else's set counts.
     pub entries: Vec<NodeAddress>,
     /// How many card sets are compared, at most [`souk_market::quorum::MAX_ENTRIES`]. Default 3.
     pub entries_asked: usize,

@@ -4,9 +4,10 @@
 //! names them inside the sealed envelope, and refuses a receipt that names another. They are drawn anew for each lease: a
 //! set that was kept would tell one provider which of its leases belong together.
 //!
-//! Threat: relays that belong to the provider or to the entry under another id. Those of the same operator are left out
-//! where cards name one, and those in the same part of the network are taken last; neither is proof, because a card says
-//! of itself what it likes.
+//! Threats: relays that belong to the provider or to the entry under another id, so what looks alike by what the cards
+//! claim is taken last; and a card that claims to be like the honest relays, to steer the draw away from them. So the
+//! first relay is drawn among all with equal chance, and a card whose claims would put back more than a quarter of the
+//! relays is not listened to. Neither is proof: a card says of itself what it likes.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -22,54 +23,57 @@ use souk_market::{
 /// A part of the address space that one network operator usually holds: /16 of IPv4, /32 of IPv6.
 type Group = (bool, [u16; 2]);
 
-/// Draws relays for a lease at `provider` by a client of `entry`, among the cards that a quorum showed; none where every
-/// one is barred.
+/// The part of all relays that the claims of one card may put back.
+const MAX_PUT_BACK: usize = 4;
+
+/// Draws relays for a lease at `provider` by a client of `entry`, among the cards that a quorum showed; none where these
+/// two are the only relays.
 pub(super) fn draw(
     market: &Market,
     entry: NodeId,
     provider: &VerifiedCard,
     rng: &mut impl Rng,
 ) -> NamedRelays {
-    let entry_card = market.card(&entry).map(|listed| &*listed.card);
-    let ends: Vec<&VerifiedCard> = entry_card.into_iter().chain([provider]).collect();
-    let is_barred = |card: &VerifiedCard| {
-        card.node == entry
-            || ends
-                .iter()
-                .any(|end| end.node == card.node || one_operator(end, card))
-    };
     let cards = market.cards.iter().map(|listed| &*listed.card);
-    let mut candidates: Vec<&VerifiedCard> = cards
+    let mut left: Vec<&VerifiedCard> = cards
         .filter(|card| card.has_role(Role::Relay) && !card.addresses.is_empty())
-        .filter(|card| !is_barred(card))
+        .filter(|card| card.node != entry && card.node != provider.node)
         .collect();
-    candidates.shuffle(rng);
+    left.shuffle(rng);
+    let all = left.clone();
+    let put_back = |by: &VerifiedCard| -> BTreeSet<NodeId> {
+        let alike = all.iter().filter(|card| are_alike(by, card));
+        let nodes: BTreeSet<_> = alike.map(|card| card.node).collect();
+        if nodes.len() * MAX_PUT_BACK > all.len() {
+            BTreeSet::new()
+        } else {
+            nodes
+        }
+    };
+    let entry_card = market.card(&entry).map(|listed| &*listed.card);
+    let ends = entry_card.into_iter().chain([provider]);
+    let near: BTreeSet<NodeId> = ends.flat_map(put_back).collect();
 
-    let near_the_ends: BTreeSet<Group> = ends.iter().flat_map(|card| groups(card)).collect();
-    let mut drawn: Vec<&VerifiedCard> = Vec::new();
-    while drawn.len() < MAX_NAMED_RELAYS {
-        let is_like_another = |card: &VerifiedCard| {
-            let alike = |other: &&VerifiedCard| {
-                one_operator(other, card) || groups(other).any(|g| groups(card).any(|h| g == h))
-            };
-            drawn.iter().any(alike)
-        };
-        // The first of the best: the order is that of the shuffle.
-        let best = (0..candidates.len()).min_by_key(|at| {
-            let card = candidates[*at];
-            let is_near = groups(card).any(|group| near_the_ends.contains(&group));
-            (is_near, is_like_another(card))
+    let mut drawn: Vec<NodeId> = Vec::new();
+    let mut like_another: BTreeSet<NodeId> = BTreeSet::new();
+    while drawn.len() < MAX_NAMED_RELAYS && !left.is_empty() {
+        // The order is that of the shuffle: the first of all, and then the first of the best.
+        let best = (0..left.len()).min_by_key(|at| {
+            let node = &left[*at].node;
+            !drawn.is_empty() && (near.contains(node) || like_another.contains(node))
         });
-        let Some(best) = best else { break };
-        drawn.push(candidates.remove(best));
+        let card = left.remove(best.expect("it is not empty"));
+        like_another.append(&mut put_back(card));
+        drawn.push(card.node);
     }
-    let mut nodes: Vec<NodeId> = drawn.into_iter().map(|card| card.node).collect();
-    nodes.sort();
-    List::new(nodes).expect("no more were drawn")
+    drawn.sort();
+    List::new(drawn).expect("no more were drawn")
 }
 
-fn one_operator(one: &VerifiedCard, other: &VerifiedCard) -> bool {
-    one.operator.is_some() && one.operator == other.operator
+/// Whether two cards name one operator, or addresses in one part of the network.
+fn are_alike(one: &VerifiedCard, other: &VerifiedCard) -> bool {
+    let one_operator = one.operator.is_some() && one.operator == other.operator;
+    one_operator || groups(one).any(|group| groups(other).any(|another| another == group))
 }
 
 fn groups(card: &VerifiedCard) -> impl Iterator<Item = Group> {
@@ -102,8 +106,8 @@ mod tests {
 
     const NOW: UnixTime = UnixTime(1_800_000_000);
 
-    /// A card of node `n` with these roles, at this address, of this operator.
-    fn card(n: u64, roles: &[Role], address: &str, operator: Option<u8>) -> VerifiedCard {
+    /// A card of node `n` with these roles, at these addresses, of this operator.
+    fn card(n: u64, roles: &[Role], addresses: &[&str], operator: Option<u8>) -> VerifiedCard {
         let rng = &mut StdRng::seed_from_u64(n);
         let params = NetworkParams::new(50, 10_000, 3_600, true).expect("in bounds");
         let network = NetworkId::new("test", &params).expect("a name");
@@ -129,7 +133,13 @@ mod tests {
             from: NOW,
             to: NOW.plus_s(3_600),
             roles: List::new(roles.to_vec()).expect("few"),
-            addresses: List::new(vec![address.parse().expect("an address")]).expect("one"),
+            addresses: List::new(
+                addresses
+                    .iter()
+                    .map(|at| at.parse().expect("an address"))
+                    .collect(),
+            )
+            .expect("few"),
             sub_keys: sign::sign(keys, &node, &network)
                 .expect("valid")
                 .signed()
@@ -169,7 +179,7 @@ mod tests {
         provider: &VerifiedCard,
     ) -> Vec<NamedRelays> {
         let market = market(cards);
-        (0..64)
+        (0..400)
             .map(|seed| {
                 draw(
                     &market,
@@ -181,55 +191,136 @@ mod tests {
             .collect()
     }
 
+    /// Relays 10 and up, each in a network of its own.
+    fn relays(count: u64) -> Vec<VerifiedCard> {
+        (10..10 + count)
+            .map(|n| {
+                card(
+                    n,
+                    &[Role::Relay],
+                    &[&format!("/ip4/198.{n}.100.4/tcp/1")],
+                    Some(n as u8),
+                )
+            })
+            .collect()
+    }
+
+    fn entry() -> VerifiedCard {
+        card(
+            1,
+            &[Role::Relay, Role::Entry],
+            &["/ip4/192.0.2.1/tcp/1"],
+            None,
+        )
+    }
+
+    fn provider(addresses: &[&str], operator: Option<u8>) -> VerifiedCard {
+        card(2, &[Role::Provider, Role::Relay], addresses, operator)
+    }
+
+    /// How often a relay is among those drawn.
+    fn count(draws: &[NamedRelays], card: &VerifiedCard) -> usize {
+        draws.iter().filter(|set| set.contains(&card.node)).count()
+    }
+
     #[test]
-    fn entry_provider_their_operators_and_who_is_no_relay_are_never_drawn() {
-        let all = &[Role::Mix, Role::Relay, Role::Entry];
-        let entry = card(1, all, "/ip4/192.0.2.1/tcp/1", Some(1));
-        let provider = card(
-            2,
-            &[Role::Provider, Role::Relay],
-            "/ip4/192.0.2.2/tcp/1",
-            Some(2),
-        );
-        let of_entry = card(3, all, "/ip4/198.51.100.3/tcp/1", Some(1));
-        let of_provider = card(4, all, "/ip4/198.51.100.4/tcp/1", Some(2));
-        let mix = card(5, &[Role::Mix], "/ip4/198.51.100.5/tcp/1", None);
-        let good = card(6, all, "/ip4/198.51.100.6/tcp/1", None);
-        let cards = [&entry, &provider, &of_entry, &of_provider, &mix, &good].map(Clone::clone);
+    fn entry_provider_and_who_is_no_relay_are_never_drawn() {
+        let (entry, provider) = (entry(), provider(&["/ip4/192.0.2.2/tcp/1"], None));
+        let mix = card(5, &[Role::Mix], &["/ip4/198.51.100.5/tcp/1"], None);
+        let good = card(6, &[Role::Relay], &["/ip4/198.51.100.6/tcp/1"], None);
+        let cards = [&entry, &provider, &mix, &good].map(Clone::clone);
         for drawn in draws(&cards, &entry, &provider) {
             assert_eq!(&*drawn, &[good.node]);
         }
-        for drawn in draws(&cards[..5], &entry, &provider) {
+        for drawn in draws(&cards[..3], &entry, &provider) {
             assert!(drawn.is_empty());
         }
     }
 
     #[test]
-    fn all_are_drawn_in_time_and_those_near_an_end_or_one_another_come_last() {
-        let relay = &[Role::Relay];
-        let entry = card(1, &[Role::Entry], "/ip4/192.0.2.1/tcp/1", None);
-        let provider = card(2, &[Role::Provider], "/ip4/203.0.113.2/tcp/1", None);
-        let near = card(3, relay, "/ip4/203.0.200.9/tcp/1", None);
-        let far: Vec<_> = (4..9)
-            .map(|n| card(n, relay, &format!("/ip4/198.{n}.100.4/tcp/1"), None))
-            .collect();
-        let twin = card(9, relay, "/ip4/198.4.7.7/tcp/1", None);
-        let mut cards = far.clone();
-        cards.extend([entry.clone(), provider.clone(), near.clone(), twin.clone()]);
-        let drawn = draws(&cards, &entry, &provider);
-        assert!(drawn.iter().all(|set| set.len() == MAX_NAMED_RELAYS));
+    fn what_looks_like_an_end_or_like_another_is_taken_last() {
+        let mut cards = relays(10);
+        let provider = provider(&["/ip4/203.0.113.2/tcp/1"], Some(200));
+        let near = card(3, &[Role::Relay], &["/ip4/203.0.200.9/tcp/1"], None);
+        let kin = card(4, &[Role::Relay], &["/ip4/198.99.1.1/tcp/1"], Some(200));
+        let twin = card(5, &[Role::Relay], &["/ip4/198.10.7.7/tcp/1"], None);
+        cards.extend([
+            entry(),
+            provider.clone(),
+            near.clone(),
+            kin.clone(),
+            twin.clone(),
+        ]);
+        let drawn = draws(&cards, &entry(), &provider);
+        let rising = |set: &NamedRelays| set.windows(2).all(|pair| pair[0] < pair[1]);
         assert!(
             drawn
                 .iter()
-                .all(|set| set.windows(2).all(|pair| pair[0] < pair[1]))
+                .all(|set| set.len() == MAX_NAMED_RELAYS && rising(set))
         );
-        let ever = |card: &VerifiedCard| drawn.iter().any(|set| set.contains(&card.node));
-        assert!(far.iter().all(ever) && ever(&twin));
-        assert!(!ever(&near), "there are enough others");
-        let together = |set: &NamedRelays| set.contains(&twin.node) && set.contains(&far[0].node);
-        assert!(!drawn.iter().any(together), "one network twice");
-        // Where there is nothing else, what is near is better than nothing.
-        let few = [entry.clone(), provider.clone(), near.clone()];
-        assert_eq!(&*draws(&few, &entry, &provider)[0], &[near.node]);
+        let plain = count(&drawn, &cards[1]);
+        assert!(plain > 0);
+        // Each is the first of one draw in thirteen, and never among the others.
+        for last in [&near, &kin] {
+            assert!(
+                count(&drawn, last) < drawn.len() / 6,
+                "{}",
+                count(&drawn, last)
+            );
+        }
+        let both = |set: &&NamedRelays| set.contains(&twin.node) && set.contains(&cards[0].node);
+        assert_eq!(drawn.iter().filter(both).count(), 0, "one network twice");
+    }
+
+    #[test]
+    fn a_provider_does_not_steer_the_draw_by_what_its_card_claims() {
+        // Three honest relays in each of four networks, and four of the provider's own elsewhere.
+        let honest: Vec<_> = (10..22)
+            .map(|n| {
+                card(
+                    n,
+                    &[Role::Relay],
+                    &[&format!("/ip4/198.{}.0.{n}/tcp/1", n / 3)],
+                    Some(7),
+                )
+            })
+            .collect();
+        let own: Vec<_> = (30..34)
+            .map(|n| {
+                card(
+                    n,
+                    &[Role::Relay],
+                    &[&format!("/ip4/203.{n}.0.1/tcp/1")],
+                    None,
+                )
+            })
+            .collect();
+        let mut cards = honest.clone();
+        cards.extend(own.iter().cloned());
+        let plain = provider(&["/ip4/192.0.2.2/tcp/1"], None);
+        let share = |provider: &VerifiedCard| -> usize {
+            let drawn = draws(&cards, &entry(), provider);
+            own.iter().map(|card| count(&drawn, card)).sum()
+        };
+        let claims = [
+            "/ip4/198.3.1.1/tcp/1",
+            "/ip4/198.4.1.1/tcp/1",
+            "/ip4/198.5.1.1/tcp/1",
+        ];
+        for hostile in [
+            provider(&claims, None),
+            provider(&["/ip4/192.0.2.2/tcp/1"], Some(7)),
+            provider(&claims, Some(7)),
+        ] {
+            assert_eq!(
+                share(&hostile),
+                share(&plain),
+                "its own are drawn as often as ever"
+            );
+        }
+        // Also a relay is never barred for good by a claim: each is the first in some draw.
+        let copied = provider(&["/ip4/198.3.1.1/tcp/1"], None);
+        let drawn = draws(&cards, &entry(), &copied);
+        assert!(honest.iter().all(|card| count(&drawn, card) > 0));
     }
 }

@@ -84,7 +84,7 @@ pub enum RentError {
     },
     /// Every relay is barred.
     #[error(
-        "none of the {relays} relays can be used: each is the entry of this client or of one operator with the entry or the provider; --direct goes without, and shows the provider your address"
+        "none of the {relays} relays can be used: each is the entry of this client or the provider itself; --direct goes without, and shows the provider your address"
     )]
     NoRelay {
         /// Relays of the market.

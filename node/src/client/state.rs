@@ -11,7 +11,9 @@
 //!      counter                         the last counter used; written before a request with it leaves
 //!      receipt refusal statement       what the provider answered, as signed
 //!      disputed                        a final statement that does not hold, as signed
+//!      way                             over relays, or straight
 //!      relays known_hosts ssh_config   how to reach the instance
+//!      lock                            held by the process that works on the lease
 //! ```
 //!
 //! There is no second record beside the signed objects that could contradict them: where a lease stands is told by
@@ -119,9 +121,13 @@ pub enum StateError {
         found: usize,
     },
     /// The folder is full.
-    #[error("there are {MAX_LEASES} leases in {path}: remove old ones")]
+    #[error("there are {most} {what} in {path}: move old ones away")]
     Full {
-        /// The folder of all leases.
+        /// Of what.
+        what: &'static str,
+        /// How many there are, and may be.
+        most: usize,
+        /// The folder of all of them.
         path: PathBuf,
     },
 }
@@ -205,7 +211,11 @@ impl Home {
                 found.push(LeaseFolder { path: entry.path() });
             }
             if found.len() > MAX_LEASES {
-                return Err(StateError::Full { path: parent });
+                return Err(StateError::Full {
+                    what: "leases",
+                    most: MAX_LEASES,
+                    path: parent,
+                });
             }
         }
         Ok(found)

@@ -45,8 +45,9 @@ pub(crate) struct Verify {
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Verified {
     pub(crate) provider: String,
-    pub(crate) size: u64,
-    pub(crate) root: String,
+    /// None where it was not verified.
+    pub(crate) size: Option<u64>,
+    pub(crate) root: Option<String>,
     pub(crate) verified: bool,
     /// Why not.
     pub(crate) error: Option<String>,
@@ -80,18 +81,17 @@ impl Log {
         let log = outcome.as_ref().ok();
         let verified = Verified {
             provider: peer_id(&node).to_string(),
-            size: log.map_or(0, |log| log.checkpoint.size()),
-            root: log.map_or_else(String::new, |log| log.checkpoint.root().to_string()),
+            size: log.map(|log| log.checkpoint.size()),
+            root: log.map(|log| log.checkpoint.root().to_string()),
             verified: log.is_some(),
             error: outcome.as_ref().err().map(ToString::to_string),
             evidence: evidence.into_iter().map(evidence_row).collect(),
         };
         if args.json {
             out::json(&verified);
-        } else if verified.verified {
+        } else if let (Some(size), Some(root)) = (verified.size, &verified.root) {
             out::line(format_args!(
-                "{} entries lead to the signed root {}",
-                verified.size, verified.root
+                "{size} entries lead to the signed root {root}"
             ));
         }
         for evidence in &verified.evidence {

@@ -121,8 +121,9 @@ fn hear(client: &Client, claim: &LogClaim) -> Result<(), ClaimFailure> {
 fn verify(client: &Client, provider: &Provider, log: &Log) -> Result<(), Recomputed<Missing>> {
     let claim = provider.claim(log);
     let checkpoint = log.checkpoint(provider.id());
-    recompute(log, &checkpoint, &claim, &known(client, provider))?;
-    client.home.verified(&claim).expect("kept");
+    let known = known(client, provider);
+    recompute(log, &checkpoint, &claim, &known)?;
+    client.home.verified(&claim, &known).expect("kept");
     Ok(())
 }
 
@@ -157,6 +158,36 @@ fn a_provider_that_changes_its_log_key_is_refused_each_time() {
         assert!(said.contains(&provider.key.public().to_string()), "{said}");
         assert!(said.contains("rent elsewhere"), "{said}");
     }
+}
+
+#[test]
+fn a_key_that_was_refused_does_not_become_the_known_one() {
+    let (_folder, client, mut provider) = fresh();
+    let old = Provider::new();
+    verify(&client, &old, &Log::of(0..3)).expect("nothing was known");
+    provider.change_log_key();
+    let other = provider.claim(&Log::of(0..4));
+    assert!(matches!(
+        hear(&client, &other),
+        Err(ClaimFailure::OtherKey(_))
+    ));
+    hear(&client, &old.claim(&Log::of(0..5))).expect("the key that is known");
+    assert!(matches!(
+        hear(&client, &other),
+        Err(ClaimFailure::OtherKey(_))
+    ));
+}
+
+#[test]
+fn what_is_heard_while_a_log_is_recomputed_is_not_forgotten_with_it() {
+    let (_folder, client, provider) = fresh();
+    let before = known(&client, &provider);
+    let log = Log::of(0..5);
+    let meanwhile = provider.claim(&Log::of(0..3));
+    hear(&client, &meanwhile).expect("another process");
+    let verified = provider.claim(&log);
+    client.home.verified(&verified, &before).expect("kept");
+    assert_eq!(known(&client, &provider).heard, [meanwhile]);
 }
 
 #[test]

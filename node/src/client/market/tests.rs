@@ -169,7 +169,7 @@ async fn an_entry_does_not_bring_those_who_confirm_it() {
         liar.show(&lie);
     }
     honest.show(&[&of_liar, &of_honest]);
-    // Three sets are wanted and two are configured: there is room for one that both show, and there is none.
+    // Three sets are wanted and two are configured.
     let entries = vec![liar.address.clone(), honest.address.clone()];
     let market = gather_from(entries).await.expect("two agree");
     assert_eq!(shown(&market), sorted(vec![liar.id(), honest.id()]));
@@ -180,23 +180,32 @@ async fn an_entry_does_not_bring_those_who_confirm_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_entry_that_two_configured_ones_show_is_asked_in_place_of_one_that_is_away() {
-    let (one, two, third) = (
+async fn a_stranger_that_everybody_shows_makes_no_quorum_with_a_liar() {
+    let (liar, honest, friend) = (
         Entry::start(1).await,
         Entry::start(2).await,
         Entry::start(3).await,
     );
-    let cards = [&one.card(1), &two.card(1), &third.card(1)];
-    for entry in [&one, &two, &third] {
-        entry.show(&cards);
-    }
     let away = Entry::start(4).await;
     away.node.peers().stop().await;
-    let entries = [&one, &two, &away].map(|entry| entry.address.clone());
-    let market = gather_from(entries.to_vec()).await.expect("two agree");
-    assert_eq!(third.asked(), 1);
-    assert_eq!(market.roots.len(), 3);
-    assert!(market.is_unanimous());
+    let trap = support::Node::new(9).card(1);
+    let all = [&liar.card(1), &honest.card(1), &friend.card(1)];
+    let lie = [all[0], all[1], all[2], &trap];
+    // The friend's card is as good as any: the honest entry shows it, too.
+    honest.show(&all);
+    liar.show(&lie);
+    friend.show(&lie);
+    for configured in [vec![&liar, &honest], vec![&liar, &honest, &away]] {
+        let entries = configured.iter().map(|entry| entry.address.clone());
+        let market = gather_from(entries.collect()).await.expect("two agree");
+        assert_eq!(shown(&market), sorted(all.map(|card| card.node).to_vec()));
+        assert_eq!(friend.asked(), 0);
+    }
+    // Where too few of the configured ones answer, there is no market rather than one of strangers.
+    let entries = vec![liar.address.clone(), away.address.clone()];
+    let error = gather_from(entries).await.expect_err("one answers");
+    assert!(matches!(error, MarketError::TooFewEntries { got: 1, .. }));
+    assert_eq!(friend.asked(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -193,7 +193,11 @@ impl Report {
         self.time("verify", took);
         self.tell(
             took,
-            format_args!("{} entries lead to the root {}", log.size, log.root),
+            format_args!(
+                "{} entries lead to the root {}",
+                log.size.unwrap_or_default(),
+                log.root.as_deref().unwrap_or("none")
+            ),
         );
         self.hold(log.verified, "the usage log does not verify");
         for path in traces {
