@@ -415,6 +415,12 @@ impl NodeUnderTest {
         self.instances.keepers()
     }
 
+    /// Its process id.
+    #[cfg(feature = "proof")]
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Memory that it has in use, in KiB.
     #[must_use]
     pub fn resident_kib(&self) -> u64 {

@@ -9,6 +9,7 @@
 //! cargo xtask fuzz [--seconds N] every fuzz target for N seconds
 //! cargo xtask simulate [args…]   seeds of the simulation, or one of them step by step
 //! cargo xtask crash-sweep […]    a real provider, killed at every step of a lease
+//! cargo xtask soak [args…]       many leases, with deaths, after which memory and descriptors are flat
 //! ```
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a build tool")]
 
@@ -34,7 +35,8 @@ usage: cargo xtask <command>
   deps               check that crate dependencies point down only
   fuzz [--seconds N] run every fuzz target for N seconds (default 10)
   simulate [args…]   run seeds of the simulation (--seeds N, --trace FILE, --replay FILE, --json)
-  crash-sweep [args…] kill a real provider at every step of a lease (--runs N, --json)";
+  crash-sweep [args…] kill a real provider at every step of a lease (--runs N, --json)
+  soak [args…]       many leases over a long time (--leases N, --minutes N, --json)";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -61,6 +63,7 @@ fn command(args: &[String]) -> Result<ExitCode> {
         "fuzz" => fuzz::all(rest).map(|()| ExitCode::SUCCESS),
         "simulate" => proof::simulate(rest),
         "crash-sweep" => proof::crash_sweep(rest),
+        "soak" => proof::soak(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
             Ok(ExitCode::SUCCESS)

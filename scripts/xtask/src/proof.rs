@@ -27,7 +27,7 @@ pub(crate) const FEATURES: &[&str] = &[
 pub(crate) fn build() -> Result<PathBuf> {
     let mut command = cargo(&["build", "--quiet"]);
     command.args(FEATURES);
-    for program in ["souk", "simulate", "crash-sweep"] {
+    for program in ["souk", "simulate", "crash-sweep", "soak"] {
         command.args(["--bin", program]);
     }
     run(command)?;
@@ -46,10 +46,19 @@ pub(crate) fn simulate(args: &[String]) -> Result<ExitCode> {
 
 /// Kills a provider at every step of a lease.
 pub(crate) fn crash_sweep(args: &[String]) -> Result<ExitCode> {
+    over_processes("crash-sweep", args)
+}
+
+/// Many leases over a long time.
+pub(crate) fn soak(args: &[String]) -> Result<ExitCode> {
+    over_processes("soak", args)
+}
+
+fn over_processes(program: &str, args: &[String]) -> Result<ExitCode> {
     let programs = build::all()?;
     let proof = build()?;
     start(
-        Command::new(target_dir().join("debug/crash-sweep"))
+        Command::new(target_dir().join("debug").join(program))
             .args(args)
             .env("SOUK_BIN", programs.souk)
             .env("SOUK_AGENT_BIN", programs.agent)

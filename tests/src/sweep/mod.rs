@@ -11,6 +11,7 @@
 
 mod look;
 mod provider;
+mod soak;
 
 use std::{
     collections::BTreeMap,
@@ -27,6 +28,7 @@ use serde_json::Value;
 use souk_node::failpoint::{Failpoint, PlantedBug};
 
 use self::provider::Provider;
+pub use self::soak::{Footprint, Growth, Soak, Soaked, soak};
 use crate::{
     network::{Network, Plan},
     process::Process,
@@ -132,7 +134,11 @@ pub fn sweep(plan: &Sweep) -> Swept {
                         break;
                     }
                     let kill = kill(plan.seed, number, points);
-                    let run = run(network, &mut provider, number, kill);
+                    provider.start(Some(kill));
+                    let mut run = run(network, &mut provider, number, Some(kill));
+                    // Whatever was promised must hold while it is dead, too.
+                    provider.kill();
+                    run.violations.extend(provider.look(None, true));
                     let mut swept = swept.lock().unwrap_or_else(PoisonError::into_inner);
                     swept.add(number, kill, run);
                     if plan.stops && !swept.failures.is_empty() {
@@ -192,18 +198,17 @@ impl Swept {
     }
 }
 
-/// One lease with one death in it.
-fn run(network: &Network, provider: &mut Provider, number: u64, kill: Kill) -> Run {
+/// One lease, with one death in it if there is to be one.
+fn run(network: &Network, provider: &mut Provider, number: u64, kill: Option<Kill>) -> Run {
     let mut run = Run::default();
     let requester = network.requester(&format!("requester{number}"), None);
     let start = Instant::now();
-    provider.start(Some(kill));
     let mut scene = Scene {
         provider,
         requester: &requester,
         run: &mut run,
         start,
-        kill: Some(kill),
+        kill,
         rents: 0,
         said: String::new(),
     };
@@ -214,9 +219,8 @@ fn run(network: &Network, provider: &mut Provider, number: u64, kill: Kill) -> R
         .iter()
         .filter(|lease| lease.stage == "refused")
         .count() as u64;
-    // Whatever was promised must hold while it is dead, too.
-    provider.kill();
-    run.violations.extend(provider.look(&requester, true));
+    // Thousands of them would fill the disk. What cannot be removed goes with the network.
+    let _ = std::fs::remove_dir_all(requester.folder());
     run
 }
 
@@ -333,7 +337,7 @@ impl Scene<'_> {
         }
         if self.provider.is_dead() {
             self.run.died |= self.kill.take().is_some();
-            let seen = self.provider.look(self.requester, false);
+            let seen = self.provider.look(Some(self.requester), false);
             self.run.violations.extend(seen);
             self.provider.start(None);
         }

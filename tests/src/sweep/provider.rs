@@ -15,6 +15,7 @@ use souk_node::failpoint::{BUG_VARIABLE, Failpoint, HITS_VARIABLE, KILL_VARIABLE
 use super::{
     Kill,
     look::{self, Seen},
+    soak::Footprint,
 };
 use crate::{
     instances::Instances,
@@ -140,10 +141,15 @@ impl Provider {
     }
 
     /// Looks at what it left while it is dead; at the end of a run nothing may be open.
-    pub(super) fn look(&mut self, requester: &Requester, is_over: bool) -> Vec<Violation> {
+    pub(super) fn look(&mut self, requester: Option<&Requester>, is_over: bool) -> Vec<Violation> {
         let instances = self.instances();
         let data = self.folder.join("data");
         look::look(&data, &instances, requester, &mut self.seen, is_over)
+    }
+
+    /// What it uses of the machine, while it lives.
+    pub(super) fn footprint(&self) -> Option<Footprint> {
+        Footprint::of(self.process.as_ref()?.id())
     }
 
     /// Times that it passed each failpoint.
