@@ -7,7 +7,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -49,6 +52,8 @@ pub(super) struct Cards {
     seen: watch::Sender<Seen>,
     /// Nodes whose last card was not of our time; bounded by the directory's own bound on cards.
     mistimed: Mutex<BTreeMap<NodeId, Ignored>>,
+    /// That our clock seems to be wrong was logged, and has been so since.
+    clock_told: AtomicBool,
     changed: watch::Sender<()>,
     contradicted: watch::Sender<()>,
 }
@@ -82,6 +87,7 @@ impl Cards {
             now,
             seen: watch::Sender::new(Seen::Unasked),
             mistimed: Mutex::default(),
+            clock_told: AtomicBool::new(false),
             changed: watch::Sender::new(()),
             contradicted: watch::Sender::new(()),
         }
@@ -126,8 +132,13 @@ impl Cards {
         }
     }
 
-    /// Forgets what has expired.
+    /// Forgets what has expired, and says once when our clock seems to be wrong.
     pub(super) fn tick(&self) {
+        let warning = self.clock_warning();
+        let told = self.clock_told.swap(warning.is_some(), Ordering::Relaxed);
+        if let Some(warning) = warning.filter(|_| !told) {
+            tracing::warn!("{warning}");
+        }
         if self.directory().handle_time((self.now)()) > 0 {
             self.tell();
         }

@@ -372,6 +372,12 @@ impl Collector for Readings {
         )?;
         gauge(
             &mut encoder,
+            "souk_clock_suspect",
+            "1 while the cards of the others are not of the time of this machine",
+            usize::from(self.cards.clock_warning().is_some()),
+        )?;
+        gauge(
+            &mut encoder,
             "souk_log_contradictions",
             "Providers against whose usage log there is evidence",
             self.cards.contradictions().len(),
