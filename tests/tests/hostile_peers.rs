@@ -130,6 +130,16 @@ impl Stranger {
     }
 }
 
+/// What every attack must leave behind: a node that answers, and has not grown since it used `before` KiB.
+fn is_up_and_small(node: &NodeUnderTest, before: u64) {
+    assert!(node.status().is_some(), "the node does not answer");
+    let after = node.resident_kib();
+    assert!(
+        after < before + GROWTH_KIB,
+        "{before} KiB before, {after} KiB after"
+    );
+}
+
 fn name(node: &NodeUnderTest, protocol: &str) -> String {
     format!("/souk/{}/{protocol}/1", node.network_id())
 }
@@ -189,12 +199,7 @@ async fn whoever_breaks_the_framing_is_disconnected_and_nobody_else_is() {
             innocent.is_connected().await,
             "an innocent neighbour was cut off"
         );
-        assert!(node.status().is_some(), "the node does not answer");
-        let after = node.resident_kib();
-        assert!(
-            after < before + GROWTH_KIB,
-            "{before} KiB before, {after} KiB after"
-        );
+        is_up_and_small(node, before);
     }
 }
 
@@ -233,12 +238,7 @@ async fn truncated_and_random_messages_leave_the_node_up_and_small() {
                     .await;
             }
         }
-        assert!(node.status().is_some(), "the node does not answer");
-        let after = node.resident_kib();
-        assert!(
-            after < before + GROWTH_KIB,
-            "{before} KiB before, {after} KiB after"
-        );
+        is_up_and_small(node, before);
     }
 }
 
@@ -265,10 +265,5 @@ async fn a_flood_of_well_framed_nonsense_costs_no_memory_and_no_third_party() {
         innocent.is_connected().await,
         "an innocent neighbour was cut off"
     );
-    assert!(mix.status().is_some(), "the node does not answer");
-    let after = mix.resident_kib();
-    assert!(
-        after < before + GROWTH_KIB,
-        "{before} KiB before, {after} KiB after"
-    );
+    is_up_and_small(mix, before);
 }

@@ -206,7 +206,6 @@ impl mix::Links for MixLinks {
     }
 }
 
-/// A node's address in a Sphinx route is its key.
 /// Cuts `wanted` to [`MAX_LINKS`]: linked nodes first, then by a hash under `order`.
 fn choose(
     wanted: &mut Vec<(NodeId, Vec<Multiaddr>)>,
@@ -223,6 +222,7 @@ fn choose(
     wanted.truncate(MAX_LINKS);
 }
 
+/// A node's address in a Sphinx route is its key.
 fn hop(node: &NodeId) -> HopAddress {
     HopAddress(*node.as_bytes())
 }
