@@ -185,10 +185,11 @@ impl Network {
         self.requester_knowing(name, self.mixes_addresses(), host)
     }
 
-    /// A requester that was told of one node only.
+    /// A requester that was told of these nodes only.
     #[must_use]
-    pub fn requester_at(&self, name: &str, node: &NodeUnderTest) -> Requester {
-        self.requester_knowing(name, node.addresses(), None)
+    pub fn requester_at(&self, name: &str, nodes: &[NodeUnderTest]) -> Requester {
+        let bootstrap = nodes.iter().flat_map(NodeUnderTest::addresses).collect();
+        self.requester_knowing(name, bootstrap, None)
     }
 
     fn requester_knowing(
