@@ -19,7 +19,7 @@ use souk_market::{
     card::VerifiedCard,
     envelope::VerifiedEnvelope,
     refusal::Reason,
-    reply::{Body, Endpoint, Receipt, Reply},
+    reply::{Body, Endpoint, Notice, Receipt, Reply},
     units::{Counter, LeaseId, RelayToken},
 };
 
@@ -36,6 +36,8 @@ pub(super) const RECEIPT: &str = "receipt";
 pub(super) const REFUSAL: &str = "refusal";
 pub(super) const STATEMENT: &str = "statement";
 pub(super) const DISPUTED: &str = "disputed";
+/// The last answer in which the provider had something to say to all of its holders.
+pub(super) const NOTICE: &str = "notice";
 pub(super) const RELAYS: &str = "relays";
 pub(super) const HOLDER_KEY: &str = "holder.key";
 pub(super) const REPLY_KEY: &str = "reply.key";
@@ -90,6 +92,8 @@ pub struct Lease {
     pub(super) receipt: Option<Receipt>,
     pub(super) refusal: Option<Reason>,
     pub(super) statement: Option<ProvenStatement>,
+    /// What the provider said last beside its answers, and when.
+    pub(super) notice: Option<(UnixTime, Notice)>,
 }
 
 /// How to reach an instance over a relay.
@@ -138,7 +142,13 @@ impl Lease {
             receipt: None,
             refusal: None,
             statement: None,
+            notice: None,
         };
+        if let Some(bytes) = lease.folder.read(NOTICE)? {
+            let reply = lease.open_stored(&bytes);
+            let reply = reply.map_err(|e| lease.folder.damaged(NOTICE, &e))?;
+            lease.notice = reply.notice.map(|notice| (reply.at, notice));
+        }
         for name in [RECEIPT, REFUSAL, STATEMENT] {
             if let Some(bytes) = lease.folder.read(name)? {
                 let damaged = |e: &dyn fmt::Display| lease.folder.damaged(name, &e.to_string());
@@ -223,6 +233,12 @@ impl Lease {
         self.statement.as_ref()
     }
 
+    /// What the provider has to say to all of its holders, if it said something last: that it leaves, most often.
+    #[must_use]
+    pub fn notice(&self) -> Option<Notice> {
+        self.notice.map(|(_, notice)| notice)
+    }
+
     /// Where the lease stands at `now`.
     #[must_use]
     pub fn stage(&self, now: UnixTime) -> Stage {
@@ -300,6 +316,7 @@ impl Lease {
 
     /// Stores an answer and takes it up; where the answer changes nothing, nothing is written.
     pub(super) fn record(&mut self, reply: &Verified<Reply>) -> Result<(), RecordError> {
+        self.take_notice(reply)?;
         let name = match &reply.body {
             Body::Receipt(_) => RECEIPT,
             Body::Refusal(refusal)
@@ -316,6 +333,21 @@ impl Lease {
             return Err(RecordError::Disputed(error));
         }
         self.folder.write(name, reply.signed().as_bytes())?;
+        Ok(())
+    }
+
+    /// Keeps what the provider says beside its answer, and forgets what a later answer does not repeat.
+    fn take_notice(&mut self, reply: &Verified<Reply>) -> Result<(), StateError> {
+        if self.notice.is_some_and(|(at, _)| reply.at < at) {
+            return Ok(());
+        }
+        let said = reply.notice.map(|notice| (reply.at, notice));
+        if said.is_some() {
+            self.folder.write(NOTICE, reply.signed().as_bytes())?;
+        } else if self.notice.is_some() {
+            self.folder.remove(NOTICE)?;
+        }
+        self.notice = said;
         Ok(())
     }
 

@@ -10,7 +10,8 @@
 //!      card envelope                   what was accepted and what was sent, as signed
 //!      counter                         the last counter used; written before a request with it leaves
 //!      receipt refusal statement       what the provider answered, as signed
-//!      disputed                        a final statement that does not hold, as signed
+//!      disputed                        a receipt or final statement that does not hold, as signed
+//!      notice                          the answer in which the provider said last that it leaves, as signed
 //!      way                             over relays, or straight
 //!      relays known_hosts ssh_config   how to reach the instance
 //!      lock                            held by the process that works on the lease
@@ -314,6 +315,17 @@ impl LeaseFolder {
     /// Writes a file whole, replacing what was there; it is on the disk on return.
     pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         replace(&self.file(name), bytes)
+    }
+
+    /// Removes a file, where it is there.
+    pub(super) fn remove(&self, name: &str) -> Result<(), StateError> {
+        let path = self.file(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(io_error("remove", &path)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Reads a text and parses it; `None` where there is no such file.

@@ -14,7 +14,7 @@ use souk_market::{
         Checkpoint, Entry, Hash, HourBucket, LeaseEntry, Opening, OutcomeClass, leaf_hash, origin,
     },
     refusal::Reason,
-    reply::{Body, Endpoint, FinalStatement, Receipt, Refusal, Reply},
+    reply::{Body, Endpoint, FinalStatement, Notice, NoticeKind, Receipt, Refusal, Reply},
     statement::{Outcome, Statement},
     units::{
         Counter, DurationS, HostKey, ImageHash, LeaseId, Limits, Meter, Money, RelayToken,
@@ -276,6 +276,31 @@ fn a_lease_moves_on_with_the_answers_that_are_stored() {
         .expect("proven");
     assert_eq!(load().stage(NOW), Stage::Closed);
     assert_eq!(load().statement().expect("proven").log_size, 1);
+}
+
+#[test]
+fn what_a_provider_says_of_leaving_is_kept_until_it_says_it_no_more() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (client, provider) = (client(&folder.path().join("home")), Provider::new());
+    provider.request(&client.home, 1);
+    let load = || client.leases().expect("listed").remove(0).expect("loads");
+    let say = |after_s: u64, notice: Option<Notice>| {
+        let mut lease = load();
+        let mut reply = (*provider.answer(&lease, receipt(relay()))).clone();
+        (reply.at, reply.notice) = (NOW.plus_s(after_s), notice);
+        let reply = sign::sign(reply, &provider.key, &provider.network).expect("valid");
+        lease.record(&reply).expect("stored");
+        assert_eq!(lease.notice(), load().notice());
+        load().notice()
+    };
+    let drains = Some(Notice {
+        kind: NoticeKind::Drains,
+        ends_by: Some(NOW.plus_s(60)),
+    });
+    assert_eq!(say(0, None), None);
+    assert_eq!(say(2, drains), drains);
+    assert_eq!(say(1, None), drains, "an answer from before");
+    assert_eq!(say(3, None), None);
 }
 
 #[test]

@@ -45,6 +45,16 @@ struct Row {
     ssh_alias: Option<String>,
     /// `ssh` has all that it needs.
     ready: bool,
+    /// What its provider said of leaving.
+    notice: Option<Notice>,
+}
+
+#[derive(Serialize)]
+struct Notice {
+    /// The provider stops, drains or retires.
+    kind: &'static str,
+    /// It ends the lease then.
+    ends_by_unix_s: Option<u64>,
 }
 
 impl Leases {
@@ -73,6 +83,17 @@ impl Leases {
             .filter(|row| row.stage == "requested" || row.stage == "active" && !row.ready)
             .map(|row| row.name.clone())
             .collect();
+        let leaving: Vec<_> = rows
+            .iter()
+            .filter(|row| row.stage == "active")
+            .filter_map(|row| Some((row.name.clone(), row.notice.as_ref()?)))
+            .map(|(name, notice)| {
+                let ends = notice.ends_by_unix_s.map_or_else(String::new, |by| {
+                    format!(" and ends it by {}", out::time(UnixTime(by), now))
+                });
+                format!("{name}: its provider {}{ends}", notice.kind)
+            })
+            .collect();
         let body = rows.into_iter().map(|row| {
             vec![
                 row.name,
@@ -90,6 +111,9 @@ impl Leases {
         out::line(out::table(
             &std::iter::once(head).chain(body).collect::<Vec<_>>(),
         ));
+        for line in leaving {
+            out::note(line);
+        }
         for name in unfinished {
             out::note(format_args!("not finished: souk rent --resume {name}"));
         }
@@ -112,5 +136,9 @@ fn row(lease: &Lease) -> Row {
         valid_to_unix_s: lease.receipt().map(|receipt| receipt.valid_to.0),
         ssh_alias: lease.ssh_alias(),
         ready: stage == Stage::Active && lease.is_ready(),
+        notice: lease.notice().map(|notice| Notice {
+            kind: notice.kind.as_str(),
+            ends_by_unix_s: notice.ends_by.map(|time| time.0),
+        }),
     }
 }
