@@ -24,3 +24,8 @@ mod failpoint;
 compile_error!("failpoints and planted bugs are for test builds; a release must not have them");
 
 pub use clock::unix_now;
+
+/// Nodes, cards and envelopes for tests, as those of the market have them.
+#[cfg(test)]
+#[path = "../../marketplace/tests/support/mod.rs"]
+mod market_support;

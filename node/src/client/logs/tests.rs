@@ -16,9 +16,7 @@ use crate::client::{
     audit::{Recomputed, recompute},
 };
 
-#[path = "../../../../marketplace/tests/support/mod.rs"]
-mod support;
-
+use crate::market_support as support;
 use support::network;
 
 /// A log in memory.

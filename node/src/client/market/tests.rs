@@ -19,9 +19,7 @@ use crate::net::{
     CardValidator, Node, NodeAddress, NodeConfig, Origin, Services, SnapshotSource, Topic, Verdict,
 };
 
-#[path = "../../../../marketplace/tests/support/mod.rs"]
-mod support;
-
+use crate::market_support as support;
 use support::{NOW, list, network};
 
 /// Longer than anything here takes.

@@ -6,11 +6,10 @@ mod leaving;
 mod pressure;
 mod reconcile;
 mod relays;
-#[path = "../../../../marketplace/tests/support/mod.rs"]
-mod support;
 
 use std::sync::{Arc, atomic::Ordering};
 
+use crate::market_support as support;
 use harness::{Faults, PATIENCE, Tenant, World, address_of};
 use souk_market::{
     envelope::accept_by,
