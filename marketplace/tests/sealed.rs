@@ -479,7 +479,7 @@ proptest! {
             }
         }
         check::<Card>(cbor::encode(&node.plain_card(1)), &flips);
-        check::<souk_market::envelope::Envelope>(
+        check::<Envelope>(
             cbor::encode(&requester.plain_envelope(&node, digest)), &flips,
         );
         check::<Reply>(cbor::encode(&reply(&envelope, receipt())), &flips);
