@@ -10,7 +10,11 @@ fn a_provider_restored_from_an_old_backup_signs_no_fork_and_goes_on_serving() {
     let requester = network.requester("requester", None);
     let size = |network: &Network| network.provider().status()?["log"]["size"].as_u64();
     let first = requester.rent(&[]);
-    requester.json(&["end", "--json", first.lease()]);
+    let end = |lease: &str| {
+        let ended = requester.json(&["end", "--json", lease]);
+        assert_eq!(ended["proof_verified"], true, "{ended}");
+    };
+    end(first.lease());
     assert_eq!(size(&network), Some(1));
 
     network.provider_mut().process().stop();
@@ -23,7 +27,7 @@ fn a_provider_restored_from_an_old_backup_signs_no_fork_and_goes_on_serving() {
         (!market.as_array()?.is_empty()).then_some(())
     });
     let second = requester.rent(&[]);
-    requester.json(&["end", "--json", second.lease()]);
+    end(second.lease());
     assert_eq!(size(&network), Some(2));
 
     // The head of the log travels with the room of the provider, which is told after a start.
