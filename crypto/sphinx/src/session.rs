@@ -11,7 +11,7 @@
 //! dies with the process.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand_core::CryptoRng;
 
@@ -20,8 +20,8 @@ use crate::epoch::Epoch;
 use crate::keys::{MixPublic, MixSecret};
 use crate::link::Frame;
 use crate::message::{
-    Done, Fragment, FragmentError, MessageId, Outbox, Outgoing, Reply, ReplyBody, SubmitError,
-    Transmit,
+    Done, Fragment, FragmentError, MessageId, Outbox, Outgoing, Reply, ReplyBody, SUSPICION,
+    SubmitError, Transmit, time_in_flight,
 };
 use crate::packet::{BuildError, Hop, HopAddress, PeelError, Peeled, build, peel};
 use crate::route::{MIXES, Route, RouteError};
@@ -31,6 +31,15 @@ use crate::surb::{Recovery, Surb, SurbId};
 ///
 /// They are the user's own, so the bound only guards against a loop in the layer above.
 pub const MAX_AWAITED_REPLIES: usize = 1024;
+
+/// Mixes that a session suspects at once: those of the last eight SURBs that were not answered.
+///
+/// Few on purpose: a correspondent that does not answer chooses by it what is avoided, and in a network of many mixes
+/// eight pairs are too few to lead the next replies over mixes of its own.
+pub const MAX_SUSPECTS: usize = 8 * MIXES;
+
+/// How long a mix stays suspected that no reply came back over: five minutes, after which it may be there again.
+pub const SUSPECTED_FOR: Duration = Duration::from_secs(300);
 
 /// The nodes that packets may go over in one epoch, with their keys: all verified cards, the same for everybody.
 #[derive(Clone, Debug)]
@@ -104,21 +113,34 @@ pub struct Session {
     outbox: Outbox,
     awaited: HashMap<SurbId, Awaited>,
     replies_awaited: usize,
+    /// Sets of reply SURBs that were made so far.
+    sets: u64,
+    /// Mixes that a reply should have come back over and did not, oldest first, each with when its SURB was made.
+    suspects: VecDeque<(Instant, HopAddress)>,
     events: VecDeque<Event>,
 }
 
 #[derive(Debug)]
 struct Awaited {
     recovery: Recovery,
-    /// What comes is an acknowledgement; a reply otherwise.
-    acknowledges: Option<Acknowledged>,
+    /// The mixes that it comes over.
+    over: [HopAddress; MIXES],
+    what: What,
 }
 
-/// The message whose acknowledgement is awaited, and the mixes that it comes over.
+/// What comes with a SURB.
 #[derive(Clone, Copy, Debug)]
-struct Acknowledged {
-    message: MessageId,
-    over: [HopAddress; MIXES],
+enum What {
+    /// The acknowledgement of this message.
+    Ack(MessageId),
+    /// A reply.
+    Reply {
+        /// The SURBs that were made together: a correspondent may answer with any of them.
+        set: u64,
+        made: Instant,
+        /// One of the set came back, so this one was perhaps never used.
+        is_answered: bool,
+    },
 }
 
 impl Session {
@@ -137,6 +159,8 @@ impl Session {
             outbox: Outbox::new(delay),
             awaited: HashMap::new(),
             replies_awaited: 0,
+            sets: 0,
+            suspects: VecDeque::new(),
             events: VecDeque::new(),
         }
     }
@@ -168,10 +192,13 @@ impl Session {
 
     /// Makes `count` SURBs with which `correspondent` can reply.
     ///
+    /// They go over the mixes that are suspected least, and over different ones as far as there are enough.
+    ///
     /// # Errors
     /// [`SessionError`] if there is no route, or too many replies are awaited.
     pub fn reply_surbs(
         &mut self,
+        now: Instant,
         count: usize,
         correspondent: HopAddress,
         topology: &Topology,
@@ -180,10 +207,18 @@ impl Session {
         if self.replies_awaited + count > MAX_AWAITED_REPLIES {
             return Err(SessionError::TooManyReplies);
         }
+        self.sets += 1;
+        let what = What::Reply {
+            set: self.sets,
+            made: now,
+            is_answered: false,
+        };
+        let mut avoid = self.suspected(now);
         let mut surbs = Vec::with_capacity(count);
         for _ in 0..count {
-            let route = self.reply_route(topology, correspondent, &[], rng)?;
-            let surb = self.surb(&route, None, topology.epoch(), rng)?;
+            let route = self.reply_route(topology, correspondent, &avoid, rng)?;
+            avoid.extend(mixes_back(&route));
+            let surb = self.surb(&route, what, topology.epoch(), rng)?;
             self.replies_awaited += 1;
             surbs.push(surb);
         }
@@ -245,17 +280,20 @@ impl Session {
             .recovery
             .recover(sealed)
             .map_err(FrameRefused::Peel)?;
-        let acknowledges = awaited.acknowledges;
-        self.forget(id);
+        let (over, what) = (awaited.over, awaited.what);
+        self.take(id);
+        // Whatever it says, it passed these mixes.
+        self.suspects.retain(|(_, node)| !over.contains(node));
         match (
             ReplyBody::from_body(&body).map_err(FrameRefused::Malformed)?,
-            acknowledges,
+            what,
         ) {
-            (ReplyBody::Reply(reply), None) => {
+            (ReplyBody::Reply(reply), What::Reply { set, .. }) => {
+                self.note_answered(set);
                 self.events.push_back(Event::Reply { surb: id, reply });
             }
-            (ReplyBody::Ack(ack), Some(awaited)) if ack.message == awaited.message => {
-                self.outbox.handle_ack(ack, &awaited.over);
+            (ReplyBody::Ack(ack), What::Ack(message)) if ack.message == message => {
+                self.outbox.handle_ack(ack, &over);
             }
             _ => return Err(FrameRefused::Mismatched),
         }
@@ -267,10 +305,9 @@ impl Session {
         while let Some(done) = self.outbox.poll_done(now) {
             self.events.push_back(Event::Done(done));
             let outbox = &self.outbox;
-            self.awaited.retain(|_, awaited| {
-                awaited
-                    .acknowledges
-                    .is_none_or(|awaited| outbox.is_pending(awaited.message))
+            self.awaited.retain(|_, awaited| match awaited.what {
+                What::Ack(message) => outbox.is_pending(message),
+                What::Reply { .. } => true,
             });
         }
         self.events.pop_front()
@@ -292,26 +329,68 @@ impl Session {
             .map(|(id, _)| *id)
             .collect();
         for id in &dead {
-            self.forget(*id);
+            self.take(*id);
         }
         dead
     }
 
-    /// Forgets SURBs that nobody will use any more, such as the unused ones of a lease that ended.
-    pub fn forget(&mut self, id: SurbId) {
-        if self
-            .awaited
-            .remove(&id)
-            .is_some_and(|awaited| awaited.acknowledges.is_none())
-        {
-            self.replies_awaited -= 1;
+    /// Forgets a SURB that nobody will use any more, such as an unused one of a lease that ended.
+    ///
+    /// Where none of those made together was answered in the time that an answer takes, its mixes are suspected.
+    pub fn forget(&mut self, now: Instant, id: SurbId) {
+        let Some(Awaited {
+            over,
+            what:
+                What::Reply {
+                    made,
+                    is_answered: false,
+                    ..
+                },
+            ..
+        }) = self.take(id)
+        else {
+            return;
+        };
+        if now.saturating_duration_since(made) < time_in_flight(self.delay, 0) {
+            return;
         }
+        self.suspects.extend(over.map(|node| (made, node)));
+        let too_many = self.suspects.len().saturating_sub(MAX_SUSPECTS);
+        self.suspects.drain(..too_many);
     }
 
     /// SURBs that may still come back.
     #[must_use]
     pub fn awaited(&self) -> usize {
         self.awaited.len()
+    }
+
+    fn take(&mut self, id: SurbId) -> Option<Awaited> {
+        let awaited = self.awaited.remove(&id)?;
+        if matches!(awaited.what, What::Reply { .. }) {
+            self.replies_awaited -= 1;
+        }
+        Some(awaited)
+    }
+
+    /// The rest of a set is not to blame for its silence.
+    fn note_answered(&mut self, answered: u64) {
+        for awaited in self.awaited.values_mut() {
+            if let What::Reply {
+                set, is_answered, ..
+            } = &mut awaited.what
+            {
+                *is_answered |= *set == answered;
+            }
+        }
+    }
+
+    /// Names each mix as often as it is suspected now.
+    fn suspected(&mut self, now: Instant) -> Vec<HopAddress> {
+        self.suspects
+            .retain(|(since, _)| now.saturating_duration_since(*since) < SUSPECTED_FOR);
+        let named = |(_, node): &(Instant, HopAddress)| std::iter::repeat_n(*node, SUSPICION);
+        self.suspects.iter().flat_map(named).collect()
     }
 
     fn packet(
@@ -325,12 +404,8 @@ impl Session {
         let back = self.reply_route(topology, to, &tried.back, rng)?;
         // The ends are the same for every attempt; the mixes between them are what the next one avoids.
         let forward_mixes = [forward.hops()[1].address, forward.hops()[2].address];
-        let back_mixes = [back.hops()[0].address, back.hops()[1].address];
-        let acknowledges = Acknowledged {
-            message: transmit.message,
-            over: back_mixes,
-        };
-        let (_, ack) = self.surb(&back, Some(acknowledges), topology.epoch(), rng)?;
+        let back_mixes = mixes_back(&back);
+        let (_, ack) = self.surb(&back, What::Ack(transmit.message), topology.epoch(), rng)?;
         self.outbox
             .went_over(transmit.message, transmit.index, forward_mixes, back_mixes);
         let fragment = Fragment {
@@ -401,7 +476,7 @@ impl Session {
     fn surb(
         &mut self,
         route: &Route,
-        acknowledges: Option<Acknowledged>,
+        what: What,
         epoch: Epoch,
         rng: &mut (impl CryptoRng + ?Sized),
     ) -> Result<(SurbId, Surb), SessionError> {
@@ -412,11 +487,17 @@ impl Session {
             id,
             Awaited {
                 recovery,
-                acknowledges,
+                over: mixes_back(route),
+                what,
             },
         );
         Ok((id, surb))
     }
+}
+
+/// The mixes of the way back; behind them come the entry and the mailbox.
+fn mixes_back(route: &Route) -> [HopAddress; MIXES] {
+    [route.hops()[0].address, route.hops()[1].address]
 }
 
 /// Why a session could not send.
@@ -465,5 +546,80 @@ impl FrameRefused {
     #[must_use]
     pub fn is_integrity(&self) -> bool {
         matches!(self, Self::Peel(PeelError::Header | PeelError::Payload))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng as _, rngs::StdRng};
+
+    use super::*;
+
+    const FLIGHT: Duration = Duration::from_secs(3);
+    const PROVIDER: HopAddress = HopAddress([9; 32]);
+
+    fn session(rng: &mut StdRng) -> (Session, Topology) {
+        let hop = |n| Hop {
+            address: HopAddress([n; 32]),
+            key: MixSecret::generate(rng).public(),
+        };
+        let topology = Topology::new(Epoch(1), (0..10).map(hop));
+        let delay = MixDelay::new(Duration::from_millis(50), Duration::from_secs(10));
+        let mailbox = HopAddress([0xaa; 32]);
+        (
+            Session::new(HopAddress([0; 32]), mailbox, delay, rng),
+            topology,
+        )
+    }
+
+    #[test]
+    fn mixes_are_suspected_for_a_while_where_a_whole_set_was_not_answered() {
+        let rng = &mut StdRng::seed_from_u64(1);
+        let (mut session, topology) = session(rng);
+        let start = Instant::now();
+        let mut ids = |session: &mut Session| {
+            let made = session.reply_surbs(start, 2, PROVIDER, &topology, rng);
+            let made = made.expect("routes").into_iter();
+            made.map(|(id, _)| id).collect::<Vec<_>>()
+        };
+        let soon = ids(&mut session);
+        session.forget(start, soon[0]);
+        assert_eq!(session.suspects.len(), 0, "no time for an answer yet");
+
+        let answered = ids(&mut session);
+        session.note_answered(session.sets);
+        session.forget(start + FLIGHT, answered[0]);
+        assert_eq!(session.suspects.len(), 0, "another of the set came back");
+
+        let silent = ids(&mut session);
+        let over = session.awaited[&silent[1]].over;
+        session.forget(start + FLIGHT, silent[1]);
+        let named = session.suspected(start + FLIGHT);
+        assert_eq!(named, over.map(|node| [node; SUSPICION]).concat());
+        assert!(session.suspected(start + SUSPECTED_FOR).is_empty());
+    }
+
+    #[test]
+    fn no_more_than_the_newest_mixes_are_suspected() {
+        let rng = &mut StdRng::seed_from_u64(2);
+        let (mut session, topology) = session(rng);
+        let start = Instant::now();
+        for _ in 0..2 * MAX_SUSPECTS {
+            let made = session.reply_surbs(start, 1, PROVIDER, &topology, rng);
+            let id = made.expect("routes")[0].0;
+            let over = session.awaited[&id].over;
+            session.forget(start + FLIGHT, id);
+            assert!(session.suspects.len() <= MAX_SUSPECTS);
+            assert!(
+                session
+                    .suspects
+                    .iter()
+                    .rev()
+                    .take(MIXES)
+                    .all(|(_, node)| over.contains(node))
+            );
+        }
+        assert_eq!(session.suspects.len(), MAX_SUSPECTS);
+        assert_eq!(session.awaited(), 0);
     }
 }

@@ -476,7 +476,7 @@ fn replies_come_back_by_surb() {
     let provider = world.provider();
     let surbs = world
         .session
-        .reply_surbs(3, provider, &topology, &mut world.rng)
+        .reply_surbs(world.now, 3, provider, &topology, &mut world.rng)
         .expect("routes");
     let bytes = surbs.iter().flat_map(|(_, surb)| surb.to_bytes()).collect();
     let id = world.submit(Class::Medium, bytes);
@@ -488,5 +488,55 @@ fn replies_come_back_by_surb() {
             .replies
             .iter()
             .all(|reply| reply.clone().into_bytes() == b"receipt")
+    );
+}
+
+/// Sends twenty requests, each with a SURB for its answer, and counts the answers that did not come. A session that is
+/// `kept` knows what became of the earlier ones; a fresh one for each request knows nothing.
+fn answers_lost(seed: u64, kept: bool) -> usize {
+    let faults = Faults {
+        lost: 20,
+        dead_node: Some(2),
+        ..Faults::default()
+    };
+    let mut world = World::new(seed, 6, faults);
+    let (topology, provider, entry) = (
+        world.topology.clone(),
+        world.provider(),
+        world.session.entry(),
+    );
+    let rounds = 20;
+    for _ in 0..rounds {
+        if !kept {
+            world.session = Session::new(entry, MAILBOX, DELAY, &mut world.rng);
+        }
+        let surbs = world
+            .session
+            .reply_surbs(world.now, 1, provider, &topology, &mut world.rng)
+            .expect("routes");
+        let (id, surb) = surbs.into_iter().next().expect("one");
+        world.submit(Class::Small, surb.to_bytes().to_vec());
+        world.run();
+        world.now += Duration::from_secs(3);
+        world.session.forget(world.now, id);
+    }
+    rounds - world.replies.len()
+}
+
+/// One mix of four is dead: half of all ways back lead over it, until a session has learned which they are.
+#[test]
+fn a_session_that_remembers_silent_mixes_loses_a_third_of_the_answers_that_others_lose() {
+    let seeds = seeds(6);
+    let lost = |kept| {
+        (0..seeds)
+            .map(|seed| answers_lost(seed, kept))
+            .sum::<usize>()
+    };
+    let (remembering, forgetful) = (lost(true), lost(false));
+    println!("{remembering} answers lost, {forgetful} by sessions that remember nothing");
+    assert!(forgetful as u64 > 6 * seeds, "{forgetful}: no mix was dead");
+    assert!(
+        3 * remembering < forgetful,
+        "{remembering} and {forgetful} answers were lost"
     );
 }

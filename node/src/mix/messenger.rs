@@ -226,9 +226,13 @@ impl Task {
                 made,
             } => {
                 let topology = self.topology.borrow().clone();
-                let surbs =
-                    self.session
-                        .reply_surbs(count, correspondent, &topology, &mut self.rng);
+                let surbs = self.session.reply_surbs(
+                    Instant::now(),
+                    count,
+                    correspondent,
+                    &topology,
+                    &mut self.rng,
+                );
                 if let Ok(surbs) = &surbs {
                     self.replies
                         .extend(surbs.iter().map(|(id, _)| (*id, replies.clone())));
@@ -237,7 +241,7 @@ impl Task {
             }
             Command::Forget(ids) => {
                 for id in ids {
-                    self.session.forget(id);
+                    self.session.forget(Instant::now(), id);
                     self.replies.remove(&id);
                 }
             }

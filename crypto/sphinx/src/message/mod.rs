@@ -28,6 +28,7 @@ pub use receive::{
     AckOut, Gate, Handled, Inbox, MAX_PARTIAL_BYTES, MAX_PARTIALS, Message, PARTIAL_AGE, Refused,
 };
 pub use send::{Done, MAX_OUTGOING, Outbox, Outgoing, SubmitError, Transmit, Tried};
+pub(crate) use send::{SUSPICION, time_in_flight};
 
 /// Longest admission in bytes.
 pub const MAX_ADMISSION_LEN: usize = 128;

@@ -71,7 +71,7 @@ pub struct Tried {
 
 /// A failed attempt over a mix that nothing is known of counts as much as this many over one that was seen to be there
 /// a moment ago: the latter is more likely a packet lost on a link.
-const SUSPICION: usize = 3;
+pub(crate) const SUSPICION: usize = 3;
 
 /// What became of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -315,7 +315,7 @@ impl Pending {
 }
 
 /// How long to wait for the acknowledgement of an attempt; half as long again after each.
-fn time_in_flight(delay: MixDelay, sent_before: u32) -> Duration {
+pub(crate) fn time_in_flight(delay: MixDelay, sent_before: u32) -> Duration {
     let first = delay.mean() * FLIGHT_MEANS + LATENCY_ALLOWANCE;
     (0..sent_before).fold(first, |time, _| time * 3 / 2)
 }
