@@ -221,16 +221,14 @@ impl Publisher {
             .clone()
             .filter(|_| self.standing.borrow().takes_leases());
         let old = self.own.borrow().clone();
-        let holds = old.as_ref().is_some_and(|card| {
-            now.plus_s(RENEW_BEFORE_S) < card.to
-                // Times rise under one card: else a log that has grown since would look rolled back.
-                && self.said_at <= now
+        let sells = sales.as_ref().is_some_and(|sales| !sales.offers.is_empty());
+        let holds = |card: &VerifiedCard| {
+            !is_over(card, now, self.said_at)
                 && card.addresses[..] == addresses[..]
                 && card.sub_keys().mix_keys == mix_keys
-                && card.offers.is_empty()
-                    == sales.as_ref().is_none_or(|sales| sales.offers.is_empty())
-        });
-        if holds {
+                && card.offers.is_empty() != sells
+        };
+        if old.as_deref().is_some_and(holds) {
             return Ok(false);
         }
         let last = match old {
@@ -242,6 +240,7 @@ impl Publisher {
         self.cards.take(card.as_bytes(), Source::Own);
         self.said_at = UnixTime(0);
         self.own.send_replace(Some(Arc::new(card)));
+        self.keys.remove_old(now);
         Ok(true)
     }
 
@@ -409,6 +408,13 @@ impl Publisher {
     }
 }
 
+/// Whether it is time for the next card, also where this one still says what is true: its life ends soon, or the clock was
+/// set back behind what was `said_at` last under it. Times rise under one card: else a log that has grown since would look
+/// rolled back.
+fn is_over(card: &Card, now: UnixTime, said_at: UnixTime) -> bool {
+    card.to <= now.plus_s(RENEW_BEFORE_S) || now < said_at
+}
+
 /// Waits until the provider works. On a node that sells nothing the channel has no sender, and this waits for ever.
 async fn begins<T>(provider: &mut watch::Receiver<T>) {
     if provider.changed().await.is_err() {
@@ -419,8 +425,44 @@ async fn begins<T>(provider: &mut watch::Receiver<T>) {
 #[cfg(test)]
 mod tests {
     use futures::FutureExt as _;
+    use souk_crypto::NetworkParams;
 
     use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_back_under_a_card_makes_a_new_one_first() {
+        let data = tempfile::tempdir().expect("temporary folder");
+        let params = NetworkParams::new(50, 5000, 3600, true).expect("valid");
+        let network = NetworkId::new("test", &params).expect("valid");
+        let made = UnixTime(1_800_000_000);
+        let keys = Keys::open(data.path(), made).expect("makes keys");
+        let card = Card {
+            node: keys.node.public(),
+            sequence: Sequence(made.0),
+            from: made.minus_s(MAX_SKEW_S),
+            to: made.plus_s(CARD_LIFE_S),
+            roles: List::empty(),
+            addresses: List::empty(),
+            sub_keys: keys.list(&network, false, Vec::new(), made).expect("signs"),
+            operator: None,
+            offers: List::empty(),
+            images: List::empty(),
+            prices: None,
+            policy: Policy::default(),
+            evidence: List::empty(),
+            succeeds: None,
+        };
+        let said_at = made.plus_s(600);
+        assert!(!is_over(&card, said_at, said_at));
+        assert!(!is_over(&card, said_at.plus_s(1), said_at));
+        assert!(is_over(&card, said_at.minus_s(1), said_at));
+        assert!(is_over(&card, made.minus_s(86_400), said_at));
+        // Nothing was said under it: a clock that goes back harms nobody.
+        assert!(!is_over(&card, made.minus_s(60), UnixTime(0)));
+        let renewed = card.to.minus_s(RENEW_BEFORE_S);
+        assert!(!is_over(&card, renewed.minus_s(1), said_at));
+        assert!(is_over(&card, renewed, said_at));
+    }
 
     #[test]
     fn a_node_that_sells_nothing_is_not_woken_by_its_provider() {
