@@ -470,7 +470,7 @@ impl Directory {
         }
         let news = held.as_ref().map_or_else(
             || self.claims.len() < MAX_CLAIMS || self.own == Some(node),
-            |held| (held.size(), held.moment()) < (claim.size(), claim.moment()),
+            |held| (held.size(), held.signed_at()) < (claim.size(), claim.signed_at()),
         );
         if news {
             self.claims.insert(node, Arc::new(claim));
@@ -549,7 +549,7 @@ impl Directory {
 /// Whether a claim says when it was made, and that was not long ago nor in the future.
 fn is_claimed(now: UnixTime, claim: &LogClaim) -> bool {
     claim
-        .moment()
+        .signed_at()
         .is_some_and(|(_, at)| at <= now.plus_s(MAX_SKEW_S) && now < at.plus_s(CLAIM_LIFE_S))
 }
 

@@ -58,7 +58,7 @@ enum Said {
 
 /// When a provider signed something, in its own order: sequences of its cards rise, and times rise under one card, also
 /// where its clock was set back.
-pub type Moment = (Sequence, UnixTime);
+pub type SignedAt = (Sequence, UnixTime);
 
 /// Why something is not a claim of a provider about its log. All of it is the fault of who made it.
 #[derive(Debug, thiserror::Error)]
@@ -192,7 +192,7 @@ impl LogClaim {
 
     /// When it was signed; `None` of a checkpoint, which does not say.
     #[must_use]
-    pub fn moment(&self) -> Option<Moment> {
+    pub fn signed_at(&self) -> Option<SignedAt> {
         match &self.said {
             Said::Capacity(capacity) => Some((capacity.card, capacity.at)),
             Said::Checkpoint(_) => None,

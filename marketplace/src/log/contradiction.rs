@@ -234,8 +234,8 @@ fn contradicts(smaller: &LogClaim, larger: &LogClaim, shown: Option<Hash>) -> Op
         });
     }
     let later = smaller
-        .moment()
-        .zip(larger.moment())
+        .signed_at()
+        .zip(larger.signed_at())
         .is_some_and(|(smaller, larger)| larger < smaller);
     (later && size < larger.size()).then_some(Contradicts::Rollback {
         from: larger.size(),

@@ -34,7 +34,7 @@ pub use audit::{
     prove_prefix,
 };
 pub use checkpoint::{Checkpoint, CheckpointError, MAX_CHECKPOINT_BYTES, origin};
-pub use claim::{ClaimError, LogClaim, MAX_CLAIM_BYTES, Moment};
+pub use claim::{ClaimError, LogClaim, MAX_CLAIM_BYTES, SignedAt};
 pub use contradiction::{Contradiction, ContradictionError, Contradicts, MAX_CONTRADICTION_BYTES};
 pub use entry::{
     Entry, EntryError, HourBucket, LeaseEntry, MAX_ENTRY_BYTES, MAX_REFUSAL_REASONS,
