@@ -21,7 +21,11 @@ use souk_wire::cards::{
     HEAD_CAP, Head, PAGE_BYTES, REQUEST_CAP, Request, Status, Wanted, decode_page, encode_page,
     pages,
 };
-use tokio::{io::AsyncWriteExt as _, sync::Semaphore, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWriteExt as _},
+    sync::Semaphore,
+    time::timeout,
+};
 
 use super::{
     conduct::Offence,
@@ -58,7 +62,7 @@ pub struct Snapshot {
     pub epoch: u64,
     /// Root over the card set of the epoch.
     pub root: [u8; 32],
-    /// Signed objects as they travelled by gossip: cards, retirements, capacity.
+    /// Signed objects as they travelled by gossip, in the order of their worth: cards, capacity, what was said of logs.
     pub objects: Arc<[Bytes]>,
 }
 
@@ -109,31 +113,53 @@ impl Peers {
         ask(&mut stream, Wanted::Head).await
     }
 
-    /// Takes the whole card set of a connected node. At most [`MAX_SNAPSHOT_BYTES`] are kept.
+    /// Takes the card set of a connected node, as far as it fits into [`MAX_SNAPSHOT_BYTES`]: cards come first, and whoever
+    /// asked sees by the root whether they are complete.
     ///
     /// # Errors
     /// [`SnapshotError`].
     pub async fn snapshot(&self, node: NodeId) -> Result<Snapshot, SnapshotError> {
         let mut stream = self.open(node, What::Cards).await?;
         let head = ask(&mut stream, Wanted::All).await?;
-        let mut objects: Vec<Bytes> = Vec::new();
-        let mut total = 0;
-        while objects.len() < head.objects {
-            let page = frame::read(&mut stream, PAGE_BYTES, IDLE).await?;
-            let room = head.objects - objects.len();
-            let added = decode_page(&page, room, &mut objects).map_err(FrameError::from)?;
-            total += added;
-            if total > MAX_SNAPSHOT_BYTES {
-                let (len, cap) = (total, MAX_SNAPSHOT_BYTES);
-                return Err(FrameError::TooLong { len, cap }.into());
-            }
-        }
+        let objects = take_objects(&mut stream, head.objects, MAX_SNAPSHOT_BYTES).await?;
         Ok(Snapshot {
             epoch: head.epoch,
             root: head.root,
             objects: objects.into(),
         })
     }
+}
+
+/// Reads `count` objects, or as many as come before they would take more than `budget` bytes.
+async fn take_objects(
+    stream: &mut (impl AsyncRead + Unpin),
+    count: usize,
+    budget: usize,
+) -> Result<Vec<Bytes>, FrameError> {
+    let mut objects: Vec<Bytes> = Vec::new();
+    let mut total = 0;
+    while objects.len() < count {
+        let page = frame::read(stream, PAGE_BYTES, IDLE).await?;
+        let room = count - objects.len();
+        total += decode_page(&page, room, &mut objects)?;
+        if total > budget {
+            objects.truncate(fitting(&objects, budget));
+            break;
+        }
+    }
+    Ok(objects)
+}
+
+/// How many of the first objects fit into `budget` bytes. They are in the order of their worth, and the root is over the
+/// first kind alone, so what is left out at the end spoils nothing.
+fn fitting(objects: &[Bytes], budget: usize) -> usize {
+    let mut left = budget;
+    let fits = |object: &&Bytes| {
+        let rest = left.checked_sub(object.len());
+        left = rest.unwrap_or(0);
+        rest.is_some()
+    };
+    objects.iter().take(MAX_OBJECTS).take_while(fits).count()
 }
 
 async fn ask(stream: &mut PeerStream, wanted: Wanted) -> Result<SnapshotHead, SnapshotError> {
@@ -186,7 +212,7 @@ async fn answer(
     } else {
         source.snapshot()
     };
-    let count = snapshot.objects.len().min(MAX_OBJECTS);
+    let count = fitting(&snapshot.objects, MAX_SNAPSHOT_BYTES);
     let head = Head {
         status: if busy { Status::Busy } else { Status::Ok },
         epoch: snapshot.epoch,
@@ -200,4 +226,51 @@ async fn answer(
         }
     }
     stream.shutdown().await.map_err(FrameError::Io)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More than a snapshot may hold: objects of the largest size, each of them told apart by its first bytes.
+    fn too_many() -> Vec<Bytes> {
+        let object = |n: usize| {
+            let mut bytes = vec![0; 4000];
+            bytes[..8].copy_from_slice(&n.to_be_bytes());
+            Bytes::from(bytes)
+        };
+        (0..MAX_SNAPSHOT_BYTES / 4000 + 100).map(object).collect()
+    }
+
+    #[test]
+    fn a_server_sends_no_more_bytes_than_a_client_takes() {
+        let objects = too_many();
+        let count = fitting(&objects, MAX_SNAPSHOT_BYTES);
+        assert_eq!(count, MAX_SNAPSHOT_BYTES / 4000);
+        assert_eq!(fitting(&objects[..10], MAX_SNAPSHOT_BYTES), 10);
+        let small = vec![Bytes::from_static(b"x"); MAX_OBJECTS + 1];
+        assert_eq!(fitting(&small, MAX_SNAPSHOT_BYTES), MAX_OBJECTS);
+    }
+
+    #[tokio::test]
+    async fn a_client_keeps_the_first_objects_of_a_set_that_outgrows_it() {
+        let objects = too_many();
+        let (mut near, mut far) = tokio::io::duplex(1 << 20);
+        let sent = objects.clone();
+        let server = async move {
+            for page in pages(&sent) {
+                // The client hangs up where it has enough.
+                if frame::write(&mut far, &encode_page(page)).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let client = async move {
+            let taken = take_objects(&mut near, objects.len(), MAX_SNAPSHOT_BYTES).await;
+            drop(near);
+            (taken.expect("no error for its size"), objects)
+        };
+        let ((), (taken, objects)) = tokio::join!(server, client);
+        assert_eq!(taken[..], objects[..MAX_SNAPSHOT_BYTES / 4000]);
+    }
 }
