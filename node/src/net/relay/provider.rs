@@ -358,6 +358,10 @@ impl Registrar {
                     }
                 });
                 self.confirmations.send_replace(());
+                // The relay does not know this provider any more: it has to register anew.
+                if answer.status == Status::Unknown {
+                    return Err(frame::FrameError::Ended);
+                }
             }
             told = known;
             tokio::select! {

@@ -58,6 +58,8 @@ pub(super) struct Registry {
 struct Provider {
     // A provider that reconnects has a new stream before the old one is found dead; the older must not take the newer away.
     stream: u64,
+    /// While it is, the provider stays known, with tokens or without: it registers its next ones over it.
+    stream_open: bool,
     tokens: HashMap<TokenHash, Instant>,
     sessions: usize,
 }
@@ -70,10 +72,12 @@ impl Registry {
         }
         let entry = self.providers.entry(provider).or_insert(Provider {
             stream,
+            stream_open: true,
             tokens: HashMap::new(),
             sessions: 0,
         });
         entry.stream = stream;
+        entry.stream_open = true;
         entry.tokens.clear();
         Admission::Granted
     }
@@ -113,6 +117,7 @@ impl Registry {
         if let Some(entry) = self.providers.get_mut(provider)
             && entry.stream == stream
         {
+            entry.stream_open = false;
             entry.tokens.clear();
             self.forget_if_unused(provider);
         }
@@ -179,12 +184,12 @@ impl Registry {
         }
     }
 
-    // Kept while sessions run, so that their count stays right if the provider comes back.
+    // Kept while its stream is open, and while sessions run, so that their count stays right if the provider comes back.
     fn forget_if_unused(&mut self, provider: &PeerId) {
         if self
             .providers
             .get(provider)
-            .is_some_and(|entry| entry.tokens.is_empty() && entry.sessions == 0)
+            .is_some_and(|entry| !entry.stream_open && entry.sessions == 0)
         {
             self.providers.remove(provider);
         }
@@ -295,6 +300,19 @@ mod tests {
         assert_eq!(world.connect(PeerId::random(), 0), Admission::Granted);
         world.registry.handle_gone(&provider, 2);
         assert_eq!(world.connect(PeerId::random(), 0), Admission::Unknown);
+    }
+
+    #[test]
+    fn a_provider_without_a_lease_for_a_while_registers_the_next_over_the_same_stream() {
+        let (mut world, client) = (World::new(), PeerId::random());
+        let provider = world.provider;
+        world.connect(client, 0);
+        world.registry.handle_remove(&provider, &hash(0));
+        world
+            .registry
+            .handle_session_end(&client, &provider, &hash(0));
+        assert_eq!(world.add(1), Admission::Granted);
+        assert_eq!(world.connect(client, 1), Admission::Granted);
     }
 
     #[test]
