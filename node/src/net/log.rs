@@ -15,9 +15,8 @@ use souk_crypto::NodeId;
 use souk_wire::log::{Answer, PATH_CAP, decode_answer, decode_path, encode_answer};
 pub use souk_wire::log::{LogPath, LogPathError, MAX_LOG_FILE_BYTES};
 use tokio::{
-    io::AsyncWriteExt as _,
-    sync::Semaphore,
-    time::{Duration, sleep},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    time::{Duration, sleep, timeout},
 };
 
 use super::{
@@ -26,6 +25,7 @@ use super::{
     names::What,
     peers::Peers,
     rate::TokenBucket,
+    slots::{Slot, Slots},
     streams::{Acceptor, OpenError, PeerStream},
 };
 
@@ -37,6 +37,12 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Readers served at the same time; each holds one file.
 const MAX_READERS: usize = 32;
+
+/// Of those, the ones at one address: a few nodes behind one router at once, and eight addresses to take them all.
+const MAX_READERS_OF_ORIGIN: usize = 4;
+
+/// A reader is served for so long: a log of a million entries takes 40 s at the rate below.
+const READER_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Files of one reader; a faster one is slowed down to it. A log of a million entries has 7,800 files.
 const FILES_PER_SECOND: f64 = 200.0;
@@ -96,30 +102,32 @@ impl LogReader {
 }
 
 /// Answers all readers.
+///
+/// A place is taken with the first path: whoever opens a stream and is silent costs the others nothing.
 pub(super) async fn serve(peers: Peers, mut streams: Acceptor, source: Arc<dyn LogSource>) {
-    let slots = Arc::new(Semaphore::new(MAX_READERS));
+    let slots = Slots::new(MAX_READERS, MAX_READERS_OF_ORIGIN);
     while let Some(mut stream) = streams.recv().await {
-        let (peers, source) = (peers.clone(), source.clone());
-        let slot = slots.clone().try_acquire_owned();
-        // Bounded by the slots; who gets none is told so and is done with.
+        let (peers, source, slots) = (peers.clone(), source.clone(), slots.clone());
+        // Bounded by the connections and by the streams of each.
         tokio::spawn(async move {
-            let offence = match slot {
-                Ok(_slot) => answer_all(&mut stream, source).await,
-                Err(_) => {
-                    let _ = frame::write(&mut stream, &encode_answer(&Answer::Busy)).await;
-                    let _ = stream.shutdown().await;
-                    None
-                }
-            };
-            if let Some(offence) = offence {
+            let origin = peers.origin_of(&stream.peer());
+            let place = || slots.try_take(origin);
+            // Who needs longer opens another stream and goes on where it was.
+            let answered = timeout(READER_DEADLINE, answer_all(&mut stream, source, place)).await;
+            if let Ok(Some(offence)) = answered {
                 peers.report(stream.peer(), offence).await;
             }
         });
     }
 }
 
-async fn answer_all(stream: &mut PeerStream, source: Arc<dyn LogSource>) -> Option<Offence> {
+async fn answer_all(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    source: Arc<dyn LogSource>,
+    place: impl Fn() -> Option<Slot>,
+) -> Option<Offence> {
     let mut rate = TokenBucket::new(FILES_PER_SECOND, FILES_BURST, Instant::now());
+    let mut slot = None;
     loop {
         let path = match frame::read(stream, PATH_CAP, IDLE).await {
             Ok(path) => path,
@@ -128,6 +136,13 @@ async fn answer_all(stream: &mut PeerStream, source: Arc<dyn LogSource>) -> Opti
         let Ok(path) = decode_path(&path) else {
             return Some(Offence::Framing);
         };
+        slot = slot.or_else(&place);
+        if slot.is_none() {
+            // Who gets none is told so and is done with.
+            let _ = frame::write(stream, &encode_answer(&Answer::Busy)).await;
+            let _ = stream.shutdown().await;
+            return None;
+        }
         sleep(rate.take(Instant::now())).await;
         let source = source.clone();
         let file = tokio::task::spawn_blocking(move || source.file(&path))

@@ -40,6 +40,7 @@ mod peers;
 mod rate;
 mod relay;
 mod single;
+mod slots;
 mod snapshot;
 mod streams;
 

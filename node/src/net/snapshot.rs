@@ -22,8 +22,7 @@ use souk_wire::cards::{
     pages,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWriteExt as _},
-    sync::Semaphore,
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     time::timeout,
 };
 
@@ -33,6 +32,7 @@ use super::{
     names::What,
     peers::Peers,
     rate::PeerRates,
+    slots::{Slot, Slots},
     streams::{Acceptor, OpenError, PeerStream},
 };
 
@@ -50,6 +50,9 @@ const SERVE_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Snapshots sent at the same time; each holds one page.
 const MAX_CONCURRENT: usize = 32;
+
+/// Of those, the ones to one address: a few nodes behind one router at once, and eight addresses to take them all.
+const MAX_CONCURRENT_OF_ORIGIN: usize = 4;
 
 /// Requests of one peer: eight at once, then one in five seconds.
 const PER_SECOND: f64 = 0.2;
@@ -179,20 +182,24 @@ async fn ask(stream: &mut PeerStream, wanted: Wanted) -> Result<SnapshotHead, Sn
 }
 
 /// Answers all who ask.
+///
+/// A slot is taken only once the request is here and something is to be sent: whoever opens a stream and is silent costs
+/// the others nothing.
 pub(super) async fn serve(peers: Peers, mut streams: Acceptor, source: Arc<dyn SnapshotSource>) {
-    let slots = Arc::new(Semaphore::new(MAX_CONCURRENT));
+    let slots = Slots::new(MAX_CONCURRENT, MAX_CONCURRENT_OF_ORIGIN);
     let mut rates = PeerRates::new(PER_SECOND, BURST);
     while let Some(mut stream) = streams.recv().await {
         let allowed = rates.try_take(stream.peer(), Instant::now());
-        let slot = slots.clone().try_acquire_owned();
-        let (peers, source) = (peers.clone(), source.clone());
+        let (peers, source, slots) = (peers.clone(), source.clone(), slots.clone());
+        // Bounded by the connections and by the streams of each.
         tokio::spawn(async move {
-            let busy = !allowed || slot.is_err();
-            let answer = timeout(SERVE_DEADLINE, answer(&mut stream, &*source, busy)).await;
-            let offence = match answer {
-                Err(_) => None,
-                Ok(Err(error)) => error.offence(),
-                Ok(Ok(())) => (!allowed).then_some(Offence::Rate),
+            let origin = peers.origin_of(&stream.peer());
+            let place = || allowed.then(|| slots.try_take(origin)).flatten();
+            let answer = timeout(SERVE_DEADLINE, answer(&mut stream, &*source, place)).await;
+            let offence = if allowed {
+                answer.ok().and_then(|answer| answer.err()?.offence())
+            } else {
+                Some(Offence::Rate)
             };
             if let Some(offence) = offence {
                 peers.report(stream.peer(), offence).await;
@@ -202,19 +209,19 @@ pub(super) async fn serve(peers: Peers, mut streams: Acceptor, source: Arc<dyn S
 }
 
 async fn answer(
-    stream: &mut PeerStream,
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     source: &dyn SnapshotSource,
-    busy: bool,
+    place: impl FnOnce() -> Option<Slot>,
 ) -> Result<(), FrameError> {
     let request: Request = frame::read_message(stream, REQUEST_CAP, IDLE).await?;
-    let snapshot = if busy {
-        Snapshot::default()
-    } else {
-        source.snapshot()
+    let slot = place();
+    let (status, snapshot) = match slot {
+        Some(_) => (Status::Ok, source.snapshot()),
+        None => (Status::Busy, Snapshot::default()),
     };
     let count = fitting(&snapshot.objects, MAX_SNAPSHOT_BYTES);
     let head = Head {
-        status: if busy { Status::Busy } else { Status::Ok },
+        status,
         epoch: snapshot.epoch,
         root: snapshot.root.into(),
         objects: u32::try_from(count).expect("capped"),
