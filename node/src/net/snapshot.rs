@@ -237,7 +237,7 @@ async fn answer(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::origin::Origin, *};
 
     /// More than a snapshot may hold: objects of the largest size, each of them told apart by its first bytes.
     fn too_many() -> Vec<Bytes> {
@@ -279,5 +279,32 @@ mod tests {
         };
         let ((), (taken, objects)) = tokio::join!(server, client);
         assert_eq!(taken[..], objects[..MAX_SNAPSHOT_BYTES / 4000]);
+    }
+
+    struct Empty;
+
+    impl SnapshotSource for Empty {
+        fn snapshot(&self) -> Snapshot {
+            Snapshot::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_says_nothing_takes_no_place() {
+        let slots = Slots::new(1, 1);
+        let place = || slots.try_take(Origin::AWAY);
+        let (_silent, mut far) = tokio::io::duplex(1 << 10);
+        let mut waiting = Box::pin(answer(&mut far, &Empty, place));
+        assert!(futures::poll!(waiting.as_mut()).is_pending());
+        let (mut near, mut far) = tokio::io::duplex(1 << 10);
+        let wanted = Wanted::Head;
+        frame::write_message(&mut near, &Request { wanted })
+            .await
+            .expect("it fits");
+        answer(&mut far, &Empty, place).await.expect("answered");
+        let head: Head = frame::read_message(&mut near, HEAD_CAP, IDLE)
+            .await
+            .expect("a head");
+        assert_eq!(head.status, Status::Ok);
     }
 }
