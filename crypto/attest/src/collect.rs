@@ -178,7 +178,10 @@ impl<'a, R: TsmRoot> Entry<'a, R> {
             match root.create(&name) {
                 Ok(()) => return Ok(Self { root, name }),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(source) => return Err(CollectError::NoTee { source }),
+                Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                    return Err(CollectError::NoTee { source });
+                }
+                Err(source) => return Err(kernel("entry")(source)),
             }
         }
         Err(CollectError::Interfered)

@@ -206,6 +206,20 @@ fn a_machine_without_a_tee_is_told() {
     ));
 }
 
+#[test]
+fn an_entry_that_the_kernel_refuses_is_no_machine_without_a_tee() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("report");
+    fs::write(&file, b"no folder").expect("written");
+    assert!(matches!(
+        collect(&Configfs::at(file), DATA),
+        Err(CollectError::Kernel {
+            attribute: "entry",
+            ..
+        })
+    ));
+}
+
 /// A device that answers as AMD's firmware and Intel's module do.
 struct Device {
     machine: Box<TestSnp>,
