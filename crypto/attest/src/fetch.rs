@@ -1,19 +1,20 @@
 //! Collateral from Intel's and AMD's services, or from caches of them, kept on disk until it has to be fresh.
 //!
 //! ```text
-//! evidence ─► on disk, and not in its last fifth? ─ yes ─► use it
-//!                 │ no                                       ▲
-//!                 ▼                                          │ still holds
-//!             requests ─► answers ─► collateral ─► disk      │
-//!                            └─ failed ──────────────────────┘
+//! evidence ─► on disk, verifies, and is not due? ─ yes ──────────► use it
+//!                 │ no                                              ▲
+//!                 ▼                                                 │ still verifies
+//!             requests ─► answers ─► verifies? ─ yes ─► disk        │
+//!                            └─ failed ─┴─ no ──────────────────────┘
 //! ```
 //!
 //! What to ask for and what to make of answers is plain ([`plan`]); the connection is a thin shell over hyper, whose HTTP/1.1 the
 //! node has anyway. Addresses are `http://`: collateral proves itself, and who asks for which machine is best kept on the own
 //! network, by a caching service (PCCS) there or a proxy that speaks TLS to the vendor.
 //!
-//! Threats: a service that answers without end, with something else, or not at all. Answers are bounded in bytes and time, and
-//! nothing that was fetched is believed: it is verified with the evidence like any other.
+//! Threats: a service, or somebody on the way to it, that answers without end, with something else, or not at all, or that plants
+//! something that is used for years. Answers are bounded in bytes and time, nothing is kept that does not verify with the evidence,
+//! and what is kept is asked for again after [`FETCH_AGAIN_S`], whatever its dates say.
 
 mod http;
 pub mod plan;
@@ -28,10 +29,16 @@ pub use plan::{Answer, PlanError, Request};
 use store::Store;
 pub use store::StoreError;
 
-use crate::verified::{Collateral, Evidence};
+use crate::{
+    refusal::Refusal,
+    verified::{Collateral, Evidence, Trust, verify},
+};
 
 /// How long one answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// What is kept is asked for again after this many seconds, a day: revocation lists are issued that often when it matters.
+pub const FETCH_AGAIN_S: u64 = 24 * 60 * 60;
 
 /// Where collateral comes from, and where it is kept.
 #[derive(Clone, Debug)]
@@ -65,37 +72,58 @@ pub enum FetchError {
     /// What was to be asked for, or what was answered, makes no sense.
     #[error("the service and the evidence do not fit")]
     Plan(#[from] PlanError),
-    /// The folder cannot be used.
-    #[error("cannot keep collateral")]
-    Store(#[from] StoreError),
+    /// What was answered does not verify with the evidence.
+    #[error("the answers do not verify with the evidence")]
+    Unverified(#[source] Refusal),
 }
 
-/// The collateral of `evidence`, from the folder or from the service.
+/// Collateral that verified with the evidence.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The collateral.
+    pub collateral: Collateral,
+    /// Why the folder does not keep it, where it was fetched and cannot be kept: worth a warning, for it is fetched each time.
+    pub unkept: Option<StoreError>,
+}
+
+/// The collateral of `evidence` that verifies under `trust` at `now`, from the folder or from the service.
 ///
 /// # Errors
-/// [`FetchError`], where the folder holds none that is valid at `now` either.
+/// [`FetchError`], where the folder holds none that verifies at `now` either.
 pub async fn collateral(
     sources: &Sources,
     evidence: &Evidence,
+    trust: &Trust,
     now: UnixTime,
-) -> Result<Collateral, FetchError> {
+) -> Result<Fetched, FetchError> {
     let store = Store::new(&sources.folder);
-    let kept = store.read(evidence);
-    if let Some(kept) = &kept
-        && !store::is_due(kept, now)
-    {
-        return Ok(kept.clone());
+    let kept = store
+        .read(evidence)
+        .filter(|kept| verify(evidence, &kept.collateral, trust, now).is_ok());
+    if let Some(kept) = kept.as_ref().filter(|kept| !kept.is_due(now)) {
+        return Ok(Fetched {
+            collateral: kept.collateral.clone(),
+            unkept: None,
+        });
     }
-    match fetch(sources, evidence).await {
-        Ok(fresh) => {
-            store.write(evidence, &fresh)?;
-            Ok(fresh)
-        }
-        Err(error) => kept.filter(|kept| now < kept.expires()).ok_or(error),
+    match fetch(sources, evidence, trust, now).await {
+        Ok(collateral) => Ok(Fetched {
+            unkept: store.write(evidence, &collateral, now).err(),
+            collateral,
+        }),
+        Err(error) => kept.ok_or(error).map(|kept| Fetched {
+            collateral: kept.collateral,
+            unkept: None,
+        }),
     }
 }
 
-async fn fetch(sources: &Sources, evidence: &Evidence) -> Result<Collateral, FetchError> {
+async fn fetch(
+    sources: &Sources,
+    evidence: &Evidence,
+    trust: &Trust,
+    now: UnixTime,
+) -> Result<Collateral, FetchError> {
     let base = match evidence {
         Evidence::Tdx(_) => &sources.pccs,
         Evidence::Snp(_) => &sources.kds,
@@ -113,5 +141,7 @@ async fn fetch(sources: &Sources, evidence: &Evidence) -> Result<Collateral, Fet
             })?;
         answers.push(answer);
     }
-    Ok(plan::collateral(evidence, &answers)?)
+    let collateral = plan::collateral(evidence, &answers)?;
+    verify(evidence, &collateral, trust, now).map_err(FetchError::Unverified)?;
+    Ok(collateral)
 }

@@ -1,15 +1,18 @@
 //! Collateral on disk, in its canonical form, one file for each machine.
 //!
-//! A file that does not parse is as good as none: it is fetched again and replaced whole.
+//! A file that does not parse is as good as none: it is fetched again and replaced whole. When it was fetched is its date of
+//! modification.
 
 use std::{
     fs, io,
     io::Write as _,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use souk_crypto::UnixTime;
 
+use super::FETCH_AGAIN_S;
 use crate::{
     tdx::MAX_COLLATERAL_BYTES,
     verified::{Collateral, Evidence},
@@ -29,6 +32,23 @@ pub struct StoreError {
     pub source: io::Error,
 }
 
+/// Collateral from the folder.
+pub(super) struct Kept {
+    pub(super) collateral: Collateral,
+    fetched: UnixTime,
+}
+
+impl Kept {
+    /// Whether it should be fetched again: it is a day old, from the future, or in the last fifth of its life.
+    pub(super) fn is_due(&self, now: UnixTime) -> bool {
+        let (from, to) = (self.collateral.issued(), self.collateral.expires());
+        let life_s = to.since_s(from);
+        now < self.fetched
+            || now >= self.fetched.plus_s(FETCH_AGAIN_S)
+            || now >= to.minus_s(life_s / LAST_FIFTH)
+    }
+}
+
 pub(super) struct Store<'a> {
     folder: &'a Path,
 }
@@ -38,18 +58,25 @@ impl<'a> Store<'a> {
         Self { folder }
     }
 
-    pub(super) fn read(&self, evidence: &Evidence) -> Option<Collateral> {
+    pub(super) fn read(&self, evidence: &Evidence) -> Option<Kept> {
         let path = self.path(evidence)?;
-        if fs::metadata(&path).ok()?.len() > MAX_COLLATERAL_BYTES as u64 {
+        let about = fs::metadata(&path).ok()?;
+        if about.len() > MAX_COLLATERAL_BYTES as u64 {
             return None;
         }
-        Collateral::from_bytes(evidence.tee(), &fs::read(path).ok()?).ok()
+        let fetched = about.modified().ok()?;
+        let fetched = fetched.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        Some(Kept {
+            collateral: Collateral::from_bytes(evidence.tee(), &fs::read(path).ok()?).ok()?,
+            fetched: UnixTime(fetched.as_secs()),
+        })
     }
 
     pub(super) fn write(
         &self,
         evidence: &Evidence,
         collateral: &Collateral,
+        now: UnixTime,
     ) -> Result<(), StoreError> {
         let Some(path) = self.path(evidence) else {
             return Ok(());
@@ -58,6 +85,8 @@ impl<'a> Store<'a> {
             fs::create_dir_all(self.folder)?;
             let mut file = tempfile::NamedTempFile::new_in(self.folder)?;
             file.write_all(&collateral.to_bytes())?;
+            let fetched = SystemTime::UNIX_EPOCH + Duration::from_secs(now.0);
+            file.as_file().set_modified(fetched)?;
             file.as_file().sync_all()?;
             file.persist(&path)?;
             Ok(())
@@ -87,11 +116,4 @@ impl<'a> Store<'a> {
         };
         Some(self.folder.join(name))
     }
-}
-
-/// Whether it should be fetched again: it ended, or is in the last fifth of its life.
-pub(super) fn is_due(collateral: &Collateral, now: UnixTime) -> bool {
-    let (from, to) = (collateral.issued(), collateral.expires());
-    let life_s = to.since_s(from);
-    now >= to.minus_s(life_s / LAST_FIFTH)
 }

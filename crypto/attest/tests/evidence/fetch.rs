@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 use souk_attest::{
     Bundle, Collateral, Evidence, Product, SnpCollateral, Trust,
-    fetch::{FetchError, HttpError, Sources, collateral},
+    fetch::{self, FetchError, HttpError, Sources},
     verify,
 };
 use souk_crypto::UnixTime;
@@ -139,6 +139,17 @@ fn sources(service: &Service, folder: &TempDir) -> Sources {
     }
 }
 
+/// Collateral under the roots of the vendors, from a folder that keeps it.
+async fn collateral(
+    sources: &Sources,
+    evidence: &Evidence,
+    now: UnixTime,
+) -> Result<Collateral, FetchError> {
+    let fetched = fetch::collateral(sources, evidence, &Trust::vendors(), now).await?;
+    assert!(fetched.unkept.is_none());
+    Ok(fetched.collateral)
+}
+
 fn verifies(evidence: &Evidence, collateral: &Collateral, now: UnixTime) -> bool {
     verify(evidence, collateral, &Trust::vendors(), now).is_ok()
 }
@@ -222,11 +233,78 @@ async fn certificates_and_list_of_a_minted_chip_are_fetched() {
         };
         let service = Service::start(kds(product, &report.chip_id(), known)).await;
         let folder = tempfile::tempdir().expect("a folder");
-        let fetched = collateral(&sources(&service, &folder), &minted.evidence, now())
+        let sources = sources(&service, &folder);
+        let trust = Trust::with_test_roots([minted.root]);
+        let fetched = fetch::collateral(&sources, &minted.evidence, &trust, now())
             .await
             .expect("fetched");
-        assert_eq!(fetched.digest(), minted.collateral.digest(), "{product}");
+        assert_eq!(
+            fetched.collateral.digest(),
+            minted.collateral.digest(),
+            "{product}"
+        );
     }
+}
+
+#[tokio::test]
+async fn what_does_not_verify_is_neither_given_nor_kept() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (quote, _) = tdx("tdx_quote");
+    let day = at("2025-06-20T00:00:00Z");
+    let mut forged = pccs("tdx_quote", "B0C06F000000");
+    let tcb = "/tdx/certification/v4/tcb?fmspc=B0C06F000000";
+    let (_, body) = forged.get_mut(tcb).expect("TCB info");
+    *body = String::from_utf8_lossy(body)
+        .replace("nextUpdate\":\"2025", "nextUpdate\":\"2100")
+        .into_bytes();
+    let bad = Service::start(forged).await;
+    let refused = collateral(&sources(&bad, &folder), &quote, day).await;
+    assert!(matches!(refused, Err(FetchError::Unverified(_))));
+
+    let good = Service::start(pccs("tdx_quote", "B0C06F000000")).await;
+    let fetched = collateral(&sources(&good, &folder), &quote, day)
+        .await
+        .expect("fetched, for nothing was kept");
+    assert_eq!(good.asked(), 4);
+    let late = at("2025-07-18T00:00:00Z");
+    let kept = collateral(&sources(&bad, &folder), &quote, late)
+        .await
+        .expect("what was kept before");
+    assert_eq!(kept.digest(), fetched.digest());
+}
+
+#[tokio::test]
+async fn what_is_kept_is_asked_for_again_after_a_day() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let service = Service::start(pccs("tdx_quote", "B0C06F000000")).await;
+    let sources = sources(&service, &folder);
+    let (quote, _) = tdx("tdx_quote");
+    for (when, asked) in [
+        ("2025-06-21T00:00:00Z", 4),
+        ("2025-06-21T23:59:59Z", 4),
+        ("2025-06-22T00:00:00Z", 8),
+        ("2025-06-21T12:00:00Z", 12),
+    ] {
+        collateral(&sources, &quote, at(when))
+            .await
+            .expect("collateral");
+        assert_eq!(service.asked(), asked, "{when}");
+    }
+}
+
+#[tokio::test]
+async fn fresh_collateral_is_given_though_the_folder_cannot_keep_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let service = Service::start(pccs("tdx_quote", "B0C06F000000")).await;
+    let sources = sources(&service, &folder);
+    std::fs::write(&sources.folder, b"no folder").expect("written");
+    let (quote, _) = tdx("tdx_quote");
+    let day = at("2025-06-20T00:00:00Z");
+    let fetched = fetch::collateral(&sources, &quote, &Trust::vendors(), day)
+        .await
+        .expect("fetched");
+    assert!(fetched.unkept.is_some());
+    assert!(verifies(&quote, &fetched.collateral, day));
 }
 
 /// What AMD's key server holds for a minted chip.
