@@ -17,7 +17,10 @@
 use minicbor::{Decode, Encode};
 use souk_crypto::{Signed, UnixTime};
 
-use crate::{moment::ClockStep, retirement::Succession};
+use crate::{
+    moment::{Boot, ClockMark, ClockStep, ClockWatch, Moment},
+    retirement::Succession,
+};
 
 /// For how long a node that retires stays reachable after its last lease has ended, so that the holder gets the statement:
 /// a few checkpoints, and a requester who looks every few minutes.
@@ -59,6 +62,9 @@ pub struct Leaving {
     /// Leases that are open then are ended; none waits for their own ends.
     #[n(1)]
     pub deadline: Option<UnixTime>,
+    /// How far the clocks were apart when these instants were written; none until [`Standing::settled`] says so.
+    #[n(2)]
+    pub clock: Option<ClockMark>,
 }
 
 /// What is to be done now.
@@ -116,21 +122,30 @@ impl Standing {
         }
     }
 
-    /// The same by a clock that was set: as much time is left as before.
+    /// The same by the clock as it stands now: where it was set since the instants were written, even by an earlier process of
+    /// this boot, as much time is left as before. After another boot the instants stay, and are watched from now on.
     #[must_use]
-    pub fn shifted(&self, step: ClockStep) -> Self {
-        let leaving = |leaving: &Leaving| Leaving {
+    pub fn settled(&self, boot: Boot, now: Moment) -> Self {
+        let Some(leaving) = self.leaving() else {
+            return self.clone();
+        };
+        let mut watch = ClockWatch::resume(leaving.clock, boot, now);
+        let step = watch.observe(now);
+        let is_marked = leaving.clock.is_some_and(|mark| mark.boot == boot);
+        if step.is_none() && is_marked {
+            return self.clone();
+        }
+        let step = step.unwrap_or(ClockStep(0));
+        let leaving = Leaving {
             since: step.shift(leaving.since),
             deadline: leaving.deadline.map(|at| step.shift(at)),
+            clock: Some(watch.mark()),
         };
         match self {
-            Self::Draining(now) => Self::Draining(leaving(now)),
-            Self::Retiring(now, succession, at) => Self::Retiring(
-                leaving(now),
-                succession.clone(),
-                at.map(|at| step.shift(at)),
-            ),
-            Self::Open | Self::Retired(_) => self.clone(),
+            Self::Retiring(_, succession, at) => {
+                Self::Retiring(leaving, succession.clone(), at.map(|at| step.shift(at)))
+            }
+            _ => Self::Draining(leaving),
         }
     }
 
@@ -217,6 +232,8 @@ impl Standing {
             _ => Ok(Leaving {
                 since: self.leaving().map_or(now, |leaving| leaving.since),
                 deadline,
+                // The deadline is by the clock of now, whatever happened to it before.
+                clock: None,
             }),
         }
     }
@@ -224,9 +241,12 @@ impl Standing {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::moment::SteadyTime;
 
     const NOW: UnixTime = UnixTime(1_000_000);
 
@@ -247,8 +267,35 @@ mod tests {
             "it waits for their own ends"
         );
         assert_eq!(later.resume(), Ok(Standing::Open));
-        let set = draining.shifted(ClockStep(-3_600));
+    }
+
+    fn moment(wall: UnixTime, steady_s: u64) -> Moment {
+        Moment {
+            wall,
+            steady: SteadyTime(Duration::from_secs(steady_s)),
+        }
+    }
+
+    #[test]
+    fn a_deadline_moves_with_a_clock_that_is_set_after_it_was_given_and_only_then() {
+        let boot = Boot([1; 16]);
+        let draining = Standing::Open
+            .drain(NOW, Some(NOW.plus_s(60)))
+            .expect("can")
+            .settled(boot, moment(NOW, 10));
+        let later = draining.settled(boot, moment(NOW.plus_s(20), 30));
+        assert_eq!(later, draining, "time that passes changes nothing");
+        let set = draining.settled(boot, moment(NOW.minus_s(3_580), 30));
         assert_eq!(set.deadline(), Some(NOW.minus_s(3_540)));
+        assert_eq!(set.settled(boot, moment(NOW.minus_s(3_570), 40)), set);
+        let other = draining.settled(Boot([2; 16]), moment(NOW.plus_s(9_000), 1));
+        assert_eq!(other.deadline(), draining.deadline());
+        let again = other.settled(Boot([2; 16]), moment(NOW.plus_s(9_100), 1));
+        assert_eq!(again.deadline(), Some(NOW.plus_s(160)));
+        // A deadline that is given by a clock that was set before it is not moved by that.
+        let anew = set.drain(NOW.minus_s(3_000), Some(NOW)).expect("can");
+        let anew = anew.settled(boot, moment(NOW.minus_s(3_000), 5_000));
+        assert_eq!(anew.deadline(), Some(NOW));
     }
 
     #[test]
@@ -278,9 +325,18 @@ mod tests {
 
     fn standing() -> impl Strategy<Value = Standing> {
         let leaving = || {
-            (any::<u64>(), any::<Option<u64>>()).prop_map(|(since, deadline)| Leaving {
-                since: UnixTime(since),
-                deadline: deadline.map(UnixTime),
+            let clock = any::<Option<([u8; 16], i64)>>().prop_map(|mark| {
+                mark.map(|(boot, apart_s)| ClockMark {
+                    boot: Boot(boot),
+                    apart_s,
+                })
+            });
+            (any::<u64>(), any::<Option<u64>>(), clock).prop_map(|(since, deadline, clock)| {
+                Leaving {
+                    since: UnixTime(since),
+                    deadline: deadline.map(UnixTime),
+                    clock,
+                }
             })
         };
         prop_oneof![

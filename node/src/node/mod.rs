@@ -65,7 +65,7 @@ use crate::{
         NoMailboxes, Replier,
     },
     net::{self, NodeAddress, NodeConfig, Services},
-    provider::MessageGate,
+    provider::{MessageGate, SystemClock},
     unix_now,
 };
 
@@ -153,7 +153,12 @@ impl Node {
             now,
         )?);
         let standing = config.node.data_dir.join("standing");
-        let desk = Desk::open(standing, config.network.id.clone(), keys.clone(), unix_now)?;
+        let desk = Desk::open(
+            standing,
+            config.network.id.clone(),
+            keys.clone(),
+            Arc::new(SystemClock),
+        )?;
         let desk = Arc::new(desk);
         let test = config.network.params.is_test();
         let (network, local) = (&config.network.id, keys.node.public());

@@ -16,7 +16,6 @@ use std::{
 
 use souk_crypto::{NetworkId, NodeId, SignError, Signed, UnixTime};
 use souk_market::{
-    moment::ClockWatch,
     retirement::{RetirementError, Succession, VerifiedRetirement, agree_to_succeed},
     standing::{Due, Leaving, Standing, StandingError},
 };
@@ -26,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::keys::Keys;
 use crate::{
     durable,
-    provider::{Clock as _, Intake, Provider, SystemClock},
+    provider::{Clock, Intake, Provider},
 };
 
 /// How often it is looked, while the node leaves, whether a deadline has come or the last lease has ended.
@@ -81,7 +80,7 @@ pub(super) struct Desk {
     standing: watch::Sender<Standing>,
     /// One change at a time, from the look at the old standing to the new one on the disk.
     turn: Mutex<()>,
-    now: fn() -> UnixTime,
+    clock: Arc<dyn Clock>,
 }
 
 impl Desk {
@@ -90,14 +89,15 @@ impl Desk {
         file: PathBuf,
         network: NetworkId,
         keys: Arc<Keys>,
-        now: fn() -> UnixTime,
+        clock: Arc<dyn Clock>,
     ) -> Result<Self, StandingFileError> {
         let standing = match fs::read(&file) {
             Ok(bytes) => unframe(&bytes).unwrap_or_else(|| {
                 tracing::error!(file = %file.display(), "the file is damaged: the node takes no leases until it is told to (`souk node resume`)");
                 Standing::Draining(Leaving {
-                    since: now(),
+                    since: clock.now(),
                     deadline: None,
+                    clock: None,
                 })
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Standing::Open,
@@ -109,7 +109,7 @@ impl Desk {
             keys,
             standing: watch::Sender::new(standing),
             turn: Mutex::default(),
-            now,
+            clock,
         })
     }
 
@@ -138,7 +138,7 @@ impl Desk {
     ) -> Result<(), ChangeError> {
         if let Some((heir, agreement)) = &successor {
             // Told now, and not when the last lease has ended.
-            let trial = self.retirement(Some(agreement.clone()), (self.now)());
+            let trial = self.retirement(Some(agreement.clone()), self.clock.now());
             if trial.map_err(ChangeError::Agreement)?.successor() != Some(*heir) {
                 return Err(ChangeError::OtherSuccessor);
             }
@@ -152,7 +152,7 @@ impl Desk {
 
     /// Agrees to take over from another node that retires.
     pub(super) fn agree(&self, old: NodeId) -> Result<Signed<Succession>, ChangeError> {
-        agree_to_succeed(old, &self.keys.node, (self.now)(), &self.network)
+        agree_to_succeed(old, &self.keys.node, self.clock.now(), &self.network)
             .map_err(ChangeError::Sign)
     }
 
@@ -165,20 +165,17 @@ impl Desk {
         stop: CancellationToken,
     ) {
         let mut standing = self.standing();
-        let clock = SystemClock;
-        let mut watch = ClockWatch::new(clock.boot(), clock.moment());
         loop {
-            if let Some(step) = watch.observe(clock.moment()) {
-                let from = standing.borrow().clone();
-                let moved = self.change_from(&from, from.shifted(step)).await;
-                if let Err(error) = moved {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "a deadline was not moved with the clock"
-                    );
-                }
+            let written = standing.borrow_and_update().clone();
+            let now_stands = written.settled(self.clock.boot(), self.clock.moment());
+            if now_stands != written
+                && let Err(error) = self.change(|standing, _| Ok(standing.clone())).await
+            {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "a deadline was not moved with the clock"
+                );
             }
-            let now_stands = standing.borrow_and_update().clone();
             let works = provider.borrow().clone();
             if let Some(provider) = &works {
                 provider.set_intake(intake(&now_stands));
@@ -203,7 +200,7 @@ impl Desk {
 
     async fn act(&self, standing: &Standing, provider: Option<&Provider>) {
         let leases = provider.map(Provider::leases).unwrap_or_default();
-        let done = match standing.poll((self.now)(), leases.len()) {
+        let done = match standing.poll(self.clock.now(), leases.len()) {
             None => return,
             Some(Due::EndLeases) => {
                 for lease in leases {
@@ -215,7 +212,7 @@ impl Desk {
                 return;
             }
             Some(Due::Write(next)) => self.change_from(standing, next).await,
-            Some(Due::Retire(succession)) => match self.retirement(succession, (self.now)()) {
+            Some(Due::Retire(succession)) => match self.retirement(succession, self.clock.now()) {
                 Ok(tombstone) => {
                     let next = Standing::Retired(tombstone.as_bytes().to_vec());
                     self.change_from(standing, next).await
@@ -248,16 +245,21 @@ impl Desk {
         change: impl FnOnce(&Standing, UnixTime) -> Result<Standing, ChangeError>,
     ) -> Result<(), ChangeError> {
         let _turn = self.turn.lock().await;
-        let next = change(&self.standing.borrow(), (self.now)())?;
+        let (boot, now) = (self.clock.boot(), self.clock.moment());
+        let settled = self.standing.borrow().settled(boot, now);
+        let next = change(&settled, now.wall)?.settled(boot, now);
         write(&self.file, &next).map_err(|source| ChangeError::Write {
             path: self.file.clone(),
             source,
         })?;
-        if next != *self.standing.borrow() {
-            tracing::info!(
-                standing = next.as_str(),
-                "the node changes how it stands to new leases"
-            );
+        let before = self.standing.borrow().clone();
+        if next != before {
+            if next.as_str() != before.as_str() {
+                tracing::info!(
+                    standing = next.as_str(),
+                    "the node changes how it stands to new leases"
+                );
+            }
             self.standing.send_replace(next);
         }
         Ok(())
@@ -306,7 +308,11 @@ fn checksum(body: &[u8]) -> [u8; CHECKSUM_LEN] {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use async_trait::async_trait;
     use souk_crypto::NetworkParams;
+    use souk_market::moment::{ClockStep, Moment, SteadyTime};
 
     use super::*;
 
@@ -319,7 +325,69 @@ mod tests {
 
     fn desk(folder: &Path) -> Desk {
         let keys = Arc::new(Keys::open(folder, NOW).expect("keys"));
-        Desk::open(folder.join("standing"), network(), keys, || NOW).expect("opens")
+        desk_by(folder, keys, Arc::default())
+    }
+
+    fn desk_by(folder: &Path, keys: Arc<Keys>, clock: Arc<SetClock>) -> Desk {
+        Desk::open(folder.join("standing"), network(), keys, clock).expect("opens")
+    }
+
+    /// A clock that stands still, and that can be set.
+    #[derive(Default)]
+    struct SetClock(AtomicI64);
+
+    #[async_trait]
+    impl Clock for SetClock {
+        fn now(&self) -> UnixTime {
+            ClockStep(self.0.load(Ordering::SeqCst)).shift(NOW)
+        }
+
+        fn moment(&self) -> Moment {
+            Moment {
+                wall: self.now(),
+                steady: SteadyTime(Duration::from_secs(5_000)),
+            }
+        }
+
+        async fn sleep_until(&self, _: UnixTime) {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_was_set_before_a_drain_moves_nothing_and_one_set_after_it_does() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let keys = Arc::new(Keys::open(folder.path(), NOW).expect("keys"));
+        let clock = Arc::new(SetClock::default());
+        let set = |by: i64| clock.0.store(by, Ordering::SeqCst);
+        let desk = Arc::new(desk_by(folder.path(), Arc::clone(&keys), clock.clone()));
+        let stop = CancellationToken::new();
+        let running =
+            tokio::spawn(Arc::clone(&desk).run(watch::channel(None).1, false, stop.clone()));
+        tokio::time::sleep(LOOK * 3).await;
+        set(-7_200);
+        tokio::time::sleep(LOOK * 3).await;
+        let given = NOW.minus_s(3_600);
+        desk.drain(Some(given)).await.expect("drains");
+        tokio::time::sleep(LOOK * 3).await;
+        assert_eq!(desk.standing().borrow().deadline(), Some(given));
+        set(-10_800);
+        tokio::time::sleep(LOOK * 3).await;
+        let moved = given.minus_s(3_600);
+        assert_eq!(desk.standing().borrow().deadline(), Some(moved));
+        stop.cancel();
+        running.await.expect("no panic");
+        // Nobody looked when it was set again.
+        set(0);
+        let again = Arc::new(desk_by(folder.path(), keys, clock.clone()));
+        let stop = CancellationToken::new();
+        let running =
+            tokio::spawn(Arc::clone(&again).run(watch::channel(None).1, false, stop.clone()));
+        tokio::time::sleep(LOOK * 3).await;
+        let back = NOW.plus_s(3_600);
+        assert_eq!(again.standing().borrow().deadline(), Some(back));
+        stop.cancel();
+        running.await.expect("no panic");
     }
 
     #[tokio::test]
