@@ -259,14 +259,15 @@ fn minted_evidence_is_none_test_on_the_screen_and_only_its_policy_accepts_it() {
         let folder = folder.path().join(tee);
         let path = |name: &str| folder.join(name).display().to_string();
         let data = "42".repeat(64);
-        let output = attest(&[
+        let mint = [
             "mint",
             folder.to_str().expect("UTF-8"),
             "--tee",
             tee,
             "--report-data",
             &data,
-        ]);
+        ];
+        let output = attest(&mint);
         assert_eq!(
             output.status.code(),
             Some(0),
@@ -278,6 +279,9 @@ fn minted_evidence_is_none_test_on_the_screen_and_only_its_policy_accepts_it() {
             path("collateral.cbor"),
             path("policy.toml"),
         );
+        let before = fs::read(&policy).expect("minted");
+        assert_eq!(attest(&mint).status.code(), Some(1), "it writes over files");
+        assert_eq!(fs::read(&policy).expect("still there"), before);
         let verify = ["verify", &evidence, "--collateral", &collateral];
         let (code, told) = json(&verify);
         assert_eq!(code, 2);

@@ -38,8 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Readers served at the same time; each holds one file.
 const MAX_READERS: usize = 32;
 
-/// Of those, the ones at one address: a few nodes behind one router at once, and eight addresses to take them all.
-const MAX_READERS_OF_ORIGIN: usize = 4;
+/// Of those, the ones at one address: some nodes behind one router at once, and four addresses to take them all.
+const MAX_READERS_OF_ORIGIN: usize = 8;
 
 /// A reader is served for so long: a log of a million entries takes 40 s at the rate below.
 const READER_DEADLINE: Duration = Duration::from_secs(600);
@@ -112,7 +112,6 @@ pub(super) async fn serve(peers: Peers, mut streams: Acceptor, source: Arc<dyn L
         tokio::spawn(async move {
             let origin = peers.origin_of(&stream.peer());
             let place = || slots.try_take(origin);
-            // Who needs longer opens another stream and goes on where it was.
             let answered = timeout(READER_DEADLINE, answer_all(&mut stream, source, place)).await;
             if let Ok(Some(offence)) = answered {
                 peers.report(stream.peer(), offence).await;

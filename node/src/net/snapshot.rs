@@ -51,8 +51,8 @@ const SERVE_DEADLINE: Duration = Duration::from_secs(120);
 /// Snapshots sent at the same time; each holds one page.
 const MAX_CONCURRENT: usize = 32;
 
-/// Of those, the ones to one address: a few nodes behind one router at once, and eight addresses to take them all.
-const MAX_CONCURRENT_OF_ORIGIN: usize = 4;
+/// Of those, the ones to one address: some nodes behind one router at once, and four addresses to take them all.
+const MAX_CONCURRENT_OF_ORIGIN: usize = 8;
 
 /// Requests of one peer: eight at once, then one in five seconds.
 const PER_SECOND: f64 = 0.2;

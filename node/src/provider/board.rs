@@ -14,6 +14,7 @@ use souk_market::{
 };
 
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::{carry::MAX_SESSIONS_OF_LEASE, lease::state_of};
 use crate::store::LeaseRecord;
@@ -48,8 +49,16 @@ struct Line {
     view: LeaseView,
     /// How to reach the instance, while it runs.
     door: Option<(RelayToken, SocketAddr)>,
-    /// Places for relayed sessions of this lease.
-    sessions: Arc<Semaphore>,
+    sessions: Arc<Sessions>,
+}
+
+/// The relayed sessions of one lease.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    /// Places for them.
+    pub(super) places: Semaphore,
+    /// The lease is closed. A relay that holds its stream open must not hold a place for ever.
+    pub(super) over: CancellationToken,
 }
 
 impl Board {
@@ -79,7 +88,7 @@ impl Board {
         let mut lines = self.lines();
         let sessions = lines
             .get(&row.lease())
-            .map_or_else(fresh_sessions, |line| Arc::clone(&line.sessions));
+            .map_or_else(Sessions::fresh, |line| Arc::clone(&line.sessions));
         let line = Line {
             view,
             door,
@@ -89,7 +98,9 @@ impl Board {
     }
 
     pub(super) fn remove(&self, lease: LeaseId) {
-        self.lines().remove(&lease);
+        if let Some(line) = self.lines().remove(&lease) {
+            line.sessions.over.cancel();
+        }
     }
 
     pub(super) fn views(&self) -> Vec<LeaseView> {
@@ -113,8 +124,8 @@ impl Board {
             .map(|line| line.view.backend.clone())
     }
 
-    /// Where the SSH server of a token's lease answers, and the lease's places for sessions.
-    pub(super) fn door_of(&self, token: &RelayToken) -> Option<(SocketAddr, Arc<Semaphore>)> {
+    /// Where the SSH server of a token's lease answers, and the lease's sessions.
+    pub(super) fn door_of(&self, token: &RelayToken) -> Option<(SocketAddr, Arc<Sessions>)> {
         self.lines()
             .values()
             .filter_map(|line| Some((line.door.as_ref()?, &line.sessions)))
@@ -146,6 +157,11 @@ impl Board {
     }
 }
 
-fn fresh_sessions() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(MAX_SESSIONS_OF_LEASE))
+impl Sessions {
+    fn fresh() -> Arc<Self> {
+        Arc::new(Self {
+            places: Semaphore::new(MAX_SESSIONS_OF_LEASE),
+            over: CancellationToken::new(),
+        })
+    }
 }

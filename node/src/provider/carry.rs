@@ -42,7 +42,7 @@ pub enum CarryError {
     Broken(#[source] io::Error),
 }
 
-/// Joins a stream from a relay to the instance of its lease, until one of them ends.
+/// Joins a stream from a relay to the instance of its lease, until one of them ends, or the lease is closed.
 pub(super) async fn carry(
     shared: &Shared,
     token: &RelayToken,
@@ -50,16 +50,21 @@ pub(super) async fn carry(
 ) -> Result<(), CarryError> {
     let (ssh, sessions) = shared.board.door_of(token).ok_or(CarryError::NoLease)?;
     // First its own share: whoever holds one lease must not lock out the others.
-    let _own = sessions.try_acquire().map_err(|_| CarryError::LeaseBusy)?;
+    let _own = sessions
+        .places
+        .try_acquire()
+        .map_err(|_| CarryError::LeaseBusy)?;
     let _permit = shared
         .sessions
         .try_acquire()
         .map_err(|_| CarryError::Busy)?;
     let mut instance = connect(ssh).await.map_err(CarryError::Broken)?;
-    copy_bidirectional(&mut stream, &mut instance)
-        .await
-        .map(drop)
-        .map_err(CarryError::Broken)
+    tokio::select! {
+        ended = copy_bidirectional(&mut stream, &mut instance) => {
+            ended.map(drop).map_err(CarryError::Broken)
+        }
+        () = sessions.over.cancelled() => Ok(()),
+    }
 }
 
 /// A port of this host that leads to one instance; closed when it is dropped.

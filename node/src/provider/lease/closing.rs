@@ -27,7 +27,8 @@ impl LeaseTask {
         let entry = Entry::Lease(LeaseEntry {
             commitment: opening.commitment(&self.shared.network),
             outcome: OutcomeClass::of(outcome),
-            hour: HourBucket::of(at),
+            // That of the statement, which the holder compares with it.
+            hour: HourBucket::of(statement.to),
         });
         let record = LogRecord {
             entry: entry.encode(),

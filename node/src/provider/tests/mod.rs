@@ -14,8 +14,8 @@ use harness::{Faults, PATIENCE, Tenant, World, address_of};
 use souk_market::{
     envelope::accept_by,
     log::{
-        BundleSource, Checkpoint, Entry, Hash, InclusionProof, NoteVerifier, Opening, OutcomeClass,
-        TilePath, audit, leaf_hash, origin, verify_inclusion,
+        BundleSource, Checkpoint, Entry, Hash, HourBucket, InclusionProof, NoteVerifier, Opening,
+        OutcomeClass, TilePath, audit, leaf_hash, origin, verify_inclusion,
     },
     refusal::Reason,
     reply::{Body, Endpoint, FinalStatement, LeaseState},
@@ -57,6 +57,7 @@ fn verified(world: &World, last: &FinalStatement) -> Statement {
     };
     assert_eq!(entry.commitment, opening.commitment(&network()));
     assert_eq!(entry.outcome, OutcomeClass::of(statement.outcome));
+    assert_eq!(entry.hour, HourBucket::of(statement.to));
     let (path, rest) = last.path.as_chunks::<32>();
     assert!(rest.is_empty());
     let proof = InclusionProof {
@@ -454,8 +455,14 @@ async fn a_relayed_stream_reaches_the_instance_of_its_token_alone() {
     drop(near);
     carrying.await.expect("no panic").expect("it ended well");
 
+    // A relay that holds its end open holds no place beyond the lease.
+    let (mut held, far) = tokio::io::duplex(256);
+    let provider = world.provider().clone();
+    let carrying = tokio::spawn(async move { provider.carry(&token, far).await });
+    held.read_exact(&mut greeting).await.expect("a greeting");
     tenant.tell(&world, 1, Action::End).await;
     statement(&mut world, &tenant).await;
+    carrying.await.expect("no panic").expect("it ended well");
     let (_near, far) = tokio::io::duplex(256);
     assert!(matches!(
         world.provider().carry(&token, far).await,

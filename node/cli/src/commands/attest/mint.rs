@@ -1,7 +1,8 @@
 //! `souk attest mint`: evidence of no machine at all, to try policies and programs with.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -62,7 +63,10 @@ impl Mint {
             ("policy.toml", policy.as_bytes()),
         ] {
             let path = self.folder.join(name);
-            fs::write(&path, bytes).map_err(|error| unwritten(&path, &error))?;
+            // A policy that the operator wrote is not replaced by one that accepts what proves nothing.
+            File::create_new(&path)
+                .and_then(|mut file| file.write_all(bytes))
+                .map_err(|error| unwritten(&path, &error))?;
         }
         out::line(format_args!(
             "none+test: evidence.bin, collateral.cbor and policy.toml in {}; they prove nothing",
@@ -105,6 +109,10 @@ fn snp(data: ReportData) -> Result<Minted, SoftError> {
     })
 }
 
-fn unwritten(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::because(format_args!("cannot write {}", path.display()), error)
+fn unwritten(path: &Path, error: &io::Error) -> Failure {
+    let failure = Failure::because(format_args!("cannot write {}", path.display()), error);
+    if error.kind() == io::ErrorKind::AlreadyExists {
+        return failure.hint("name a folder that does not exist yet: nothing is overwritten");
+    }
+    failure
 }
