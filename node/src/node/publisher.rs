@@ -400,10 +400,13 @@ impl Publisher {
     }
 
     fn write(&self, card: &VerifiedCard) -> Result<(), PublisherError> {
-        durable::replace(&self.file, card.as_bytes()).map_err(|source| PublisherError::File {
-            doing: "write",
-            path: self.file.clone(),
-            source,
+        // A node that starts on a full disk has other addresses perhaps, and nobody would find it without a card.
+        durable::replace_in_kept_room(&self.file, card.as_bytes()).map_err(|source| {
+            PublisherError::File {
+                doing: "write",
+                path: self.file.clone(),
+                source,
+            }
         })
     }
 }
