@@ -350,7 +350,7 @@ mod tests {
         }
 
         async fn sleep_until(&self, _: UnixTime) {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
