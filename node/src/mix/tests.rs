@@ -366,11 +366,9 @@ fn small_message(n: u64, first: HopAddress) -> Box<souk_sphinx::packet::Body> {
     fragment.to_body()
 }
 
-/// Nobody reads the messages: only those with a place in the queue are acknowledged, the others are sent again.
-#[tokio::test]
-async fn messages_without_a_place_are_not_acknowledged() {
+/// What acknowledges for the provider, by frames that end in the queue of the entry.
+fn replies_to_entry(queue: mpsc::Sender<Frame>) -> (NetworkParams, Arc<MixCounters>, Replier) {
     let wires = Arc::new(Wires::default());
-    let (queue, _acks) = mpsc::channel(1024);
     wires
         .queues
         .lock()
@@ -384,6 +382,14 @@ async fn messages_without_a_place_are_not_acknowledged() {
     let params = params();
     let counters = Arc::new(MixCounters::default());
     let replier = Replier::new(port, EpochClock::of(&params), counters.clone());
+    (params, counters, replier)
+}
+
+/// Nobody reads the messages: only those with a place in the queue are acknowledged, the others are sent again.
+#[tokio::test]
+async fn messages_without_a_place_are_not_acknowledged() {
+    let (queue, _acks) = mpsc::channel(1024);
+    let (params, counters, replier) = replies_to_entry(queue);
     let stop = CancellationToken::new();
     let (bodies, mut messages) =
         Mailroom::start(MixDelay::of(&params), everybody, replier, stop.clone());
@@ -412,21 +418,8 @@ async fn messages_without_a_place_are_not_acknowledged() {
 /// What the gate does not let in is counted apart and gets no acknowledgement; what it lets in is read.
 #[tokio::test]
 async fn messages_that_are_not_admitted_are_counted_and_not_acknowledged() {
-    let wires = Arc::new(Wires::default());
     let (queue, _acks) = mpsc::channel(16);
-    wires
-        .queues
-        .lock()
-        .expect("no test panicked")
-        .insert(ENTRY, queue);
-    let port = Arc::new(Port {
-        wires,
-        node: PROVIDER,
-        holds: vec![],
-    });
-    let params = params();
-    let counters = Arc::new(MixCounters::default());
-    let replier = Replier::new(port, EpochClock::of(&params), counters.clone());
+    let (params, counters, replier) = replies_to_entry(queue);
     let stop = CancellationToken::new();
     let mut is_open = false;
     let every_other = move |_: MessageId, _: Class, _: &Admission| {
