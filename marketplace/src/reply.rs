@@ -46,7 +46,7 @@ pub const MAX_CHECKPOINT_LEN: usize = 512;
 pub const MAX_PATH_LEN: usize = 26 * 32;
 
 /// Where an instance can be reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// Straight at the provider. Who uses it shows the provider an address.
     Direct(SocketAddr),

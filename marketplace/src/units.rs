@@ -14,6 +14,7 @@ use minicbor::{
 
 use souk_crypto::{HolderPublicKey, NetworkId, NodeId, ReplyPublicKey, domain, sign::ObjectDigest};
 use subtle::ConstantTimeEq as _;
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::wire::{wire_enum, wire_map};
 
@@ -50,11 +51,11 @@ macro_rules! bytes_newtype {
 }
 
 /// Defines a newtype over a fixed number of bytes that open something for whoever knows them: it is compared in constant
-/// time, and has no text form.
+/// time, has no text form, is copied only by name and leaves nothing behind in memory.
 macro_rules! secret_newtype {
     ($(#[$meta:meta])* $name:ident, $len:literal) => {
         $(#[$meta])*
-        #[derive(Clone, Copy)]
+        #[derive(Clone, Zeroize, ZeroizeOnDrop)]
         pub struct $name(pub [u8; $len]);
 
         impl PartialEq for $name {

@@ -275,7 +275,9 @@ impl Lease {
         for line in text.lines() {
             let relay: NodeAddress = line.parse().map_err(|e| self.folder.damaged(RELAYS, &e))?;
             let token = self.endpoints().find_map(|endpoint| match endpoint {
-                Endpoint::Relay { relay: node, token } if *node == relay.node() => Some(*token),
+                Endpoint::Relay { relay: node, token } if *node == relay.node() => {
+                    Some(token.clone())
+                }
                 _ => None,
             });
             if let Some(token) = token

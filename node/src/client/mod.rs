@@ -281,8 +281,8 @@ impl Client {
         let config = self.net_config();
         let mut outcome = ReachError::NoRelay;
         for way in lease.relay_ways(entry)? {
-            let token = way.token;
-            match net::connect_via(&config, &way.relay, way.provider, &token).await {
+            let token = &way.token;
+            match net::connect_via(&config, &way.relay, way.provider, token).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => outcome = ReachError::Relay(error),
             }

@@ -88,7 +88,7 @@ pub fn verify_statement(
         return Err(StatementError::OtherLease);
     }
     let commitment = Opening {
-        salt: claimed.salt,
+        salt: claimed.salt.clone(),
         statement: claimed.statement.to_vec(),
     }
     .commitment(network);

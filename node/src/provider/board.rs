@@ -74,7 +74,7 @@ impl Board {
             .instance
             .as_ref()
             .filter(|_| state == LeaseState::Active)
-            .map(|instance| (contract.relay_token, instance.ssh));
+            .map(|instance| (contract.relay_token.clone(), instance.ssh));
         let view = LeaseView {
             lease: row.lease(),
             state,

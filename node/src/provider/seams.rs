@@ -106,10 +106,11 @@ pub trait Relays: Send + Sync + 'static {
     fn knows(&self, relay: &NodeId) -> bool;
 
     /// Lets the holder of a token in for a time, through these relays and no others; returns those that know it by now.
-    async fn admit(&self, token: RelayToken, lifetime: Duration, relays: &[NodeId]) -> Vec<NodeId>;
+    async fn admit(&self, token: &RelayToken, lifetime: Duration, relays: &[NodeId])
+    -> Vec<NodeId>;
 
     /// Lets nobody in by it any more.
-    fn dismiss(&self, token: RelayToken);
+    fn dismiss(&self, token: &RelayToken);
 }
 
 /// How long a lease waits for the first of its relays: a dial, and after a restart the cards that say where they are.
@@ -123,13 +124,18 @@ impl Relays for net::RelayRegistrations {
         Self::knows(self, relay)
     }
 
-    async fn admit(&self, token: RelayToken, lifetime: Duration, relays: &[NodeId]) -> Vec<NodeId> {
-        self.add_token(&token, lifetime, relays);
-        self.relays_with(&token, RELAY_PATIENCE, RELAY_GRACE).await
+    async fn admit(
+        &self,
+        token: &RelayToken,
+        lifetime: Duration,
+        relays: &[NodeId],
+    ) -> Vec<NodeId> {
+        self.add_token(token, lifetime, relays);
+        self.relays_with(token, RELAY_PATIENCE, RELAY_GRACE).await
     }
 
-    fn dismiss(&self, token: RelayToken) {
-        self.remove_token(&token);
+    fn dismiss(&self, token: &RelayToken) {
+        self.remove_token(token);
     }
 }
 

@@ -380,7 +380,7 @@ impl Relays for FaultyRelays {
         true
     }
 
-    async fn admit(&self, _: RelayToken, _: Duration, relays: &[NodeId]) -> Vec<NodeId> {
+    async fn admit(&self, _: &RelayToken, _: Duration, relays: &[NodeId]) -> Vec<NodeId> {
         self.0.alive().await;
         let mut state = self.0.lock();
         if !state.is_settling && state.steps.happens("the relays are away", 5) {
@@ -390,5 +390,5 @@ impl Relays for FaultyRelays {
         relays.to_vec()
     }
 
-    fn dismiss(&self, _: RelayToken) {}
+    fn dismiss(&self, _: &RelayToken) {}
 }

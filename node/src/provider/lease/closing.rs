@@ -60,7 +60,9 @@ impl LeaseTask {
             pause = (pause * 2).min(MAX_STORE_PAUSE);
         }
         failpoint!(Closed);
-        self.shared.relays.dismiss(self.record.contract.relay_token);
+        self.shared
+            .relays
+            .dismiss(&self.record.contract.relay_token);
         self.direct = None;
         self.shared.board.show(&self.record);
         self.core.persisted(row.version());

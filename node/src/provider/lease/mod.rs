@@ -465,10 +465,13 @@ impl LeaseTask {
     /// Has the relays let the holder in, from now on; the outcome says whether one of them does, or none is needed.
     fn open_door(&self) -> impl Future<Output = bool> + Send + use<> {
         let contract = &self.record.contract;
-        let (relays, token) = (Arc::clone(&self.shared.relays), contract.relay_token);
+        let (relays, token) = (
+            Arc::clone(&self.shared.relays),
+            contract.relay_token.clone(),
+        );
         let (named, lifetime) = (contract.relays.clone(), self.time_left());
         let admitting = tokio::spawn(async move {
-            named.is_empty() || !relays.admit(token, lifetime, &named).await.is_empty()
+            named.is_empty() || !relays.admit(&token, lifetime, &named).await.is_empty()
         });
         async move { admitting.await.unwrap_or(false) }
     }

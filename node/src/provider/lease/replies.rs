@@ -77,7 +77,7 @@ impl LeaseTask {
         let instance = self.record.instance.as_ref()?;
         let terms = self.record.row.terms();
         let contract = &self.record.contract;
-        let token = contract.relay_token;
+        let token = &contract.relay_token;
         let relays = if contract.relays.is_empty() {
             Vec::new()
         } else {
@@ -90,7 +90,10 @@ impl LeaseTask {
         let mut endpoints: Vec<_> = relays
             .into_iter()
             .take(reply::MAX_ENDPOINTS - 1)
-            .map(|relay| Endpoint::Relay { relay, token })
+            .map(|relay| Endpoint::Relay {
+                relay,
+                token: token.clone(),
+            })
             .collect();
         endpoints.extend(
             self.direct

@@ -387,12 +387,15 @@ impl Relays for TestRelays {
         self.known.lock().expect("not poisoned").contains(relay)
     }
 
-    async fn admit(&self, token: RelayToken, _: Duration, relays: &[NodeId]) -> Vec<NodeId> {
+    async fn admit(&self, token: &RelayToken, _: Duration, relays: &[NodeId]) -> Vec<NodeId> {
         self.asked
             .lock()
             .expect("not poisoned")
             .push(relays.to_vec());
-        self.admitted.lock().expect("not poisoned").push(token);
+        self.admitted
+            .lock()
+            .expect("not poisoned")
+            .push(token.clone());
         let silent = self.silent.lock().expect("not poisoned");
         let answers = relays
             .iter()
@@ -400,9 +403,9 @@ impl Relays for TestRelays {
         answers.copied().collect()
     }
 
-    fn dismiss(&self, token: RelayToken) {
+    fn dismiss(&self, token: &RelayToken) {
         let mut admitted = self.admitted.lock().expect("not poisoned");
-        admitted.retain(|other| *other != token);
+        admitted.retain(|other| other != token);
     }
 }
 

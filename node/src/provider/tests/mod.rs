@@ -52,7 +52,7 @@ fn verified(world: &World, last: &FinalStatement) -> Statement {
         panic!("not the entry of a lease");
     };
     let opening = Opening {
-        salt: last.salt,
+        salt: last.salt.clone(),
         statement: last.statement.to_vec(),
     };
     assert_eq!(entry.commitment, opening.commitment(&network()));
@@ -439,13 +439,13 @@ async fn noise_and_strangers_are_counted_and_answered_by_nothing() {
 async fn a_relayed_stream_reaches_the_instance_of_its_token_alone() {
     let mut world = World::started().await;
     let (tenant, receipt) = world.rent(1).await;
-    let Endpoint::Relay { token, .. } = receipt.endpoints[0] else {
+    let Endpoint::Relay { ref token, .. } = receipt.endpoints[0] else {
         panic!("not over a relay");
     };
     assert!(address_of(&world, receipt.lease).is_some());
     let (mut near, far) = tokio::io::duplex(256);
-    let provider = world.provider().clone();
-    let carrying = tokio::spawn(async move { provider.carry(&token, far).await });
+    let (provider, presented) = (world.provider().clone(), token.clone());
+    let carrying = tokio::spawn(async move { provider.carry(&presented, far).await });
     let mut greeting = [0; 14];
     near.read_exact(&mut greeting).await.expect("a greeting");
     near.write_all(b"hello").await.expect("written");
@@ -457,15 +457,15 @@ async fn a_relayed_stream_reaches_the_instance_of_its_token_alone() {
 
     // A relay that holds its end open holds no place beyond the lease.
     let (mut held, far) = tokio::io::duplex(256);
-    let provider = world.provider().clone();
-    let carrying = tokio::spawn(async move { provider.carry(&token, far).await });
+    let (provider, presented) = (world.provider().clone(), token.clone());
+    let carrying = tokio::spawn(async move { provider.carry(&presented, far).await });
     held.read_exact(&mut greeting).await.expect("a greeting");
     tenant.tell(&world, 1, Action::End).await;
     statement(&mut world, &tenant).await;
     carrying.await.expect("no panic").expect("it ended well");
     let (_near, far) = tokio::io::duplex(256);
     assert!(matches!(
-        world.provider().carry(&token, far).await,
+        world.provider().carry(token, far).await,
         Err(CarryError::NoLease)
     ));
 }
@@ -474,15 +474,15 @@ async fn a_relayed_stream_reaches_the_instance_of_its_token_alone() {
 async fn sessions_of_one_lease_leave_room_for_those_of_another() {
     let mut world = World::started().await;
     let tokens = [world.rent(1).await.1, world.rent(2).await.1].map(|receipt| {
-        let Endpoint::Relay { token, .. } = receipt.endpoints[0] else {
+        let Endpoint::Relay { ref token, .. } = receipt.endpoints[0] else {
             panic!("not over a relay");
         };
-        token
+        token.clone()
     });
     let mut held = Vec::new();
     let busy = loop {
         let (mut near, far) = tokio::io::duplex(64);
-        let (provider, token) = (world.provider().clone(), tokens[0]);
+        let (provider, token) = (world.provider().clone(), tokens[0].clone());
         let carrying = tokio::spawn(async move { provider.carry(&token, far).await });
         let mut greeting = [0; 8];
         if near.read_exact(&mut greeting).await.is_err() {
@@ -493,7 +493,7 @@ async fn sessions_of_one_lease_leave_room_for_those_of_another() {
     assert!(matches!(busy, Err(CarryError::LeaseBusy)));
     assert_eq!(held.len(), 64);
     let (mut near, far) = tokio::io::duplex(64);
-    let (provider, token) = (world.provider().clone(), tokens[1]);
+    let (provider, token) = (world.provider().clone(), tokens[1].clone());
     let carrying = tokio::spawn(async move { provider.carry(&token, far).await });
     let mut greeting = [0; 8];
     near.read_exact(&mut greeting).await.expect("there is room");
