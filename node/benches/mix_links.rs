@@ -237,7 +237,7 @@ fn packets(first: Hop, sink: HopAddress, epoch: Epoch, count: usize) -> Vec<Fram
         address,
         key: MixSecret::generate(rng).public(),
     };
-    let hops = vec![first, other(sink), other(HopAddress([1; 32]))];
+    let hops = vec![first, other(sink), other(HopAddress([3; 32]))];
     let route = Route::new(hops).expect("three hops");
     let mut frame = || {
         let delays = [Duration::ZERO; 3];
