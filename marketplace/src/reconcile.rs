@@ -272,6 +272,18 @@ impl Reconcile {
         self.list_at = self.list_at.map(|at| at.min(soon));
     }
 
+    /// The operator does not want to wait for the end of an orphan's grace, or of the pause after a failure; says whether there is
+    /// such an orphan. Its owner is still asked for once more before it is removed.
+    pub fn handle_hurry(&mut self, lease: LeaseId) -> bool {
+        let Some(orphan) = self.orphans.get_mut(&lease) else {
+            return false;
+        };
+        if matches!(orphan.state, State::Waits { .. }) {
+            orphan.state = State::Due;
+        }
+        true
+    }
+
     /// The owner of an orphan turned up before it was removed.
     pub fn handle_owned(&mut self, lease: LeaseId) {
         self.orphans.remove(&lease);
@@ -335,6 +347,19 @@ mod tests {
             }
         }
         assert_eq!(removed, Some((A, 120)));
+    }
+
+    #[test]
+    fn an_orphan_that_the_operator_wants_gone_is_removed_at_once_and_only_once() {
+        let mut core = Reconcile::new(at(0), PERIODS);
+        assert_eq!(core.poll(at(0)), Some(Step::List));
+        core.handle_list(at(0), &[A], nobodys);
+        assert_eq!(core.poll(at(1)), None, "its grace runs");
+        assert!(!core.handle_hurry(B), "nobody knows it");
+        assert!(core.handle_hurry(A));
+        assert_eq!(core.poll(at(1)), Some(Step::Remove(A)));
+        assert!(core.handle_hurry(A), "it is being removed");
+        assert_eq!(core.poll(at(1)), None);
     }
 
     #[test]

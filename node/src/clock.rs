@@ -22,6 +22,14 @@ pub fn unix_now() -> UnixTime {
     UnixTime(since.as_secs())
 }
 
+/// The time now, in milliseconds since 1970: for people who watch, never for what is signed.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The time since the machine was started, with that in which it slept (`CLOCK_BOOTTIME` of clock_gettime(2)).
 pub(crate) fn steady_now() -> SteadyTime {
     let since = clock_gettime(ClockId::Boottime);

@@ -102,7 +102,9 @@ pub(crate) fn unreached(error: &control::ClientError) -> Failure {
         E::NotRunning { .. } => failure
             .hint("start it with `souk node run`")
             .code(UNAVAILABLE),
-        E::NotPermitted { .. } => failure.hint("run this command as the user that runs the node"),
+        E::NotPermitted { .. } | E::ReadOnly(_) => {
+            failure.hint("run this command as the user that runs the node")
+        }
         E::NotNow(_) => failure.code(UNAVAILABLE),
         E::OtherVersion(_) => failure.code(CONFIG),
         E::NotFound(_) | E::Refused(_) | E::Io { .. } | E::Failed { .. } => failure,

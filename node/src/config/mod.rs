@@ -76,6 +76,8 @@ pub struct Config {
     pub limits: Limits,
     /// The Unix socket of the control API.
     pub control_socket: PathBuf,
+    /// The Unix socket of a monitoring user, if there is one.
+    pub monitor_socket: Option<MonitorSocket>,
     /// Where metrics are served over HTTP; always a loopback address.
     pub metrics_listen: Option<SocketAddr>,
     /// What is written on stderr.
@@ -146,6 +148,15 @@ pub struct Limits {
     pub per_address: u32,
     /// Resident memory above which no connection is made, in MiB.
     pub memory_mib: u32,
+}
+
+/// A socket on which the control API answers what changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MonitorSocket {
+    /// Its path.
+    pub path: PathBuf,
+    /// Its mode: 0600, 0660 or 0666.
+    pub mode: u32,
 }
 
 /// What is written on stderr.
@@ -236,6 +247,7 @@ impl Config {
                 "" => node.data_dir.join("control.sock"),
                 path => folder.join(path),
             },
+            monitor_socket: monitor_socket(&mut reader, folder),
             metrics_listen: reader.optional("metrics", "listen", loopback),
             log: Log {
                 filter: reader.string("log", "filter"),
@@ -446,6 +458,20 @@ fn loopback(text: &str) -> Result<SocketAddr, Wrong> {
             "metrics are for this machine; use 127.0.0.1 or [::1] and a proxy with a login before it",
         )),
     }
+}
+
+fn monitor_socket(reader: &mut Reader<'_>, folder: &Path) -> Option<MonitorSocket> {
+    let mode = reader.parsed("control", "monitor_mode", |text| match text {
+        "0600" => Ok(0o600),
+        "0660" => Ok(0o660),
+        "0666" => Ok(0o666),
+        _ => Err(Wrong::new(
+            "no such mode",
+            "the modes are \"0600\", \"0660\" (the group of its folder) and \"0666\" (every user of this machine)",
+        )),
+    });
+    let path = reader.optional("control", "monitor_socket", |path| Ok(folder.join(path)))?;
+    mode.map(|mode| MonitorSocket { path, mode })
 }
 
 fn log_format(text: &str) -> Result<bool, Wrong> {

@@ -28,6 +28,19 @@ fn paths_are_relative_to_the_file() {
 }
 
 #[test]
+fn a_monitoring_socket_has_a_mode_and_there_is_none_by_default() {
+    assert_eq!(parse("").expect("valid").monitor_socket, None);
+    let config = parse("[control]\nmonitor_socket = \"/run/souk/m\"").expect("valid");
+    let expected = MonitorSocket {
+        path: "/run/souk/m".into(),
+        mode: 0o660,
+    };
+    assert_eq!(config.monitor_socket, Some(expected));
+    let shown = mistakes("[control]\nmonitor_mode = \"0777\"");
+    assert!(shown.contains("control.monitor_mode"), "{shown}");
+}
+
+#[test]
 fn every_default_is_read_by_the_type_that_it_configures() {
     // A key that nobody reads would take any value.
     let table = toml::de::DeTable::parse(DEFAULT)

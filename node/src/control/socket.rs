@@ -1,4 +1,4 @@
-//! A Unix socket that only its owner can reach.
+//! A Unix socket that only its owner can reach, or those whom its mode lets in.
 //!
 //! Threat: another user who connects before the mode is set, or puts a socket of their own in its place.
 
@@ -66,11 +66,20 @@ pub enum SocketError {
 }
 
 impl Socket {
-    /// Listens on `path`, in a folder that is made with mode 0700 if it is missing. A socket that a dead node left is replaced.
+    /// Listens on `path` with mode 0600, in a folder that is made with mode 0700 if it is missing. A socket that a dead node left
+    /// is replaced.
     ///
     /// # Errors
     /// See [`SocketError`].
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
+        Self::bind_for(path, 0o600)
+    }
+
+    /// The same with another mode. Whom it lets in, a folder that is made here lets pass.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    pub fn bind_for(path: &Path, mode: u32) -> Result<Self, SocketError> {
         let owned = || path.to_owned();
         let io = |source| SocketError::Io {
             path: owned(),
@@ -84,14 +93,14 @@ impl Socket {
         let folder = path.parent().unwrap_or(Path::new("."));
         fs::DirBuilder::new()
             .recursive(true)
-            .mode(0o700)
+            .mode(0o700 | pass(mode, 0o070) | pass(mode, 0o007))
             .create(folder)
             .map_err(io)?;
-        let mode = fs::metadata(folder).map_err(io)?.mode();
-        if mode & 0o022 != 0 {
+        let of_folder = fs::metadata(folder).map_err(io)?.mode();
+        if of_folder & 0o022 != 0 {
             return Err(SocketError::OpenFolder {
                 folder: folder.to_owned(),
-                mode,
+                mode: of_folder,
             });
         }
         match fs::symlink_metadata(path) {
@@ -106,13 +115,18 @@ impl Socket {
         // It gets its mode before it gets the name that others know.
         let _ = fs::remove_file(&fresh);
         let listener = UnixListener::bind(&fresh).map_err(io)?;
-        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600)).map_err(io)?;
+        fs::set_permissions(&fresh, fs::Permissions::from_mode(mode)).map_err(io)?;
         fs::rename(&fresh, path).map_err(io)?;
         Ok(Self {
             listener: Some(listener),
             path: owned(),
         })
     }
+}
+
+/// Read and search of a folder for a class of users that may open the socket in it.
+fn pass(mode: u32, class: u32) -> u32 {
+    if mode & class == 0 { 0 } else { class & 0o055 }
 }
 
 impl Drop for Socket {

@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -38,6 +38,7 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub struct MixCounters {
             $($(#[doc = $doc])+ pub $name: Counter,)+
+            waiting: AtomicUsize,
         }
 
         impl MixCounters {
@@ -50,6 +51,16 @@ macro_rules! counters {
 }
 
 impl MixCounters {
+    /// Packets that wait for the end of their delay now.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_waiting(&self, packets: usize) {
+        self.waiting.store(packets, Ordering::Relaxed);
+    }
+
     /// Shows the totals in `registry`, as `mix_<name>`.
     pub fn register(self: &Arc<Self>, registry: &mut Registry) {
         registry.register_collector(Box::new(Shown(self.clone())));

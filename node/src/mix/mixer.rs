@@ -350,6 +350,7 @@ impl Outlet {
             while let Some((next, frame)) = self.pool.poll_due(now) {
                 self.pass_on(next, frame);
             }
+            self.counters.set_waiting(self.pool.len());
         }
     }
 

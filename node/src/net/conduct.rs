@@ -47,6 +47,8 @@ pub enum Offence {
 }
 
 impl Offence {
+    pub(super) const ALL: [Self; 4] = [Self::Framing, Self::Oversized, Self::Stalled, Self::Rate];
+
     fn penalty(self) -> f64 {
         match self {
             Self::Framing | Self::Oversized => 20.0,

@@ -24,6 +24,27 @@ struct DropLabel {
     reason: Lost,
 }
 
+/// What was counted, at one instant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Neighbours that broke the protocol.
+    pub offences: u64,
+    /// Mix frames written to links.
+    pub frames_sent: u64,
+    /// Mix frames read from links.
+    pub frames_received: u64,
+    /// Mix frames that no link took.
+    pub frames_dropped: u64,
+    /// Links with an open stream.
+    pub links_up: u64,
+    /// Packets held for clients.
+    pub mailbox_packets: u64,
+    /// Sessions spliced now.
+    pub relay_sessions: u64,
+    /// Bytes copied between requesters and providers.
+    pub relayed_bytes: u64,
+}
+
 /// The counters; clones count together.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Counters {
@@ -80,6 +101,30 @@ impl Counters {
             "Bytes copied between requesters and providers",
             self.relayed_bytes.clone(),
         );
+    }
+
+    /// Everything as it stands now.
+    pub(super) fn totals(&self) -> Totals {
+        let dropped = |reason| {
+            self.frames_dropped
+                .get_or_create(&DropLabel { reason })
+                .get()
+        };
+        let offences = Offence::ALL.map(|offence| {
+            let label = OffenceLabel { offence };
+            self.offences.get_or_create(&label).get()
+        });
+        let level = |gauge: &Gauge| u64::try_from(gauge.get()).unwrap_or_default();
+        Totals {
+            offences: offences.iter().sum(),
+            frames_sent: self.frames_sent.get(),
+            frames_received: self.frames_received.get(),
+            frames_dropped: dropped(Lost::Full) + dropped(Lost::NoLink),
+            links_up: level(&self.links_up),
+            mailbox_packets: level(&self.mailbox_packets),
+            relay_sessions: level(&self.relay_sessions),
+            relayed_bytes: self.relayed_bytes.get(),
+        }
     }
 
     pub(super) fn count_offence(&self, offence: Offence) {

@@ -9,7 +9,7 @@
 //! The task never waits for anything but its inputs: validation, streams and requests run elsewhere.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -40,7 +40,7 @@ use super::{
     counters::Counters,
     gossip::{Admission, CardValidator, Floodgate, Pending, Topic, VALIDATION_QUEUE, Verdict},
     origin::Origins,
-    peers::{Command, ConnectError, NetInfo, PublishError},
+    peers::{Command, ConnectError, Neighbour, NetInfo, PublishError},
 };
 
 /// Neighbours below which the node looks for more.
@@ -120,6 +120,9 @@ impl Driver {
             Command::Neighbours { reply } => {
                 let _ = reply.send(self.neighbours());
             }
+            Command::KnownNeighbours { reply } => {
+                let _ = reply.send(self.known_neighbours());
+            }
             Command::Stop => {}
         }
     }
@@ -132,6 +135,26 @@ impl Driver {
             .all_peers()
             .filter(|(_, topics)| !topics.is_empty())
             .filter_map(|(peer, _)| address::node_id(peer))
+            .collect()
+    }
+
+    fn known_neighbours(&mut self) -> Vec<Neighbour> {
+        let Some(gossip) = self.swarm.behaviour_mut().router() else {
+            return Vec::new();
+        };
+        let mesh: HashSet<_> = gossip.all_mesh_peers().collect();
+        gossip
+            .all_peers()
+            .filter(|(_, topics)| !topics.is_empty())
+            .filter_map(|(peer, topics)| {
+                Some(Neighbour {
+                    node: address::node_id(peer)?,
+                    is_quic: self.origins.is_quic(peer)?,
+                    score: gossip.peer_score(peer).unwrap_or_default(),
+                    topics: topics.len(),
+                    in_mesh: mesh.contains(peer),
+                })
+            })
             .collect()
     }
 

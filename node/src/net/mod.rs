@@ -49,6 +49,7 @@ pub use libp2p::Multiaddr;
 pub use address::{NodeAddress, NodeAddressError, is_public, node_id, peer_id};
 pub use conduct::Offence;
 pub use config::{ClientConfig, Limits, NodeConfig};
+pub use counters::Totals;
 pub use frame::FrameError;
 pub use gossip::{CardValidator, MAX_CAPACITY_BYTES, MAX_CARD_BYTES, Topic, Verdict};
 pub use links::{LINK_QUEUE, MAX_LINKS, MixLinks, STRANGER_PER_SECOND};
@@ -59,7 +60,7 @@ pub use mailbox::{
 };
 pub use node::{Client, Node, Services, StartError};
 pub use origin::Origin;
-pub use peers::{ConnectError, NetInfo, Peers, PublishError};
+pub use peers::{ConnectError, Neighbour, NetInfo, Peers, PublishError};
 pub(crate) use rate::TokenBucket;
 pub use relay::{
     MAX_REGISTRATIONS, RelayConnectError, RelayRegistrations, RelayStream, RelayedStream,

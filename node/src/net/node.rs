@@ -31,7 +31,7 @@ use super::{
     behaviour::Behaviour,
     conduct::Conduct,
     config::{ClientConfig, IDLE_CONNECTION, NodeConfig},
-    counters::Counters,
+    counters::{Counters, Totals},
     driver::{self, Driver, NodePart},
     gossip::{CardValidator, Floodgate},
     links::MixLinks,
@@ -91,6 +91,7 @@ pub struct Node {
     links: MixLinks,
     mailboxes: MailboxService,
     registrations: RelayRegistrations,
+    counters: Counters,
 }
 
 impl Node {
@@ -157,6 +158,7 @@ impl Node {
             mailboxes: MailboxService::new(counters.clone()),
             registrations: RelayRegistrations::new(peers.clone(), services.relayed),
             peers,
+            counters: counters.clone(),
         };
         node.serve(
             roles.into_iter().zip(acceptors),
@@ -181,6 +183,11 @@ impl Node {
     /// The mailboxes that this node holds for clients; empty unless it has that role.
     pub fn mailboxes(&self) -> &MailboxService {
         &self.mailboxes
+    }
+
+    /// What was counted so far.
+    pub fn totals(&self) -> Totals {
+        self.counters.totals()
     }
 
     /// This node's registrations with relays, for a provider.

@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
+use libp2p::{Multiaddr, PeerId, multiaddr::Protocol, swarm::ConnectionId};
 
 use super::address;
 
@@ -41,7 +41,15 @@ impl fmt::Debug for Origin {
 #[derive(Clone)]
 pub(super) struct Origins {
     key: [u8; 32],
-    peers: Arc<RwLock<HashMap<PeerId, (ConnectionId, Origin)>>>,
+    peers: Arc<RwLock<HashMap<PeerId, Connected>>>,
+}
+
+/// The connection of a peer that was made last.
+#[derive(Clone, Copy)]
+struct Connected {
+    id: ConnectionId,
+    origin: Origin,
+    is_quic: bool,
 }
 
 impl Origins {
@@ -55,17 +63,31 @@ impl Origins {
     /// The origin of a peer; [`Origin::AWAY`] where it is not connected.
     pub(super) fn of(&self, peer: &PeerId) -> Origin {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
-        peers.get(peer).map_or(Origin::AWAY, |(_, origin)| *origin)
+        peers
+            .get(peer)
+            .map_or(Origin::AWAY, |connected| connected.origin)
+    }
+
+    /// Whether a peer is connected over QUIC; none where it is not connected.
+    pub(super) fn is_quic(&self, peer: &PeerId) -> Option<bool> {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        peers.get(peer).map(|connected| connected.is_quic)
     }
 
     pub(super) fn handle_established(&self, peer: PeerId, id: ConnectionId, remote: &Multiaddr) {
         let origin = address::ip(remote).map_or(Origin::AWAY, |ip| self.hash(ip));
-        self.write().insert(peer, (id, origin));
+        let is_quic = remote.iter().any(|part| part == Protocol::QuicV1);
+        let connected = Connected {
+            id,
+            origin,
+            is_quic,
+        };
+        self.write().insert(peer, connected);
     }
 
     pub(super) fn handle_closed(&self, peer: &PeerId, id: ConnectionId) {
         let mut peers = self.write();
-        if peers.get(peer).is_some_and(|(held, _)| *held == id) {
+        if peers.get(peer).is_some_and(|held| held.id == id) {
             peers.remove(peer);
         }
     }
@@ -81,7 +103,7 @@ impl Origins {
         Origin(u64::from_le_bytes(*number))
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<PeerId, (ConnectionId, Origin)>> {
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<PeerId, Connected>> {
         self.peers.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -123,6 +145,8 @@ mod tests {
         }
         let of = |n: usize| origins.of(&peers[n].0);
         assert_eq!(of(0), of(1));
+        assert_eq!(origins.is_quic(&peers[0].0), Some(false));
+        assert_eq!(origins.is_quic(&peers[1].0), Some(true));
         assert_ne!(of(0), of(2));
         assert_eq!(of(3), of(4));
         // An older connection that ends late takes nothing away.

@@ -160,6 +160,21 @@ pub struct NetInfo {
     pub external: Vec<Multiaddr>,
 }
 
+/// A node that takes part in gossip with this one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Neighbour {
+    /// Who it is.
+    pub node: NodeId,
+    /// It is connected over QUIC, and over TCP otherwise.
+    pub is_quic: bool,
+    /// Its score in the gossip.
+    pub score: f64,
+    /// Topics that it takes part in.
+    pub topics: usize,
+    /// Messages are passed on to it.
+    pub in_mesh: bool,
+}
+
 impl Peers {
     /// The identity of this swarm: the node, or the client's passing one.
     pub fn local(&self) -> NodeId {
@@ -219,6 +234,16 @@ impl Peers {
     pub async fn neighbours(&self) -> Vec<NodeId> {
         let (reply, answer) = oneshot::channel();
         let command = Command::Neighbours { reply };
+        if self.commands.send(command).await.is_err() {
+            return Vec::new();
+        }
+        answer.await.unwrap_or_default()
+    }
+
+    /// The same with what is known of them.
+    pub async fn known_neighbours(&self) -> Vec<Neighbour> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::KnownNeighbours { reply };
         if self.commands.send(command).await.is_err() {
             return Vec::new();
         }
@@ -306,6 +331,9 @@ pub(super) enum Command {
     },
     Neighbours {
         reply: oneshot::Sender<Vec<NodeId>>,
+    },
+    KnownNeighbours {
+        reply: oneshot::Sender<Vec<Neighbour>>,
     },
     Stop,
 }

@@ -18,9 +18,11 @@
 mod directory;
 mod evidence;
 mod keys;
+mod observer;
 mod operations;
 mod publisher;
 mod selling;
+mod snapshot;
 mod standing;
 mod sync;
 
@@ -39,7 +41,7 @@ use souk_market::{card::Role, standing::Standing};
 use souk_sphinx::{EpochClock, HopAddress, delay::MixDelay};
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -48,6 +50,7 @@ use self::{
     directory::Cards,
     evidence::EvidenceFolder,
     keys::Keys,
+    observer::Observer,
     operations::{Readings, Running},
     publisher::{Profile, Publisher},
     selling::{Selling, Shop},
@@ -58,7 +61,7 @@ pub use self::{
 };
 use crate::{
     config::Config,
-    control::{self, Socket, SocketError},
+    control::{self, Access, Happenings, Serving, Socket, SocketError},
     metrics,
     mix::{
         FRAME_QUEUE, KeyRing, KeyRingError, Links, Mailroom, MixCounters, Mixer, MixerParts,
@@ -175,6 +178,11 @@ impl Node {
             false => None,
         };
         let socket = Socket::bind(&config.control_socket)?;
+        let monitor = config
+            .monitor_socket
+            .as_ref()
+            .map(|monitor| Socket::bind_for(&monitor.path, monitor.mode))
+            .transpose()?;
         let scraped = match config.metrics_listen {
             Some(address) => {
                 let bound = TcpListener::bind(address).await;
@@ -234,6 +242,8 @@ impl Node {
             |shop| shop.publisher.refusal(),
         );
         let (own, own_card) = watch::channel(None);
+        let refresh = Arc::<Notify>::default();
+        let happenings = Arc::<Happenings>::default();
         let (working, provider) = watch::channel(None);
         let publisher = Publisher {
             profile: Profile {
@@ -255,6 +265,7 @@ impl Node {
             file: config.node.data_dir.join("card"),
             now: unix_now,
             said_at: UnixTime(0),
+            refresh: refresh.clone(),
         };
         tasks.spawn(publisher.run(stop.clone()));
         tasks.spawn(Arc::clone(&desk).run(provider.clone(), shop.is_some(), stop.clone()));
@@ -295,11 +306,20 @@ impl Node {
             refusal: refusal.clone(),
         }));
         let registry = Arc::new(registry);
+        let observer = Observer {
+            happenings: happenings.clone(),
+            peers: net.peers().clone(),
+            own: own_card.clone(),
+            standing: desk.standing(),
+            provider: provider.clone(),
+        };
+        tasks.spawn(observer.run(stop.clone()));
         let running = Arc::new(Running {
             network: config.network.id.clone(),
             roles: config.node.roles.clone(),
             started: now,
             peers: net.peers().clone(),
+            net,
             cards,
             own: own_card,
             mix: counters,
@@ -307,17 +327,26 @@ impl Node {
             refusal,
             desk,
             metrics: registry.clone(),
+            mean_delay: delay.mean(),
+            happenings,
+            refresh,
             asked: CancellationToken::new(),
         });
-        let served = control::serve(socket, running.clone(), stop.clone().cancelled_owned());
-        tasks.spawn(async move {
-            if let Err(error) = served.await {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "the control socket failed"
-                );
-            }
-        });
+        let serving = Arc::new(Serving::new(running.clone(), stop.clone()));
+        let sockets = [(Some(socket), Access::Full), (monitor, Access::ReadOnly)];
+        for (socket, access) in sockets {
+            let Some(socket) = socket else { continue };
+            let serving = Arc::clone(&serving);
+            tasks.spawn(async move {
+                if let Err(error) = control::serve(socket, access, &serving).await {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        ?access,
+                        "a control socket failed"
+                    );
+                }
+            });
+        }
         let metrics_address = scraped
             .as_ref()
             .and_then(|listener| listener.local_addr().ok());

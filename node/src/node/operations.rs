@@ -3,6 +3,7 @@
 use std::{
     error::Error,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -19,18 +20,31 @@ use souk_market::{
     reconcile::Totals,
     retirement::Succession,
     standing::Standing,
-    units::{self, BackendName},
+    units::{self, BackendName, Meter},
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{directory::Cards, standing::Desk};
-use crate::{
-    control::{ChangeRefused, EndError, Operations, v1},
-    mix::MixCounters,
-    net::{NodeAddress, Peers, node_id, peer_id},
-    provider::{Findings, LeaseView, OrphanView, Provider},
+use super::{
+    directory::{Cards, Listed},
+    snapshot,
+    standing::Desk,
 };
+use crate::{
+    clock::unix_ms,
+    control::{
+        ChangeRefused, EndError, Happening, Happenings, Operations, PauseError, ReapError, v1,
+    },
+    mix::MixCounters,
+    net::{self, NodeAddress, Peers, node_id, peer_id},
+    provider::{Findings, LeaseView, OrphanView, PauseRefused, Provider},
+};
+
+/// A card is made and written within this time, or not at all for now.
+const REFRESH_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The running node, as its operator sees it.
 pub(super) struct Running {
@@ -38,6 +52,7 @@ pub(super) struct Running {
     pub(super) roles: Vec<Role>,
     pub(super) started: UnixTime,
     pub(super) peers: Peers,
+    pub(super) net: net::Node,
     pub(super) cards: Arc<Cards>,
     pub(super) own: watch::Receiver<Option<Arc<VerifiedCard>>>,
     pub(super) mix: Arc<MixCounters>,
@@ -48,6 +63,12 @@ pub(super) struct Running {
     pub(super) metrics: Arc<prometheus_client::registry::Registry>,
     /// How the node stands to new leases.
     pub(super) desk: Arc<Desk>,
+    /// What each hop adds on average.
+    pub(super) mean_delay: Duration,
+    /// What happened last.
+    pub(super) happenings: Arc<Happenings>,
+    /// Tells the publisher to make a new card.
+    pub(super) refresh: Arc<Notify>,
     /// Somebody asked the node to stop.
     pub(super) asked: CancellationToken,
 }
@@ -66,9 +87,22 @@ impl Running {
         .collect()
     }
 
-    fn open_leases(&self) -> Vec<LeaseView> {
+    pub(super) fn open_leases(&self) -> Vec<LeaseView> {
         let provider = self.provider.borrow().clone();
         provider.as_ref().map(Provider::leases).unwrap_or_default()
+    }
+
+    /// The offers of these cards, with what is known against their nodes.
+    pub(super) fn offers_of<'a>(&self, cards: impl Iterator<Item = &'a Listed>) -> Vec<v1::Offer> {
+        let contradictions = self.cards.contradictions();
+        cards
+            .flat_map(|(card, capacity)| {
+                let capacity = capacity.as_deref().map(|verified| &**verified);
+                let against = contradictions.iter().find(|c| c.node() == card.node);
+                let warning = against.map(|evidence| evidence.how().to_string());
+                offers(card, capacity, warning)
+            })
+            .collect()
     }
 
     fn warnings(&self, peers: u32) -> Vec<String> {
@@ -139,17 +173,7 @@ impl Operations for Running {
     }
 
     async fn offers(&self) -> Vec<v1::Offer> {
-        let cards = self.cards.all();
-        let contradictions = self.cards.contradictions();
-        cards
-            .iter()
-            .flat_map(|(card, capacity)| {
-                let capacity = capacity.as_deref().map(|verified| &**verified);
-                let against = contradictions.iter().find(|c| c.node() == card.node);
-                let warning = against.map(|evidence| evidence.how().to_string());
-                offers(card, capacity, warning)
-            })
-            .collect()
+        self.offers_of(self.cards.all().iter())
     }
 
     async fn leases(&self) -> Vec<v1::Lease> {
@@ -224,6 +248,54 @@ impl Operations for Running {
         })
     }
 
+    async fn snapshot(&self) -> v1::Snapshot {
+        snapshot::snapshot(self).await
+    }
+
+    fn happenings(&self) -> &Happenings {
+        &self.happenings
+    }
+
+    async fn refresh_card(&self) -> Result<(), ChangeRefused> {
+        if matches!(*self.desk.standing().borrow(), Standing::Retired(_)) {
+            return Err(ChangeRefused(
+                "this node has retired and makes no cards".to_owned(),
+            ));
+        }
+        let mut own = self.own.clone();
+        own.mark_unchanged();
+        self.refresh.notify_one();
+        match timeout(REFRESH_PATIENCE, own.changed()).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(ChangeRefused(
+                "no new card was made: the node has no address that others can dial, or its log says why".to_owned(),
+            )),
+        }
+    }
+
+    async fn pause_backend(&self, backend: BackendName, paused: bool) -> Result<(), PauseError> {
+        let provider = self.provider.borrow().clone().ok_or(PauseError::NotNow)?;
+        let was = provider.is_paused(&backend);
+        let done = provider.pause(&backend, paused).await;
+        done.map_err(|error| match error {
+            PauseRefused::NoSuchBackend(backend) => PauseError::NoSuchBackend(backend),
+            PauseRefused::Store(error) => PauseError::NotWritten(refused(&error).0),
+        })?;
+        if was != paused {
+            self.happenings
+                .note(unix_ms(), Happening::Paused { backend, paused });
+        }
+        Ok(())
+    }
+
+    async fn reap(&self, backend: BackendName, lease: LeaseId) -> Result<(), ReapError> {
+        let provider = self.provider.borrow().clone().ok_or(ReapError::NotNow)?;
+        match provider.reap(&backend, units::LeaseId(lease.0)) {
+            true => Ok(()),
+            false => Err(ReapError::NoSuchOrphan { backend, lease }),
+        }
+    }
+
     fn metrics(&self) -> String {
         crate::metrics::text(&self.metrics)
     }
@@ -252,7 +324,7 @@ fn refused(error: &(dyn Error + 'static)) -> ChangeRefused {
     ChangeRefused(causes.join(": "))
 }
 
-fn lease(view: LeaseView) -> v1::Lease {
+pub(super) fn lease(view: LeaseView) -> v1::Lease {
     v1::Lease {
         lease: view.lease.to_string(),
         state: view.state.as_str().to_owned(),
@@ -260,10 +332,27 @@ fn lease(view: LeaseView) -> v1::Lease {
         memory_mib: view.resources.memory_mib,
         valid_to_unix_s: view.valid_to.0,
         anonymous: view.anonymous,
+        backend: view.backend.to_string(),
+        accepted_unix_s: view.accepted_at.0,
+        usage: Some(v1::Usage {
+            cpu_core_ms: meter(view.usage.cpu_core_ms),
+            memory_mib_s: meter(view.usage.memory_mib_s),
+            net_rx_bytes: meter(view.usage.net_rx_bytes),
+            net_tx_bytes: meter(view.usage.net_tx_bytes),
+        }),
     }
 }
 
-fn backend_state(backend: &BackendName, found: &Findings) -> v1::BackendState {
+fn meter(meter: Meter) -> Option<v1::Meter> {
+    let (value, at_least) = match meter {
+        Meter::Known(value) => (value, false),
+        Meter::AtLeast(value) => (value, true),
+        Meter::Unknown => return None,
+    };
+    Some(v1::Meter { value, at_least })
+}
+
+pub(super) fn backend_state(backend: &BackendName, found: &Findings) -> v1::BackendState {
     let (instances, listed_ago_s) = found
         .listed
         .map(|(count, age)| (u64::try_from(count).unwrap_or(u64::MAX), age.as_secs()))
@@ -308,7 +397,7 @@ fn log_status(provider: &Provider) -> v1::LogStatus {
 }
 
 /// The offers of a card, one for each backend.
-fn offers<'a>(
+pub(super) fn offers<'a>(
     card: &'a VerifiedCard,
     capacity: Option<&'a souk_market::capacity::Capacity>,
     warning: Option<String>,

@@ -28,7 +28,7 @@ use souk_market::{
     units::{Digest, OperatorId, Sequence},
     wire::List,
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -125,6 +125,8 @@ pub(super) struct Publisher {
     pub(super) now: fn() -> UnixTime,
     /// When the last capacity message was signed, by its own word.
     pub(super) said_at: UnixTime,
+    /// The operator wants a new card.
+    pub(super) refresh: Arc<Notify>,
 }
 
 impl Publisher {
@@ -133,12 +135,14 @@ impl Publisher {
         let mut unsent: Vec<(Topic, Bytes)> = Vec::new();
         let mut capacity_due = tokio::time::Instant::now();
         let mut soon = LOOK_SOON;
+        let mut wanted = false;
         loop {
             let standing = self.standing.borrow_and_update().clone();
             if let Standing::Retired(tombstone) = standing {
                 return self.mourn(&tombstone, &stop).await;
             }
-            let renewed = self.renew().await;
+            let renewed = self.renew(wanted).await;
+            wanted = wanted && renewed.is_err();
             let failed = renewed.is_err();
             match renewed {
                 Ok(true) => {
@@ -180,6 +184,7 @@ impl Publisher {
             tokio::select! {
                 () = tokio::time::sleep_until(wake.max(tokio::time::Instant::now() + LOOK_SOON)) => {}
                 () = begins(&mut self.provider), if !selling => {}
+                () = self.refresh.notified() => wanted = true,
                 Ok(()) = self.standing.changed() => {}
                 changed = self.mix_keys.changed() => if changed.is_err() { return },
                 () = stop.cancelled() => return,
@@ -206,8 +211,8 @@ impl Publisher {
         }
     }
 
-    /// Makes a new card if the last one no longer says what is true; says whether it did.
-    async fn renew(&mut self) -> Result<bool, PublisherError> {
+    /// Makes a new card if one is wanted or the last one no longer says what is true; says whether it did.
+    async fn renew(&mut self, wanted: bool) -> Result<bool, PublisherError> {
         let info = self.peers.info().await;
         let addresses = self.addresses(&info);
         if addresses.is_empty() {
@@ -223,7 +228,8 @@ impl Publisher {
         let old = self.own.borrow().clone();
         let sells = sales.as_ref().is_some_and(|sales| !sales.offers.is_empty());
         let holds = |card: &VerifiedCard| {
-            !is_over(card, now, self.said_at)
+            !wanted
+                && !is_over(card, now, self.said_at)
                 && card.addresses[..] == addresses[..]
                 && card.sub_keys().mix_keys == mix_keys
                 && card.offers.is_empty() != sells

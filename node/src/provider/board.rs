@@ -13,7 +13,7 @@ use souk_market::{
     units::{BackendName, LeaseId, RelayToken, Resources},
 };
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use super::{carry::MAX_SESSIONS_OF_LEASE, lease::state_of};
@@ -40,9 +40,26 @@ pub struct LeaseView {
     pub usage: Usage,
 }
 
+/// Changes of states that wait for who reads them; more are told as missed.
+const MAX_CHANGES: usize = 64;
+
+/// A lease has another state.
+#[derive(Clone, Debug)]
+pub struct LeaseChange {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Where it stands now.
+    pub state: LeaseState,
+    /// Which backend carries it.
+    pub backend: BackendName,
+}
+
 /// Every lease that is not closed.
-#[derive(Debug, Default)]
-pub(super) struct Board(Mutex<HashMap<LeaseId, Line>>);
+#[derive(Debug)]
+pub(super) struct Board {
+    lines: Mutex<HashMap<LeaseId, Line>>,
+    changes: broadcast::Sender<LeaseChange>,
+}
 
 #[derive(Debug)]
 struct Line {
@@ -62,10 +79,31 @@ pub(super) struct Sessions {
 }
 
 impl Board {
+    pub(super) fn new() -> Self {
+        Self {
+            lines: Mutex::default(),
+            changes: broadcast::Sender::new(MAX_CHANGES),
+        }
+    }
+
+    /// Every lease whose state changes from now on.
+    pub(super) fn changes(&self) -> broadcast::Receiver<LeaseChange> {
+        self.changes.subscribe()
+    }
+
     /// Shows a lease as it was written; takes it away once it is closed.
     pub(super) fn show(&self, record: &LeaseRecord) {
         let (row, contract) = (&record.row, &record.contract);
         let state = state_of(row);
+        let before = self.lines().get(&row.lease()).map(|line| line.view.state);
+        if before != Some(state) {
+            // Without a reader there is nobody to tell.
+            let _ = self.changes.send(LeaseChange {
+                lease: row.lease(),
+                state,
+                backend: contract.backend.clone(),
+            });
+        }
         if state == LeaseState::Closed {
             self.remove(row.lease());
             return;
@@ -153,7 +191,7 @@ impl Board {
     }
 
     fn lines(&self) -> MutexGuard<'_, HashMap<LeaseId, Line>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

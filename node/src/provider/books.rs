@@ -1,6 +1,9 @@
 //! What concerns the log of all leases together: checkpoints on a clock, and the entries of leases whose row was damaged.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use souk_backend::{Backend, BackendError};
 use souk_market::{
@@ -89,6 +92,9 @@ async fn next_head(shared: &Shared) -> Result<Head, PublishError> {
 }
 
 fn show(shared: &Shared, head: Head) {
+    shared
+        .checkpointed_at
+        .store(shared.clock.now().0, Ordering::Relaxed);
     shared
         .head
         .send_if_modified(|last| std::mem::replace(last, head) != head);

@@ -21,6 +21,7 @@ mod carry;
 mod gate;
 mod intake;
 mod lease;
+mod pausing;
 mod reconcile;
 mod router;
 mod seams;
@@ -29,24 +30,28 @@ mod served;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, atomic::AtomicU64},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-pub use board::LeaseView;
+pub use board::{LeaseChange, LeaseView};
 pub use books::Head;
 pub use carry::CarryError;
 pub use gate::MessageGate;
 pub(crate) use gate::work_bits;
 pub use intake::Intake;
+pub use pausing::PauseRefused;
 pub use reconcile::{Findings, OrphanView};
 pub use seams::{
     Clock, Doors, Randomness, Relays, ReplySink, Settings, SystemClock, SystemRandomness, TcpDoors,
 };
 pub use served::PublishedLog;
 use souk_backend::Backend;
-use souk_crypto::{CardKey, NetworkId, NodeId, SealKey};
+use souk_crypto::{CardKey, NetworkId, NodeId, SealKey, UnixTime};
 use souk_market::{
     capacity::Level,
     card::Card,
@@ -56,7 +61,7 @@ use souk_market::{
 use souk_sphinx::{EpochClock, message::Message};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{Mutex, Semaphore, mpsc, oneshot, watch},
+    sync::{Mutex, Semaphore, broadcast, mpsc, oneshot, watch},
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
@@ -69,7 +74,7 @@ use self::{
 };
 use crate::{
     failpoint::failpoint,
-    store::{Found, Publisher, Store},
+    store::{Found, LogRecord, Publisher, Store, StoreError},
 };
 
 /// Orders of the operator that wait.
@@ -165,6 +170,12 @@ struct Shared {
     randomness: Arc<dyn Randomness>,
     settings: Settings,
     board: Board,
+    /// Backends at which the operator wants no new leases.
+    paused: watch::Sender<BTreeSet<BackendName>>,
+    /// Held while that is changed.
+    pausing: Mutex<()>,
+    /// When the last checkpoint was made, in Unix seconds; zero before the first of this process.
+    checkpointed_at: AtomicU64,
     reconciled: Reconciled,
     sessions: Semaphore,
     /// Refusals since the process began, by reason.
@@ -191,6 +202,7 @@ impl Provider {
             size: parts.publisher.size(),
             root: parts.publisher.root(),
         };
+        let paused = pausing::read(&parts.store);
         let shared = Arc::new(Shared {
             network: parts.network,
             node: parts.node,
@@ -206,7 +218,10 @@ impl Provider {
             randomness: parts.randomness,
             intake: watch::Sender::new(parts.settings.intake),
             settings: parts.settings,
-            board: Board::default(),
+            board: Board::new(),
+            paused: watch::Sender::new(paused),
+            pausing: Mutex::default(),
+            checkpointed_at: AtomicU64::new(0),
             reconciled: Reconciled::new(),
             sessions: Semaphore::new(carry::MAX_SESSIONS),
             refused: watch::Sender::default(),
@@ -265,6 +280,56 @@ impl Provider {
     #[must_use]
     pub fn leases(&self) -> Vec<LeaseView> {
         self.shared.board.views()
+    }
+
+    /// Every lease whose state changes from now on; a slow reader misses some, and learns how many.
+    #[must_use]
+    pub fn changes(&self) -> broadcast::Receiver<LeaseChange> {
+        self.shared.board.changes()
+    }
+
+    /// The backends, and all that each may hand out.
+    #[must_use]
+    pub fn backends(&self) -> BTreeMap<BackendName, Resources> {
+        let totals = self.totals.iter();
+        totals.map(|(name, total)| (name.clone(), *total)).collect()
+    }
+
+    /// What is left of a backend.
+    #[must_use]
+    pub fn free(&self, backend: &BackendName) -> Resources {
+        let total = self.totals.get(backend);
+        total.map_or(Resources::ZERO, |total| {
+            self.shared.board.free(backend, total)
+        })
+    }
+
+    /// Leases that there may be at one time.
+    #[must_use]
+    pub fn max_leases(&self) -> usize {
+        router::MAX_TASKS
+    }
+
+    /// Removes an instance that nobody owns without waiting for the end of its grace; says whether there is one.
+    #[must_use]
+    pub fn reap(&self, backend: &BackendName, lease: LeaseId) -> bool {
+        self.shared.reconciled.hurry(backend, lease)
+    }
+
+    /// When the last checkpoint of this process was made.
+    #[must_use]
+    pub fn checkpointed_at(&self) -> Option<UnixTime> {
+        let at = self.shared.checkpointed_at.load(Ordering::Relaxed);
+        (at != 0).then_some(UnixTime(at))
+    }
+
+    /// Entries of the log under the last checkpoint, from the one with this index on.
+    ///
+    /// # Errors
+    /// [`StoreError`], also where a row is damaged.
+    pub fn log_records(&self, start: u64) -> Result<Vec<LogRecord>, StoreError> {
+        let size = self.shared.head.borrow().size;
+        self.shared.store.log_records(start.min(size), size)
     }
 
     /// What each backend was found to have that nobody owns.
@@ -341,12 +406,10 @@ impl Provider {
         card.offers
             .iter()
             .map(|offer| {
-                let free = self
-                    .totals
-                    .get(&offer.backend)
-                    .map_or(Resources::ZERO, |total| {
-                        self.shared.board.free(&offer.backend, total)
-                    });
+                let free = match self.is_paused(&offer.backend) {
+                    true => Resources::ZERO,
+                    false => self.free(&offer.backend),
+                };
                 offer
                     .classes
                     .iter()
@@ -372,6 +435,12 @@ impl Provider {
     #[must_use]
     pub fn refusals(&self) -> RefusalTotals {
         *self.shared.refused.borrow()
+    }
+
+    /// The same, and whenever there are more.
+    #[must_use]
+    pub fn refused(&self) -> watch::Receiver<RefusalTotals> {
+        self.shared.refused.subscribe()
     }
 
     /// Joins a stream from a relay to the instance of its lease, until one of them ends.

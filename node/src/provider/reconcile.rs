@@ -21,6 +21,7 @@ use souk_market::{
     units::{BackendName, LeaseId},
 };
 use tokio::{
+    sync::mpsc,
     task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
@@ -33,6 +34,8 @@ use crate::{
 
 /// How long a backend may take to list what it has; a cloud with pages of instances takes seconds.
 const LIST_PATIENCE: Duration = Duration::from_secs(30);
+/// Orphans that the operator wants gone at once and that wait to be taken up.
+const HURRY_QUEUE: usize = 16;
 /// How long one removal of an orphan may take.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -71,6 +74,8 @@ pub struct OrphanView {
 pub(super) struct Reconciled {
     began: Instant,
     cores: Mutex<BTreeMap<BackendName, Seen>>,
+    /// Where the operator's wishes for each backend go.
+    hurries: Mutex<BTreeMap<BackendName, mpsc::Sender<LeaseId>>>,
 }
 
 #[derive(Debug)]
@@ -84,7 +89,30 @@ impl Reconciled {
         Self {
             began: Instant::now(),
             cores: Mutex::default(),
+            hurries: Mutex::default(),
         }
+    }
+
+    /// Has an orphan removed without waiting for the end of its grace; says whether there is such an orphan.
+    pub(super) fn hurry(&self, backend: &BackendName, lease: LeaseId) -> bool {
+        let is_orphan = {
+            let cores = self.cores.lock().unwrap_or_else(PoisonError::into_inner);
+            let seen = cores.get(backend);
+            seen.is_some_and(|seen| seen.core.orphans().any(|(orphan, _)| orphan == lease))
+        };
+        let hurries = self.hurries.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that finds the queue full waits behind sixteen others, and is removed after its grace anyway.
+        is_orphan
+            && hurries
+                .get(backend)
+                .is_some_and(|hurry| hurry.try_send(lease).is_ok())
+    }
+
+    fn hurries(&self, backend: &BackendName) -> mpsc::Receiver<LeaseId> {
+        let (hurry, hurries) = mpsc::channel(HURRY_QUEUE);
+        let mut all = self.hurries.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(backend.clone(), hurry);
+        hurries
     }
 
     /// What was found at each backend.
@@ -149,6 +177,7 @@ pub(super) async fn run(shared: Arc<Shared>, name: BackendName, backend: Arc<dyn
     let mut core = Reconcile::new(seen.now(), periods);
     let mut error = None;
     let mut calls = JoinSet::new();
+    let mut hurries = seen.hurries(&name);
     while !planted!(ForgetsReaping) {
         while let Some(step) = core.poll(seen.now()) {
             let backend = Arc::clone(&backend);
@@ -186,6 +215,11 @@ pub(super) async fn run(shared: Arc<Shared>, name: BackendName, backend: Arc<dyn
                     core.handle_removed(seen.now(), lease, false);
                 }
             },
+            Some(lease) = hurries.recv() => {
+                if core.handle_hurry(lease) {
+                    tracing::info!(%lease, backend = %name, "the operator wants an instance gone that nobody owns");
+                }
+            }
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
         }
     }

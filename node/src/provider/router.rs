@@ -272,6 +272,9 @@ impl Router {
     }
 
     fn free(&self, backend: &BackendName) -> Resources {
+        if self.shared.is_paused(backend) {
+            return Resources::ZERO;
+        }
         self.backends
             .get(backend)
             .map_or(Resources::ZERO, |(_, total)| {

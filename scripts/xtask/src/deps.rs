@@ -14,6 +14,7 @@ use crate::run::{cargo, output};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("souk-crypto", &[]),
     ("souk-backend", &[]),
+    ("souk-control", &[]),
     ("souk-image", &["souk-backend"]),
     ("souk-sphinx", &["souk-crypto"]),
     ("souk-attest", &["souk-crypto"]),
@@ -25,6 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "souk-node",
         &[
             "souk-backend",
+            "souk-control",
             "souk-crypto",
             "souk-image",
             "souk-market",
@@ -74,6 +76,7 @@ const PURE: &[(&str, &[&str])] = &[
     ),
     ("souk-crypto", &["tokio", "libp2p", "redb"]),
     ("souk-attest", &["libp2p", "redb"]),
+    ("souk-control", &["libp2p", "redb"]),
 ];
 
 /// Checks every arrow.

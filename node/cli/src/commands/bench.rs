@@ -135,7 +135,7 @@ impl Leases {
                 samples.entry(name).or_default().push(took);
             }
             control
-                .end(lease)
+                .end(lease.to_string())
                 .await
                 .map_err(|error| super::unreached(&error))?;
         }

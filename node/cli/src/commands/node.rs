@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use souk_backend::LeaseId;
 use souk_node::control::v1;
 
 use super::{ConfigFile, DONE, unreached, wait};
@@ -120,7 +121,7 @@ impl Node {
                 show(leases, json);
             }
             Self::End(End { config, lease }) => {
-                let lease = lease.parse().map_err(|why| {
+                let lease: LeaseId = lease.parse().map_err(|why| {
                     Failure::new(format_args!("{lease:?} is no lease id: {why}"))
                         .code(crate::failure::USAGE)
                 })?;
@@ -128,7 +129,7 @@ impl Node {
                     config
                         .connect()
                         .await?
-                        .end(lease)
+                        .end(lease.to_string())
                         .await
                         .map_err(|error| unreached(&error))
                 })?;

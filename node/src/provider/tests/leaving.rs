@@ -10,7 +10,7 @@ use souk_market::{
 use support::NOW;
 
 use super::{
-    super::Intake,
+    super::{Intake, PauseRefused},
     harness::{PATIENCE, Tenant, World},
     refusal, support,
 };
@@ -85,4 +85,37 @@ async fn a_lease_that_hangs_does_not_hold_up_the_stop() {
     // Nothing to tell and nobody to wait for.
     world.provider().suspend(Duration::from_millis(1)).await;
     world.stop().await;
+}
+
+#[tokio::test]
+async fn a_paused_backend_gets_no_new_leases_also_after_a_restart_and_keeps_those_it_has() {
+    let mut world = World::started().await;
+    let (_, receipt) = world.rent(1).await;
+    let backends = world.provider().backends();
+    let backend = backends.keys().next().expect("it has one");
+    let other = "elsewhere".parse().expect("a name");
+    assert!(matches!(
+        world.provider().pause(&other, true).await,
+        Err(PauseRefused::NoSuchBackend(name)) if name == other
+    ));
+    for _ in 0..2 {
+        let paused = world.provider().pause(backend, true).await;
+        paused.expect("is written");
+    }
+    let late = Tenant::new(&world, 2, |_| ());
+    late.ask(&world).await;
+    assert_eq!(refusal(&mut world, &late).await, Reason::NoCapacity);
+
+    world.restart().await;
+    assert!(world.provider().is_paused(backend));
+    let later = Tenant::new(&world, 3, |_| ());
+    later.ask(&world).await;
+    assert_eq!(refusal(&mut world, &later).await, Reason::NoCapacity);
+    assert_eq!(world.machines.running(), [receipt.lease]);
+
+    let goes_on = world.provider().pause(backend, false).await;
+    goes_on.expect("is written");
+    world.rent(4).await;
+    world.restart().await;
+    assert!(!world.provider().is_paused(backend));
 }

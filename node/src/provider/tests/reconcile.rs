@@ -56,6 +56,27 @@ async fn an_instance_that_nobody_owns_is_shown_and_after_its_grace_removed() {
 }
 
 #[tokio::test]
+async fn an_orphan_that_the_operator_wants_gone_does_not_have_its_grace_and_a_lease_is_none() {
+    let mut world = World::new();
+    world.settings.orphan_grace = std::time::Duration::from_secs(3600);
+    let planted = world.machines.plant(9).await;
+    world.start().await;
+    let (_, receipt) = world.rent(1).await;
+    world
+        .until("it is found", || !orphans(&world).is_empty())
+        .await;
+    let backends = world.provider().backends();
+    let backend = backends.keys().next().expect("it has one");
+    assert!(!world.provider().reap(backend, receipt.lease));
+    assert!(world.provider().reap(backend, planted));
+    world.until_only(&[receipt.lease]).await;
+    world
+        .until("it is forgotten", || orphans(&world).is_empty())
+        .await;
+    assert!(!world.provider().reap(backend, planted), "it is gone");
+}
+
+#[tokio::test]
 async fn a_backend_that_cannot_be_listed_blocks_nothing_and_is_asked_again() {
     let mut world = World::new();
     world.machines.fault(|faults| faults.lists_fail = 3);

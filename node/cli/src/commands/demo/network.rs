@@ -180,9 +180,7 @@ impl Network {
             // What cannot be reached is stopped all the same.
             if let Ok(mut control) = node.control().await {
                 for lease in control.leases().await.unwrap_or_default() {
-                    if let Ok(lease) = lease.lease.parse() {
-                        let _ = control.end(lease).await;
-                    }
+                    let _ = control.end(lease.lease).await;
                 }
                 // An instance outlives a node that stops before it has ended it.
                 let deadline = Instant::now() + ENDED_WITHIN;

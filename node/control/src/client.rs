@@ -1,4 +1,4 @@
-//! The side of the control socket that the command line holds.
+//! The side of the control socket that the command line and the dashboard hold.
 //!
 //! Threats: a node of another version that misreads a call, so each carries its version; a node that does not answer, so each has
 //! a deadline.
@@ -9,14 +9,13 @@ use std::{
     time::Duration,
 };
 
-use souk_backend::LeaseId;
 use tonic::{
-    Code, Request, Response, Status,
+    Code, Request, Response, Status, Streaming,
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
 
-use super::{
+use crate::{
     MAX_REPLY_BYTES, VERSION, VERSION_KEY,
     v1::{self, control_client::ControlClient},
 };
@@ -24,8 +23,8 @@ use super::{
 /// A node answers any call faster than this, or something is wrong with it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection to the node on this machine.
-#[derive(Debug)]
+/// A connection to the node on this machine; clones share it.
+#[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
     calls: ControlClient<InterceptedService<Channel, OwnVersion>>,
@@ -58,6 +57,9 @@ pub enum ClientError {
     /// What was asked for makes no sense now.
     #[error("{0}")]
     Refused(String),
+    /// The socket is there for monitoring, and the call would change something.
+    #[error("{0}")]
+    ReadOnly(String),
     /// The system refused the connection.
     #[error("cannot reach the node at {path}")]
     Io {
@@ -164,12 +166,11 @@ impl Client {
         self.taken(reply)
     }
 
-    /// Ends a lease as the operator.
+    /// Ends a lease, by its 32 hex digits, as the operator.
     ///
     /// # Errors
     /// [`ClientError::NotFound`] where there is no such lease, and the others.
-    pub async fn end(&mut self, lease: LeaseId) -> Result<(), ClientError> {
-        let lease = lease.to_string();
+    pub async fn end(&mut self, lease: String) -> Result<(), ClientError> {
         let reply = self.calls.end(v1::EndRequest { lease }).await;
         self.taken(reply).map(|_| ())
     }
@@ -225,6 +226,49 @@ impl Client {
         self.taken(reply).map(|reply| reply.agreement)
     }
 
+    /// Snapshots of the node, one each `period_ms` at most, and what happens at it. Zero leaves the period to the node.
+    ///
+    /// # Errors
+    /// [`ClientError::NotNow`] where too many watch already, and the others.
+    pub async fn watch(&mut self, period_ms: u32) -> Result<Updates, ClientError> {
+        let reply = self.calls.watch(v1::WatchRequest { period_ms }).await;
+        let replies = self.taken(reply)?;
+        let path = self.path.clone();
+        Ok(Updates { path, replies })
+    }
+
+    /// Makes and publishes a new card of the node.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] where it has none to make, and the others.
+    pub async fn refresh_card(&mut self) -> Result<(), ClientError> {
+        let reply = self.calls.refresh_card(v1::RefreshCardRequest {}).await;
+        self.taken(reply).map(|_| ())
+    }
+
+    /// Places no new leases at a backend, or places them again.
+    ///
+    /// # Errors
+    /// [`ClientError::NotFound`] where there is no such backend, and the others.
+    pub async fn pause_backend(
+        &mut self,
+        backend: String,
+        paused: bool,
+    ) -> Result<(), ClientError> {
+        let request = v1::PauseBackendRequest { backend, paused };
+        let reply = self.calls.pause_backend(request).await;
+        self.taken(reply).map(|_| ())
+    }
+
+    /// Removes an instance that no lease owns, without waiting for the end of its grace.
+    ///
+    /// # Errors
+    /// [`ClientError::NotFound`] where there is no such orphan, and the others.
+    pub async fn reap(&mut self, backend: String, lease: String) -> Result<(), ClientError> {
+        let reply = self.calls.reap(v1::ReapRequest { backend, lease }).await;
+        self.taken(reply).map(|_| ())
+    }
+
     /// All metrics in OpenMetrics text.
     ///
     /// # Errors
@@ -244,24 +288,56 @@ impl Client {
     }
 
     fn taken<T>(&self, reply: Result<Response<T>, Status>) -> Result<T, ClientError> {
-        reply.map(Response::into_inner).map_err(|status| {
-            let message = status.message().to_owned();
-            match status.code() {
-                Code::FailedPrecondition => ClientError::OtherVersion(message),
-                Code::Unimplemented => ClientError::OtherVersion(format!(
-                    "the node at {} does not know this call; use the `souk` that belongs to the node",
-                    self.path.display()
-                )),
-                Code::NotFound => ClientError::NotFound(message),
-                Code::Unavailable => ClientError::NotNow(message),
-                Code::Aborted => ClientError::Refused(message),
-                code => ClientError::Failed {
-                    path: self.path.clone(),
-                    code,
-                    message,
-                },
+        reply
+            .map(Response::into_inner)
+            .map_err(|status| ClientError::of(&self.path, &status))
+    }
+}
+
+impl ClientError {
+    fn of(path: &Path, status: &Status) -> Self {
+        let message = status.message().to_owned();
+        match status.code() {
+            Code::FailedPrecondition => Self::OtherVersion(message),
+            Code::Unimplemented => Self::OtherVersion(format!(
+                "the node at {} does not know this call; use the `souk` that belongs to the node",
+                path.display()
+            )),
+            Code::NotFound => Self::NotFound(message),
+            Code::Unavailable | Code::ResourceExhausted => Self::NotNow(message),
+            Code::Aborted => Self::Refused(message),
+            Code::PermissionDenied => Self::ReadOnly(message),
+            code => Self::Failed {
+                path: path.to_owned(),
+                code,
+                message,
+            },
+        }
+    }
+}
+
+/// What a node tells to one who watches it.
+#[derive(Debug)]
+pub struct Updates {
+    path: PathBuf,
+    replies: Streaming<v1::WatchReply>,
+}
+
+impl Updates {
+    /// The next one; none once the node has stopped.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; there is nothing more to come then.
+    pub async fn next(&mut self) -> Result<Option<v1::watch_reply::What>, ClientError> {
+        let failed = |status| ClientError::of(&self.path, &status);
+        loop {
+            match self.replies.message().await.map_err(failed)? {
+                // What a newer node says beside what this client knows.
+                Some(v1::WatchReply { what: None }) => {}
+                Some(reply) => return Ok(reply.what),
+                None => return Ok(None),
             }
-        })
+        }
     }
 }
 
