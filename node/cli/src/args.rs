@@ -29,6 +29,8 @@ enum Command {
     Node(commands::node::Node),
     /// Show how the node on this machine stands.
     Status(commands::status::Status),
+    /// Watch the node on this machine, and act on it.
+    Top(commands::top::Top),
     /// Check or print a configuration.
     #[command(subcommand)]
     Config(commands::config::Config),
@@ -74,6 +76,7 @@ impl Cli {
         match self.command {
             Command::Node(node) => node.run(),
             Command::Status(status) => status.run(),
+            Command::Top(top) => top.run(),
             Command::Config(config) => config.run(),
             Command::Attest(attest) => attest.run(),
             Command::Demo(demo) => demo.run(),

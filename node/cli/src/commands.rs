@@ -18,6 +18,7 @@ pub(crate) mod rent;
 mod requester;
 pub(crate) mod ssh;
 pub(crate) mod status;
+pub(crate) mod top;
 pub(crate) mod version;
 
 use std::{future::Future, path::PathBuf, process::ExitCode};

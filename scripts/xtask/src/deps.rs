@@ -15,6 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("souk-crypto", &[]),
     ("souk-backend", &[]),
     ("souk-control", &[]),
+    ("souk-tui", &["souk-control"]),
     ("souk-image", &["souk-backend"]),
     ("souk-sphinx", &["souk-crypto"]),
     ("souk-attest", &["souk-crypto"]),
@@ -45,6 +46,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "souk-market",
             "souk-node",
             "souk-sandbox",
+            "souk-tui",
         ],
     ),
     (
@@ -77,6 +79,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("souk-crypto", &["tokio", "libp2p", "redb"]),
     ("souk-attest", &["libp2p", "redb"]),
     ("souk-control", &["libp2p", "redb"]),
+    ("souk-tui", &["libp2p", "redb"]),
 ];
 
 /// Checks every arrow.

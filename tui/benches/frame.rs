@@ -1,0 +1,48 @@
+//! What a frame costs at 200×60 with many leases, against the promise: p99 within 2 ms, and p50 within 1.2 of that with 50 leases.
+
+use std::time::{Duration, Instant};
+
+use ratatui::{buffer::Buffer, layout::Rect};
+use souk_tui::{Event, Key, Page, State, Theme, render};
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+const FRAMES: usize = 2_000;
+const LONGEST: Duration = Duration::from_millis(2);
+
+/// p50 and p99 of a frame of a page.
+fn frames(leases: u32, page: Page) -> (Duration, Duration) {
+    let mut state = support::session(200, 60, support::busy(leases));
+    let key = char::from(b'1' + u8::try_from(page.number()).expect("one digit"));
+    state.handle(Event::Key(Key::Char(key)));
+    let mut took: Vec<_> = (0..FRAMES).map(|_| frame(&mut state)).collect();
+    took.sort_unstable();
+    (took[FRAMES / 2], took[FRAMES * 99 / 100])
+}
+
+fn frame(state: &mut State) -> Duration {
+    state.handle(Event::Key(Key::Down));
+    let mut buffer = Buffer::empty(Rect::new(0, 0, 200, 60));
+    let began = Instant::now();
+    render(state, Theme::colourful(), &mut buffer);
+    began.elapsed()
+}
+
+#[expect(clippy::print_stdout, reason = "it prints what it measures")]
+fn main() {
+    let mut kept = true;
+    for page in Page::ALL {
+        let (few, _) = frames(50, page);
+        let (p50, p99) = frames(5_000, page);
+        let ratio = p50.as_secs_f64() / few.as_secs_f64();
+        let holds = p99 <= LONGEST && ratio <= 1.2;
+        kept &= holds;
+        println!(
+            "{:<9} 50 leases: p50 {few:>9.1?}; 5,000 leases: p50 {p50:>9.1?} ({ratio:.2}), p99 {p99:>9.1?} {}",
+            page.title(),
+            if holds { "" } else { "BROKEN" },
+        );
+    }
+    assert!(kept, "a promise is broken");
+}
