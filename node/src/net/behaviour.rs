@@ -11,7 +11,7 @@
 use std::{io, num::NonZeroUsize, time::Duration};
 
 use libp2p::{
-    PeerId, StreamProtocol,
+    PeerId,
     connection_limits::{self, ConnectionLimits},
     identify, identity, kad, mdns, memory_connection_limits, ping,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
@@ -24,7 +24,7 @@ use super::{
     names::Names,
     origin::Origins,
     single,
-    streams::{self, Acceptor, Opener},
+    streams::{self, Accepted, Acceptor, Opener},
 };
 
 /// How programs of this network present themselves: nodes and clients alike, without a version, so that it tells nothing.
@@ -53,7 +53,7 @@ impl Behaviour {
         key: &identity::Keypair,
         names: &Names,
         limits: &Limits,
-        accept: &[StreamProtocol],
+        accept: &[Accepted],
         mdns: bool,
         origins: Origins,
     ) -> io::Result<(Self, Opener, Vec<Acceptor>)> {

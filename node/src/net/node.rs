@@ -42,7 +42,7 @@ use super::{
     peers::{COMMAND_QUEUE, Peers},
     relay::{self, RelayRegistrations, RelayedStream},
     snapshot::{self, SnapshotSource},
-    streams::{Acceptor, MAX_INBOUND_STREAMS},
+    streams::{Accepted, Acceptor, MAX_INBOUND_STREAMS, MAX_STREAMS, Places},
 };
 
 /// What the network asks of the rest of a node, and where it puts what arrives.
@@ -109,7 +109,7 @@ impl Node {
         let key = Keypair::ed25519_from_bytes(secret.as_mut_slice())
             .expect("32 bytes are an Ed25519 secret");
         let roles = accepted(&config, &services);
-        let protocols: Vec<_> = roles.iter().map(|what| names.stream(*what)).collect();
+        let protocols: Vec<_> = roles.iter().map(|what| accept(&names, *what)).collect();
         let mdns = config.mdns && config.allow_private_addresses;
         let origins = Origins::new(rand::random());
         let limits = &config.limits;
@@ -307,6 +307,18 @@ fn accepted(config: &NodeConfig, services: &Services) -> Vec<What> {
     accepted
 }
 
+/// How the streams of a protocol are taken in.
+fn accept(names: &Names, what: What) -> Accepted {
+    Accepted {
+        protocol: names.stream(what),
+        places: match what {
+            // A relay opens them for its clients.
+            What::RelaySplice => Places::Splices,
+            _ => Places::Own,
+        },
+    }
+}
+
 fn of_bootstrap(address: &NodeAddress) -> (PeerId, Multiaddr) {
     (address::peer_id(&address.node()), address.address().clone())
 }
@@ -371,13 +383,12 @@ fn transport(key: &Keypair) -> Boxed<(PeerId, StreamMuxerBox)> {
     config.max_connection_data = QUIC_CONNECTION_WINDOW;
     config.max_idle_timeout = QUIC_IDLE_MS;
     config.keep_alive_interval = QUIC_KEEP_ALIVE;
-    config.max_concurrent_stream_limit =
-        u32::try_from(2 * MAX_INBOUND_STREAMS).expect("a small constant");
+    config.max_concurrent_stream_limit = u32::try_from(MAX_STREAMS).expect("a small constant");
     let quic = quic::tokio::Transport::new(config);
 
     let mut muxer = yamux::Config::default();
     // Also bounds memory: a stream that is not read holds at most 256 KiB.
-    muxer.set_max_num_streams(4 * MAX_INBOUND_STREAMS);
+    muxer.set_max_num_streams(MAX_STREAMS);
     let noise = noise::Config::new(key).expect("signing with a key in memory cannot fail");
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
         .upgrade(upgrade::Version::V1Lazy)

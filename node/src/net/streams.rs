@@ -4,11 +4,15 @@
 //!  Opener::open ──► behaviour ──► handler of one connection ──► negotiated ──► PeerStream
 //!  remote opens ──► handler: permit? room in the acceptor's queue? ──► Acceptor ──► PeerStream
 //!                      │ no                    │ no
-//!                      └───────────────────────┴──► the stream is reset and the peer counted
+//!                      └───────────────────────┴──► the stream is reset; without a permit the peer is counted
 //! ```
 //!
 //! The threat is a stranger who opens streams or connections without end: every connection has a fixed number of inbound
 //! streams, every acceptor a queue of fixed length, and nothing is kept for a connection that has closed.
+//!
+//! Streams that a peer opens for third parties, as a relay does for its clients, have places of their own, and one too
+//! many is refused without blame: else the clients of an honest relay could have it thrown out, or take the places of its
+//! own links.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -35,8 +39,16 @@ use libp2p::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt as _};
 
-/// Inbound streams that one connection may have open: one of each protocol, some snapshot and log readers, and relayed sessions.
+/// Inbound streams that one connection may have open: one of each protocol, and some snapshot and log readers.
 pub(super) const MAX_INBOUND_STREAMS: usize = 24;
+
+/// Inbound streams that one connection may have open for third parties: relayed sessions. A relay lets no more through to one
+/// provider (its registry's bound), so only one that keeps to no rule finds none.
+pub(super) const MAX_INBOUND_SPLICES: usize = 48;
+
+/// Streams that one connection may have open in the muxers: both kinds above, and as many as the first again for the
+/// protocols of libp2p and for what is being negotiated.
+pub(super) const MAX_STREAMS: usize = 2 * MAX_INBOUND_STREAMS + MAX_INBOUND_SPLICES;
 
 /// Streams that wait for their acceptor, for each protocol. An acceptor only spawns a task, so a full queue means an attack
 /// or a stalled machine; either way a stream less is the better loss.
@@ -165,6 +177,25 @@ impl Opener {
 /// Streams that peers open of one protocol.
 pub(super) type Acceptor = mpsc::Receiver<PeerStream>;
 
+/// A protocol that is accepted from peers.
+#[derive(Clone, Debug)]
+pub(super) struct Accepted {
+    pub(super) protocol: StreamProtocol,
+    pub(super) places: Places,
+}
+
+/// Which places of a connection a stream takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Places {
+    /// [`MAX_INBOUND_STREAMS`], of the peer itself.
+    Own,
+    /// [`MAX_INBOUND_SPLICES`], for third parties.
+    Splices,
+}
+
+/// The accepted protocols, each with the way to its acceptor.
+type Table = Arc<[(Accepted, mpsc::Sender<PeerStream>)]>;
+
 /// A stream was refused; `peer` opens more than it may.
 #[derive(Debug)]
 pub(super) struct TooManyStreams {
@@ -173,20 +204,20 @@ pub(super) struct TooManyStreams {
 
 /// The behaviour: routes requests to connections and inbound streams to acceptors.
 pub(super) struct Behaviour {
-    table: Arc<[(StreamProtocol, mpsc::Sender<PeerStream>)]>,
+    table: Table,
     connections: HashMap<PeerId, Vec<ConnectionId>>,
     requests: mpsc::Receiver<Open>,
     events: VecDeque<TooManyStreams>,
 }
 
 impl Behaviour {
-    /// A behaviour that accepts `protocols`, an opener for it, and one acceptor for each protocol, in the same order.
-    pub(super) fn new(protocols: &[StreamProtocol]) -> (Self, Opener, Vec<Acceptor>) {
-        let (senders, acceptors): (Vec<_>, Vec<_>) = protocols
+    /// A behaviour that accepts these protocols, an opener for it, and one acceptor for each protocol, in the same order.
+    pub(super) fn new(accepted: &[Accepted]) -> (Self, Opener, Vec<Acceptor>) {
+        let (senders, acceptors): (Vec<_>, Vec<_>) = accepted
             .iter()
-            .map(|protocol| {
+            .map(|accepted| {
                 let (sender, acceptor) = mpsc::channel(ACCEPT_QUEUE);
-                ((protocol.clone(), sender), acceptor)
+                ((accepted.clone(), sender), acceptor)
             })
             .unzip();
         let (sender, requests) = mpsc::channel(OPEN_QUEUE);
@@ -203,7 +234,8 @@ impl Behaviour {
         Handler {
             peer,
             table: self.table.clone(),
-            permits: Arc::new(Semaphore::new(MAX_INBOUND_STREAMS)),
+            own: Arc::new(Semaphore::new(MAX_INBOUND_STREAMS)),
+            splices: Arc::new(Semaphore::new(MAX_INBOUND_SPLICES)),
             opens: VecDeque::new(),
             negotiating: 0,
             refused: false,
@@ -312,15 +344,16 @@ impl Open {
     }
 }
 
-/// The handler dropped an inbound stream because its connection has too many.
+/// The handler dropped an inbound stream because the peer has too many of its own.
 #[derive(Debug)]
 pub(super) struct Refused;
 
 /// One connection's part.
 pub(super) struct Handler {
     peer: PeerId,
-    table: Arc<[(StreamProtocol, mpsc::Sender<PeerStream>)]>,
-    permits: Arc<Semaphore>,
+    table: Table,
+    own: Arc<Semaphore>,
+    splices: Arc<Semaphore>,
     opens: VecDeque<Open>,
     negotiating: usize,
     refused: bool,
@@ -328,8 +361,17 @@ pub(super) struct Handler {
 
 impl Handler {
     fn accept(&mut self, stream: Stream, protocol: &StreamProtocol) {
-        let Ok(permit) = self.permits.clone().try_acquire_owned() else {
-            self.refused = true;
+        let Some((accepted, queue)) = self.table.iter().find(|(a, _)| a.protocol == *protocol)
+        else {
+            return;
+        };
+        let permits = match accepted.places {
+            Places::Own => &self.own,
+            Places::Splices => &self.splices,
+        };
+        let Ok(permit) = permits.clone().try_acquire_owned() else {
+            // Who opens for others may be crowded by them.
+            self.refused |= accepted.places == Places::Own;
             return;
         };
         let stream = PeerStream {
@@ -337,9 +379,7 @@ impl Handler {
             stream: stream.compat(),
             _permit: Some(permit),
         };
-        if let Some((_, queue)) = self.table.iter().find(|(name, _)| name == protocol)
-            && queue.try_send(stream).is_err()
-        {
+        if queue.try_send(stream).is_err() {
             tracing::debug!(%protocol, "inbound stream dropped: its acceptor is behind");
         }
     }
@@ -415,7 +455,7 @@ impl ConnectionHandler for Handler {
 }
 
 /// Inbound: any protocol of the table.
-pub(super) struct AnyOf(Arc<[(StreamProtocol, mpsc::Sender<PeerStream>)]>);
+pub(super) struct AnyOf(Table);
 
 impl UpgradeInfo for AnyOf {
     type Info = StreamProtocol;
@@ -431,7 +471,7 @@ impl UpgradeInfo for AnyOf {
 
 /// The names of a table, without copying it: a connection asks for them at every poll.
 pub(super) struct Names {
-    table: Arc<[(StreamProtocol, mpsc::Sender<PeerStream>)]>,
+    table: Table,
     next: usize,
 }
 
@@ -439,9 +479,9 @@ impl Iterator for Names {
     type Item = StreamProtocol;
 
     fn next(&mut self) -> Option<StreamProtocol> {
-        let (name, _) = self.table.get(self.next)?;
+        let (accepted, _) = self.table.get(self.next)?;
         self.next += 1;
-        Some(name.clone())
+        Some(accepted.protocol.clone())
     }
 }
 

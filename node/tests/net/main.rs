@@ -3,5 +3,6 @@
 mod hostile;
 mod hostile_gossip;
 mod protocols;
+mod relays;
 mod returning;
 mod support;

@@ -5,23 +5,18 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use libp2p::{identify, swarm::SwarmEvent};
-use souk_market::units::RelayToken;
 use souk_node::{
     mix::{Deposit, Links as _, Mailboxes as _},
     net::{
         ConnectError, LogPath, MailboxError, MailboxKey, Node, NodeAddress, NodeConfig,
-        PublishError, RelayConnectError, Services, Snapshot, StartError, Topic, connect_via,
-        peer_id,
+        PublishError, Services, Snapshot, StartError, Topic, peer_id,
     },
 };
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{
-    Judge, PATIENCE, RawEvent, Shelf, TestNode, client, client_config, config, frame,
-    named_network, node_of, quiet_config, raw_swarm, until,
+    Judge, PATIENCE, RawEvent, Shelf, TRANSPORTS, TestNode, client, config, frame, named_network,
+    node_of, quiet_config, raw_swarm, until,
 };
-
-const TRANSPORTS: [&str; 2] = ["tcp", "quic"];
 
 async fn publish(node: &TestNode, message: &'static [u8]) {
     until("there is somebody to publish to", async || {
@@ -198,81 +193,6 @@ async fn frames_travel_over_links_in_order_and_a_link_comes_back() {
     .await;
     left.node.links().set_links(Vec::new());
     assert!(left.node.links().try_send(to, frame(0)).is_err());
-}
-
-/// A provider without an open port, registered with `relay`, and its token.
-async fn provider_behind(relay: &TestNode) -> (TestNode, RelayToken) {
-    let provider = TestNode::start(quiet_config()).await;
-    let address = relay.address("quic").await;
-    let registrations = provider.node.registrations();
-    registrations.set_known(vec![(address.node(), vec![address.address().clone()])]);
-    let token = RelayToken([3; 32]);
-    registrations.add_token(&token, Duration::from_secs(3600), &[address.node()]);
-    let relays = registrations.relays_with(&token, PATIENCE, PATIENCE).await;
-    assert_eq!(relays, [address.node()]);
-    (provider, token)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_carries_16_mib_each_way_to_a_provider_without_an_open_port() {
-    const LEN: usize = 16 << 20;
-    let relay = TestNode::start(config()).await;
-    let (mut provider, token) = provider_behind(&relay).await;
-    for transport in TRANSPORTS {
-        let address = relay.address(transport).await;
-        let at = provider.node.peers().local();
-        let mut near = connect_via(&client_config(), &address, at, &token)
-            .await
-            .unwrap();
-        let mut far = provider.relayed.recv().await.unwrap();
-        assert_eq!(far.token, token);
-        assert_eq!(far.relay, address.node());
-
-        let mut data = vec![0; LEN];
-        blake3::Hasher::new()
-            .update(transport.as_bytes())
-            .finalize_xof()
-            .fill(&mut data);
-        let expected = blake3::hash(&data);
-        let there = async {
-            near.write_all(&data).await.unwrap();
-            let mut back = vec![0; LEN];
-            near.read_exact(&mut back).await.unwrap();
-            near.shutdown().await.unwrap();
-            blake3::hash(&back)
-        };
-        let and_back = async {
-            let mut seen = vec![0; LEN];
-            far.stream.read_exact(&mut seen).await.unwrap();
-            let hash = blake3::hash(&seen);
-            far.stream.write_all(&seen).await.unwrap();
-            far.stream.flush().await.unwrap();
-            // The requester's end arrives as an end.
-            assert_eq!(far.stream.read(&mut [0; 1]).await.unwrap(), 0);
-            hash
-        };
-        let (back, seen) = tokio::join!(there, and_back);
-        assert_eq!((back, seen), (expected, expected));
-    }
-    // The provider met the relay and nobody else.
-    assert_eq!(provider.node.peers().info().await.peers, 1);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_lets_nobody_through_without_a_living_token() {
-    let relay = TestNode::start(config()).await;
-    let (provider, token) = provider_behind(&relay).await;
-    let (address, at) = (relay.address("quic").await, provider.node.peers().local());
-    let try_with =
-        async |token: &RelayToken| connect_via(&client_config(), &address, at, token).await;
-    let guessed = try_with(&RelayToken([4; 32])).await;
-    assert!(matches!(guessed, Err(RelayConnectError::Unknown)));
-    try_with(&token).await.unwrap();
-    provider.node.registrations().remove_token(&token);
-    until("the relay has heard of it", async || {
-        matches!(try_with(&token).await, Err(RelayConnectError::Unknown))
-    })
-    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -21,6 +21,8 @@ use tokio::sync::{mpsc, watch};
 /// Far longer than anything here takes; reached only by a failure.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+pub(crate) const TRANSPORTS: [&str; 2] = ["tcp", "quic"];
+
 pub(crate) fn network() -> NetworkId {
     named_network("test")
 }

@@ -10,6 +10,8 @@ use std::{
 
 use libp2p::PeerId;
 
+use crate::net::streams::MAX_INBOUND_SPLICES;
+
 use super::TokenHash;
 
 /// Providers registered with one relay.
@@ -21,8 +23,8 @@ pub(super) const MAX_TOKENS: usize = 256;
 /// Sessions of one relay at a time; with two buffers of 16 KiB each they take 16 MiB at worst.
 pub(super) const MAX_SESSIONS: usize = 512;
 
-/// Sessions to one provider.
-pub(super) const MAX_SESSIONS_OF_PROVIDER: usize = 128;
+/// Sessions to one provider: as many as its one connection has places for.
+pub(super) const MAX_SESSIONS_OF_PROVIDER: usize = MAX_INBOUND_SPLICES;
 
 /// Sessions of one client identity: ssh, scp and a forwarded port side by side.
 pub(super) const MAX_SESSIONS_OF_CLIENT: usize = 8;
