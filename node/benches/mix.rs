@@ -14,10 +14,10 @@ use std::{
 
 use souk_crypto::{NetworkParams, UnixTime};
 use souk_node::mix::{
-    FRAME_QUEUE, KeyRing, LinkRefused, Links, MixCounters, Mixer, MixerParts, NoMailboxes,
+    Arrival, FRAME_QUEUE, KeyRing, LinkRefused, Links, MixCounters, Mixer, MixerParts, NoMailboxes,
 };
 use souk_sphinx::{
-    Epoch, EpochClock, Frame, Hop, HopAddress, MixSecret, Route,
+    Epoch, EpochClock, Frame, Hop, HopAddress, MixSecret, Route, TagSource,
     delay::MixDelay,
     packet::{USABLE_LEN, build},
 };
@@ -169,8 +169,10 @@ fn mixed(keys: KeyRing, frames: Vec<Frame>, threads: usize, params: &NetworkPara
         };
         let mixer = Mixer::start(parts, &stop);
         let start = Clock::start();
+        let from = TagSource(0);
         for frame in frames {
-            queue.send(frame).await.expect("running");
+            let arrival = Arrival { frame, from };
+            queue.send(arrival).await.expect("running");
         }
         sink.empty.notified().await;
         let cost = start.cost(count);

@@ -18,7 +18,7 @@ use std::{
 use prometheus_client::registry::Registry;
 use souk_crypto::{NetworkId, NetworkParams, NodeId, NodeKey, UnixTime};
 use souk_node::{
-    mix::{FRAME_QUEUE, KeyRing, Links as _, MixCounters, Mixer, MixerParts, NoMailboxes},
+    mix::{Arrival, FRAME_QUEUE, KeyRing, Links as _, MixCounters, Mixer, MixerParts, NoMailboxes},
     net::{
         CardValidator, Node, NodeAddress, NodeConfig, Origin, Services, Snapshot, SnapshotSource,
         Topic, Verdict,
@@ -65,7 +65,7 @@ fn now() -> UnixTime {
 }
 
 /// A node on loopback, what arrives over its links, and where it listens.
-async fn start() -> (Node, mpsc::Receiver<Frame>, NodeAddress) {
+async fn start() -> (Node, mpsc::Receiver<Arrival>, NodeAddress) {
     let network = NetworkId::new("mix-links", &params()).expect("a valid name");
     let mut config = NodeConfig::new(network, NodeKey::generate(&mut rand::rng()));
     config.allow_private_addresses = true;

@@ -4,11 +4,14 @@
 //!  epoch      n-1          n           n+1
 //!         ├───────────┼───────────┼───────────┤
 //!  build      for n-1 ┊ for n     ┊ for n+1       (switches in the middle of an epoch)
-//!  accept n:  ├───────────────────┬────┤          (one epoch ahead, and a grace after)
+//!  accept n:       ├──────────────┬────┤          (from when it is built for, with a skew, until a grace after)
 //! ```
 //!
 //! Senders switch to the next keys in the *middle* of an epoch, so that a SURB made at any moment lives for
 //! at least half an epoch. Everybody switches at the same time: an epoch chosen freely would be a fingerprint.
+//!
+//! Nobody honest has packets for an epoch before that, so none are taken but for the skew of clocks: whoever wants to use up what
+//! a node holds for one epoch (its replay tags) cannot begin before everybody else.
 
 use std::fmt;
 
@@ -37,16 +40,19 @@ impl fmt::Display for Epoch {
 pub struct EpochClock {
     length_s: u64,
     grace_s: u64,
+    skew_s: u64,
 }
 
 impl EpochClock {
-    /// The clock of a network: epochs of its length, whose keys are kept for a quarter of that after their end.
+    /// The clock of a network: epochs of its length, whose keys are kept for a quarter of that after their end. Clocks may
+    /// differ by an eighth.
     #[must_use]
     pub fn of(params: &NetworkParams) -> Self {
         let length_s = u64::from(params.epoch_s());
         Self {
             length_s,
             grace_s: length_s / 4,
+            skew_s: length_s / 8,
         }
     }
 
@@ -68,10 +74,11 @@ impl EpochClock {
         self.at(now.minus_s(self.grace_s))
     }
 
-    /// Whether a node opens packets of `epoch` at `now`: from one epoch ahead until the end of the grace.
+    /// Whether a node opens packets of `epoch` at `now`: from when senders build for it, by clocks that go ahead, until the end
+    /// of the grace.
     #[must_use]
     pub fn accepts(&self, epoch: Epoch, now: UnixTime) -> bool {
-        (self.oldest(now)..=self.at(now).next()).contains(&epoch)
+        (self.oldest(now)..=self.sending(now.plus_s(self.skew_s))).contains(&epoch)
     }
 
     /// The first second of `epoch`.
@@ -94,6 +101,7 @@ mod tests {
     const CLOCK: EpochClock = EpochClock {
         length_s: 3600,
         grace_s: 300,
+        skew_s: 60,
     };
 
     #[test]
@@ -115,6 +123,18 @@ mod tests {
         assert!(CLOCK.accepts(Epoch(1), UnixTime(7499)));
         assert!(!CLOCK.accepts(Epoch(1), UnixTime(7500)));
         assert!(!CLOCK.accepts(Epoch(4), UnixTime(7200)));
+    }
+
+    #[test]
+    fn an_epoch_is_opened_when_senders_switch_to_it_and_not_before() {
+        let middle = UnixTime(1800);
+        assert_eq!(CLOCK.sending(middle), Epoch(1));
+        assert!(!CLOCK.accepts(Epoch(1), middle.minus_s(61)));
+        assert!(CLOCK.accepts(Epoch(1), middle.minus_s(60)));
+        for ahead in 0..=60 {
+            let epoch = CLOCK.sending(middle.plus_s(ahead));
+            assert!(CLOCK.accepts(epoch, middle), "a clock {ahead} s ahead");
+        }
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub use epoch::{Epoch, EpochClock};
 pub use keys::{MixPublic, MixSecret};
 pub use link::Frame;
 pub use packet::{Hop, HopAddress, Packet, Peeled};
-pub use replay::ReplayTag;
+pub use replay::{ReplayTag, TagSource};
 pub use route::Route;
 pub use session::{Session, Topology};
 pub use surb::{Surb, SurbId};

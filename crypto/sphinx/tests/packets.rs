@@ -7,7 +7,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use souk_sphinx::{
     Epoch, Hop, HopAddress, MixSecret, Packet, Peeled, Route, Surb,
     packet::{Body, HEADER_LEN, PACKET_LEN, PeelError, USABLE_LEN, build, peel},
-    replay::{ReplayTags, TagRefused},
+    replay::{ReplayTags, TagRefused, TagSource},
     surb::{SURB_LEN, SurbError},
 };
 
@@ -112,10 +112,10 @@ proptest! {
         changed[at] ^= 1 << bit;
         let changed = Packet::from_bytes(&changed).expect("one size");
         let mut tags = ReplayTags::new(10);
-        let opened = peel(&hops.secrets[0], &changed, |tag| tags.insert(tag));
+        let opened = peel(&hops.secrets[0], &changed, |tag| tags.insert(tag, TagSource(0)));
         if at == 31 && bit == 7 {
             prop_assert!(opened.is_ok());
-            let again = peel(&hops.secrets[0], &packet, |tag| tags.insert(tag));
+            let again = peel(&hops.secrets[0], &packet, |tag| tags.insert(tag, TagSource(0)));
             prop_assert_eq!(again.err(), Some(PeelError::Tag(TagRefused::Seen)));
         } else if at < HEADER_LEN {
             prop_assert_eq!(opened.err(), Some(PeelError::Header));
@@ -144,8 +144,14 @@ fn a_packet_passes_a_hop_once() {
     let hops = hops(3, rng);
     let packet = build(&hops.route, &body(1), &hops.delays, rng).expect("built");
     let mut tags = ReplayTags::new(10);
-    assert!(peel(&hops.secrets[0], &packet, |tag| tags.insert(tag)).is_ok());
-    let again = peel(&hops.secrets[0], &packet, |tag| tags.insert(tag));
+    assert!(
+        peel(&hops.secrets[0], &packet, |tag| tags
+            .insert(tag, TagSource(0)))
+        .is_ok()
+    );
+    let again = peel(&hops.secrets[0], &packet, |tag| {
+        tags.insert(tag, TagSource(0))
+    });
     assert_eq!(again.err(), Some(PeelError::Tag(TagRefused::Seen)));
 }
 

@@ -23,7 +23,7 @@ use souk_sphinx::{
         Outgoing, Reply,
     },
     packet::{PeelError, peel},
-    replay::{ReplayTags, TagRefused},
+    replay::{ReplayTags, TagRefused, TagSource},
     session::Event,
     surb::SURB_LEN,
 };
@@ -282,7 +282,9 @@ impl World {
             node.tags = ReplayTags::restore(100_000, node.disk.iter().copied());
             node.pool = DelayPool::new(1000, DELAY.max());
         }
-        let peeled = peel(&node.secret, &frame.packet, |tag| node.tags.insert(tag));
+        let peeled = peel(&node.secret, &frame.packet, |tag| {
+            node.tags.insert(tag, TagSource(0))
+        });
         node.disk.extend(node.tags.unwritten());
         match peeled {
             Ok(Peeled::Forward {

@@ -100,6 +100,8 @@ counters! {
     replays,
     /// Packets refused because the epoch holds as many replay tags as it may.
     tags_full,
+    /// Packets refused because those that came from the same address used its share of the epoch's replay tags.
+    tags_share_used,
     /// Packets of another format, or with routing data that means nothing.
     bad_format,
     /// Packets whose payload was changed on the way.

@@ -1,4 +1,4 @@
-//! The mix keys of this node: one per epoch, open from one epoch ahead until the end of the grace.
+//! The mix keys of this node: one per epoch, known to others one epoch ahead and kept until the end of the grace.
 //!
 //! ```text
 //!  drawn ──► next ──► current ──► grace ──► removed from disk, zeroized
@@ -12,7 +12,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 use souk_crypto::{
@@ -22,7 +22,7 @@ use souk_crypto::{
 use souk_sphinx::{
     Epoch, EpochClock, Frame, MixPublic, MixSecret, Peeled, ReplayTag,
     packet::{PeelError, peel},
-    replay::{ReplayTags, TAGS_PER_EPOCH, TagRefused},
+    replay::{ReplayTags, TAGS_PER_EPOCH, TagRefused, TagSource},
 };
 
 use super::tag_log::{TagLog, TagLogError};
@@ -207,21 +207,17 @@ impl EpochKeys {
         self.secret.public()
     }
 
-    /// Takes one layer off a packet, and its replay tag into memory. The packet must not go on before
+    /// Takes one layer off a packet that came from `source`, and its replay tag into memory. The packet must not go on before
     /// [`Self::persist`] returned.
-    pub(super) fn peel(&self, frame: &Frame) -> Result<Peeled, PeelError> {
-        peel(&self.secret, &frame.packet, |tag| self.take(tag))
+    pub(super) fn peel(&self, frame: &Frame, source: TagSource) -> Result<Peeled, PeelError> {
+        peel(&self.secret, &frame.packet, |tag| self.take(tag, source))
     }
 
     /// Writes all tags taken so far to the disk.
     pub(super) fn persist(&self) -> Result<(), TagLogError> {
         // The log is locked first, so that a second call cannot return before the tags that it misses are written.
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let tags = self
-            .tags
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .unwritten();
+        let tags = self.tags().unwritten();
         if tags.is_empty() {
             Ok(())
         } else {
@@ -229,11 +225,12 @@ impl EpochKeys {
         }
     }
 
-    fn take(&self, tag: ReplayTag) -> Result<(), TagRefused> {
-        self.tags
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(tag)
+    fn take(&self, tag: ReplayTag, source: TagSource) -> Result<(), TagRefused> {
+        self.tags().insert(tag, source)
+    }
+
+    fn tags(&self) -> MutexGuard<'_, ReplayTags> {
+        self.tags.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -268,9 +265,13 @@ impl KeyRingError {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
     use souk_crypto::NetworkParams;
+    use souk_sphinx::{
+        Hop, HopAddress, Route,
+        packet::{USABLE_LEN, build},
+    };
 
     use super::*;
 
@@ -334,6 +335,55 @@ mod tests {
         let after = open(folder.path(), 1000).mix_keys();
         assert_ne!(after[0], before[0]);
         assert_eq!(after[1], before[1]);
+    }
+
+    /// Packets under the key of an epoch that holds eight tags.
+    struct Small {
+        keys: EpochKeys,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Small {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            let secret = MixSecret::generate(&mut rand::rng());
+            let log = TagLog::create(&folder.path().join("7.tags"), Epoch(7)).expect("created");
+            Self {
+                keys: EpochKeys::new(Epoch(7), secret, ReplayTags::new(8), log),
+                _folder: folder,
+            }
+        }
+
+        /// Takes a fresh packet from `source`.
+        fn peel(&self, source: TagSource) -> Result<Peeled, PeelError> {
+            let hop = Hop {
+                address: HopAddress([1; 32]),
+                key: self.keys.public(),
+            };
+            let route = Route::new(vec![hop]).expect("one hop");
+            let packet = build(
+                &route,
+                &[7; USABLE_LEN],
+                &[Duration::ZERO],
+                &mut rand::rng(),
+            );
+            let frame = Frame {
+                epoch: Epoch(7),
+                packet: packet.expect("built"),
+            };
+            self.keys.peel(&frame, source)
+        }
+    }
+
+    #[test]
+    fn packets_of_others_pass_when_one_source_has_sent_all_that_it_could() {
+        let small = Small::new();
+        let (greedy, honest) = (TagSource(1), TagSource(2));
+        let passed = (0..20).filter(|_| small.peel(greedy).is_ok()).count();
+        assert_eq!(passed, 4);
+        let refused = small.peel(greedy).expect_err("its share is used");
+        assert!(matches!(refused, PeelError::Tag(TagRefused::ShareUsed)));
+        assert!(small.peel(honest).is_ok());
     }
 
     #[test]

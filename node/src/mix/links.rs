@@ -1,9 +1,19 @@
 //! What the mix driver needs of the network: links to neighbours, and mailboxes at this node.
 //!
-//! Incoming frames of all links arrive in one bounded channel of [`Frame`]; a full channel makes the
-//! network stop reading, so that the neighbours feel it. Who sent a frame is no business of the mix.
+//! Incoming frames of all links arrive in one bounded channel of [`Arrival`]; a full channel makes the
+//! network stop reading, so that the neighbours feel it. Who sent a frame is no business of the mix, which only shares out
+//! by a number that the network gives it.
 
-use souk_sphinx::{Frame, HopAddress};
+use souk_sphinx::{Frame, HopAddress, TagSource};
+
+/// A frame from a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// The frame.
+    pub frame: Frame,
+    /// Whose share of the replay tags its packet uses.
+    pub from: TagSource,
+}
 
 /// Links to other nodes, by node id.
 pub trait Links: Send + Sync + 'static {

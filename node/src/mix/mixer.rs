@@ -35,7 +35,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     counters::MixCounters,
     key_ring::{EpochKeys, KeyRing},
-    links::{Deposit, Links, Mailboxes},
+    links::{Arrival, Deposit, Links, Mailboxes},
     unix_now,
 };
 
@@ -70,7 +70,7 @@ pub struct MixerParts {
     /// Mailboxes held here.
     pub mailboxes: Arc<dyn Mailboxes>,
     /// What arrives on links; a queue of [`FRAME_QUEUE`].
-    pub frames: mpsc::Receiver<Frame>,
+    pub frames: mpsc::Receiver<Arrival>,
     /// Where packets that end here go, if somebody reads messages at this node.
     pub mailroom: Option<mpsc::Sender<Box<Body>>>,
     /// Totals.
@@ -160,7 +160,7 @@ struct Hop {
 /// Peels what arrives, a batch to a thread.
 async fn intake(
     peeler: Arc<Peeler>,
-    mut frames: mpsc::Receiver<Frame>,
+    mut frames: mpsc::Receiver<Arrival>,
     peeled: mpsc::Sender<Vec<Peel>>,
     peelers: Arc<Semaphore>,
     stop: CancellationToken,
@@ -195,23 +195,23 @@ struct Peeler {
 }
 
 impl Peeler {
-    fn peel_all(&self, frames: Vec<Frame>) -> Vec<Peel> {
+    fn peel_all(&self, arrivals: Vec<Arrival>) -> Vec<Peel> {
         let arrived = Instant::now();
-        self.counters.frames_in.add(frames.len());
-        frames
+        self.counters.frames_in.add(arrivals.len());
+        arrivals
             .iter()
-            .filter_map(|frame| self.peel(frame, arrived))
+            .filter_map(|arrival| self.peel(arrival, arrived))
             .collect()
     }
 
-    fn peel(&self, frame: &Frame, arrived: Instant) -> Option<Peel> {
-        let counters = &self.counters;
+    fn peel(&self, arrival: &Arrival, arrived: Instant) -> Option<Peel> {
+        let (counters, frame) = (&self.counters, &arrival.frame);
         let open = self.keys.clock().accepts(frame.epoch, unix_now());
         let Some(keys) = self.keys.epoch(frame.epoch).filter(|_| open) else {
             counters.wrong_epoch.add(1);
             return None;
         };
-        let onward = match keys.peel(frame) {
+        let onward = match keys.peel(frame, arrival.from) {
             Ok(Peeled::Forward {
                 next,
                 delay,
@@ -241,6 +241,7 @@ impl Peeler {
                     PeelError::Header => &counters.bad_header,
                     PeelError::Tag(TagRefused::Seen) => &counters.replays,
                     PeelError::Tag(TagRefused::Full) => &counters.tags_full,
+                    PeelError::Tag(TagRefused::ShareUsed) => &counters.tags_share_used,
                     PeelError::Version { .. } | PeelError::Routing => &counters.bad_format,
                     PeelError::Payload => &counters.bad_payload,
                 };

@@ -35,7 +35,7 @@ mod tests;
 pub use collect::MailboxCollector;
 pub use counters::{Counter, MixCounters};
 pub use key_ring::{EpochKeys, KeyRing, KeyRingError};
-pub use links::{Deposit, LinkRefused, Links, Mailboxes, NoMailboxes};
+pub use links::{Arrival, Deposit, LinkRefused, Links, Mailboxes, NoMailboxes};
 pub use mailroom::{MESSAGE_QUEUE, Mailroom, Replier, ReplyRefused};
 pub use messenger::{Messenger, MessengerClosed, MessengerParts, Replies, SendError};
 pub use mixer::{FRAME_QUEUE, Mixer, MixerParts};

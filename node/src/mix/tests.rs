@@ -13,7 +13,7 @@ use std::{
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use souk_crypto::NetworkParams;
 use souk_sphinx::{
-    EpochClock, Frame, HopAddress, Session, Surb, Topology,
+    EpochClock, Frame, HopAddress, Session, Surb, TagSource, Topology,
     delay::MixDelay,
     message::{Admission, Class, Message, MessageId, Outgoing, Reply},
     packet::Hop,
@@ -26,7 +26,7 @@ use super::*;
 /// Links in memory: every node's queue of frames, a share of frames that is lost, and nodes that are cut off.
 #[derive(Default)]
 struct Wires {
-    queues: Mutex<HashMap<HopAddress, mpsc::Sender<Frame>>>,
+    queues: Mutex<HashMap<HopAddress, mpsc::Sender<Arrival>>>,
     mailboxes: Mutex<HashMap<HopAddress, mpsc::Sender<Frame>>>,
     lost_in_1000: AtomicU64,
     cut_off: Mutex<Option<HopAddress>>,
@@ -64,7 +64,11 @@ impl Links for Port {
         }
         let queues = wires.queues.lock().expect("no test panicked");
         let queue = queues.get(&to).ok_or(LinkRefused::NoLink)?;
-        queue.try_send(frame).map_err(|_| LinkRefused::Full)
+        let arrival = Arrival {
+            frame,
+            from: SOURCE,
+        };
+        queue.try_send(arrival).map_err(|_| LinkRefused::Full)
     }
 }
 
@@ -80,6 +84,9 @@ impl Mailboxes for Port {
         }
     }
 }
+
+/// Where all frames come from here.
+const SOURCE: TagSource = TagSource(1);
 
 const MAILBOX: HopAddress = HopAddress([0xaa; 32]);
 const NODES: u8 = 6;
@@ -320,13 +327,12 @@ async fn packets_that_are_not_for_this_node_are_dropped_and_counted() {
     let packet =
         souk_sphinx::Packet::from_bytes(&[7; souk_sphinx::packet::PACKET_LEN]).expect("one size");
     for epoch in [now, souk_sphinx::Epoch(now.0 + 9)] {
-        queue
-            .send(Frame {
-                epoch,
-                packet: packet.clone(),
-            })
-            .await
-            .expect("running");
+        let packet = packet.clone();
+        let arrival = Arrival {
+            frame: Frame { epoch, packet },
+            from: SOURCE,
+        };
+        queue.send(arrival).await.expect("running");
     }
     while network.total(|c| &c.bad_header) + network.total(|c| &c.wrong_epoch) < 2 {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -367,7 +373,7 @@ fn small_message(n: u64, first: HopAddress) -> Box<souk_sphinx::packet::Body> {
 }
 
 /// What acknowledges for the provider, by frames that end in the queue of the entry.
-fn replies_to_entry(queue: mpsc::Sender<Frame>) -> (NetworkParams, Arc<MixCounters>, Replier) {
+fn replies_to_entry(queue: mpsc::Sender<Arrival>) -> (NetworkParams, Arc<MixCounters>, Replier) {
     let wires = Arc::new(Wires::default());
     wires
         .queues

@@ -11,11 +11,13 @@
 //!
 //! Frames have one size ([`Frame::LEN`]) and no length prefix. Each link has a queue of [`LINK_QUEUE`] frames; what does
 //! not fit is dropped and counted, and the acknowledgements of the message layer see to it. The receiving side hands
-//! frames to one bounded queue; when that is full the streams are not read, which holds the senders back. A peer to
-//! which there is no link (a client at its entry, or a stranger) may send [`STRANGER_PER_SECOND`] frames, over however many
-//! streams.
+//! frames to one bounded queue; when that is full the streams are not read, which holds the senders back. All peers of one
+//! [`Origin`] to which there is no link (a client at its entry, or a stranger) may send [`STRANGER_PER_SECOND`] frames together,
+//! over however many streams, and those to which there is one [`NEIGHBOUR_PER_SECOND`]. Each frame says from which origin it is,
+//! so that the mix can share out what an epoch holds.
 //!
-//! Threat: whoever shows very many cards and would take every link. Where there are more nodes than [`MAX_LINKS`], links
+//! Threats: whoever sends what is valid as fast as it can, under very many identities or with a card of its own, to use up what
+//! this node remembers of an epoch. And whoever shows very many cards and would take every link. Where there are more nodes than [`MAX_LINKS`], links
 //! that are there stay, and the others are drawn by a key that nobody else knows: no choice of node ids comes first.
 
 use std::{
@@ -26,7 +28,7 @@ use std::{
 
 use libp2p::{Multiaddr, PeerId};
 use souk_crypto::NodeId;
-use souk_sphinx::{Frame, HopAddress};
+use souk_sphinx::{Frame, HopAddress, TagSource};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::mpsc,
@@ -34,7 +36,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::mix::{self, LinkRefused};
+use crate::mix::{self, Arrival, LinkRefused};
 
 use super::{
     address,
@@ -43,8 +45,9 @@ use super::{
     counters::{Counters, Lost},
     frame::FRAME_DEADLINE,
     names::What,
+    origin::Origin,
     peers::Peers,
-    rate::PeerRates,
+    rate::Rates,
     streams::{Acceptor, PeerStream},
 };
 
@@ -54,9 +57,15 @@ pub const LINK_QUEUE: usize = 256;
 /// Links that one node keeps. A full mesh of this many mixes is more than one network needs; past it, later ones are left out.
 pub const MAX_LINKS: usize = 256;
 
-/// Frames per second from a peer to which this node has no link. A client sends a request of 24 packets and its repeats.
-pub const STRANGER_PER_SECOND: f64 = 100.0;
-const STRANGER_BURST: f64 = 256.0;
+/// Frames per second from one address, of peers to which this node has no link. A client sends a request of 24 packets and its
+/// repeats; at an epoch of an hour this is a fifth of the replay tags.
+pub const STRANGER_PER_SECOND: f64 = 200.0;
+const STRANGER_BURST: f64 = 512.0;
+
+/// Frames per second from one address, of neighbours to which this node has a link: about what one core opens, and eight times
+/// what an epoch of an hour has replay tags for, so that only one who floods is ever held back.
+const NEIGHBOUR_PER_SECOND: f64 = 8_192.0;
+const NEIGHBOUR_BURST: f64 = 16_384.0;
 
 /// Frames written together, to save system calls: 19 KiB.
 const BATCH: usize = 8;
@@ -69,7 +78,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 pub struct MixLinks {
     peers: Peers,
     table: Arc<RwLock<Table>>,
-    strangers: Arc<Mutex<PeerRates>>,
+    strangers: Arc<Mutex<Rates<Origin>>>,
+    neighbours: Arc<Mutex<Rates<Origin>>>,
     order: [u8; 32],
     counters: Counters,
 }
@@ -97,9 +107,10 @@ impl MixLinks {
         Self {
             peers,
             table: Arc::default(),
-            strangers: Arc::new(Mutex::new(PeerRates::new(
-                STRANGER_PER_SECOND,
-                STRANGER_BURST,
+            strangers: Arc::new(Mutex::new(Rates::new(STRANGER_PER_SECOND, STRANGER_BURST))),
+            neighbours: Arc::new(Mutex::new(Rates::new(
+                NEIGHBOUR_PER_SECOND,
+                NEIGHBOUR_BURST,
             ))),
             order: rand::random(),
             counters,
@@ -150,10 +161,14 @@ impl MixLinks {
         address::public_key(peer).is_some_and(|key| table.links.contains_key(&HopAddress(key)))
     }
 
-    fn strangers(&self) -> std::sync::MutexGuard<'_, PeerRates> {
-        self.strangers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    /// How long a frame of `peer` has to wait for its turn.
+    fn pace(&self, peer: &PeerId, origin: Origin) -> Duration {
+        let rates = match self.has(peer) {
+            true => &self.neighbours,
+            false => &self.strangers,
+        };
+        let mut rates = rates.lock().unwrap_or_else(PoisonError::into_inner);
+        rates.take(origin, Instant::now())
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, Table> {
@@ -161,7 +176,7 @@ impl MixLinks {
     }
 
     /// Reads the links that others keep to this node.
-    pub(super) async fn serve(self, mut streams: Acceptor, incoming: mpsc::Sender<Frame>) {
+    pub(super) async fn serve(self, mut streams: Acceptor, incoming: mpsc::Sender<Arrival>) {
         while let Some(stream) = streams.recv().await {
             let (links, incoming) = (self.clone(), incoming.clone());
             // Bounded by the connections and by the streams of each.
@@ -169,8 +184,10 @@ impl MixLinks {
         }
     }
 
-    async fn read(self, mut stream: PeerStream, incoming: mpsc::Sender<Frame>) {
+    async fn read(self, mut stream: PeerStream, incoming: mpsc::Sender<Arrival>) {
         let peer = stream.peer();
+        let origin = self.peers.origin_of(&peer);
+        let from = TagSource(origin.number());
         let mut bytes = vec![0; Frame::LEN];
         loop {
             let frame = match read_frame(&mut stream, &mut bytes).await {
@@ -179,11 +196,11 @@ impl MixLinks {
                 Err(Some(offence)) => return self.peers.report(peer, offence).await,
             };
             self.counters.count_received();
-            if !self.has(&peer) {
-                let wait = self.strangers().take(peer, Instant::now());
+            let wait = self.pace(&peer, origin);
+            if !wait.is_zero() {
                 sleep(wait).await;
             }
-            if incoming.send(frame).await.is_err() {
+            if incoming.send(Arrival { frame, from }).await.is_err() {
                 return;
             }
         }

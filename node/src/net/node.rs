@@ -23,8 +23,9 @@ use libp2p::{
 };
 use prometheus_client::registry::Registry;
 use souk_crypto::keys::Secret as _;
-use souk_sphinx::Frame;
 use tokio::sync::mpsc;
+
+use crate::mix::Arrival;
 
 use super::{
     address::{self, NodeAddress},
@@ -54,7 +55,7 @@ pub struct Services {
     /// The node's usage log; `None` where it is no provider.
     pub log: Option<Arc<dyn LogSource>>,
     /// Where mix frames of all links go. While it is full the links are not read.
-    pub frames: mpsc::Sender<Frame>,
+    pub frames: mpsc::Sender<Arrival>,
     /// Where streams go that a relay has spliced to this node.
     pub relayed: mpsc::Sender<RelayedStream>,
 }
@@ -200,7 +201,7 @@ impl Node {
         acceptors: impl Iterator<Item = (What, Acceptor)>,
         cards: Arc<dyn SnapshotSource>,
         mut log: Option<Arc<dyn LogSource>>,
-        frames: &mpsc::Sender<Frame>,
+        frames: &mpsc::Sender<Arrival>,
         counters: &Counters,
     ) {
         let relay = relay::Server::new(self.peers.clone(), counters.clone());

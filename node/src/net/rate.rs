@@ -4,13 +4,12 @@
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     time::{Duration, Instant},
 };
 
-use libp2p::PeerId;
-
-/// Peers whose rate is remembered.
-const MAX_PEERS: usize = 4_096;
+/// Those whose rate is remembered.
+const MAX_RECORDED: usize = 4_096;
 
 /// Allows `burst` events at once and `per_second` over time.
 #[derive(Clone, Debug)]
@@ -63,52 +62,54 @@ impl TokenBucket {
     }
 }
 
-/// One bucket for each peer.
+/// One bucket for each peer, or for each address.
 #[derive(Debug)]
-pub(super) struct PeerRates {
+pub(super) struct Rates<K> {
     per_second: f64,
     burst: f64,
-    peers: HashMap<PeerId, TokenBucket>,
+    buckets: HashMap<K, TokenBucket>,
 }
 
-impl PeerRates {
+impl<K: Copy + Eq + Hash> Rates<K> {
     pub(super) fn new(per_second: f64, burst: f64) -> Self {
         Self {
             per_second,
             burst,
-            peers: HashMap::new(),
+            buckets: HashMap::new(),
         }
     }
 
-    /// Takes a token of `peer` if there is one.
-    pub(super) fn try_take(&mut self, peer: PeerId, now: Instant) -> bool {
-        self.bucket(peer, now)
+    /// Takes a token of `of` if there is one.
+    pub(super) fn try_take(&mut self, of: K, now: Instant) -> bool {
+        self.bucket(of, now)
             .is_none_or(|bucket| bucket.try_take(now))
     }
 
-    /// Takes a token of `peer`, on credit if need be, and says how long it has to wait for it.
-    pub(super) fn take(&mut self, peer: PeerId, now: Instant) -> Duration {
-        self.bucket(peer, now)
+    /// Takes a token of `of`, on credit if need be, and says how long it has to wait for it.
+    pub(super) fn take(&mut self, of: K, now: Instant) -> Duration {
+        self.bucket(of, now)
             .map_or(Duration::ZERO, |bucket| bucket.take(now))
     }
 
-    /// Where [`MAX_PEERS`] others have used theirs up, a newcomer goes unrecorded: it costs a fresh identity and a
+    /// Where [`MAX_RECORDED`] others have used theirs up, a newcomer goes unrecorded: it costs a fresh identity and a
     /// connection each time, and those are bounded elsewhere.
-    fn bucket(&mut self, peer: PeerId, now: Instant) -> Option<&mut TokenBucket> {
-        if self.peers.len() >= MAX_PEERS {
-            self.peers.retain(|_, bucket| !bucket.is_full(now));
+    fn bucket(&mut self, of: K, now: Instant) -> Option<&mut TokenBucket> {
+        if self.buckets.len() >= MAX_RECORDED {
+            self.buckets.retain(|_, bucket| !bucket.is_full(now));
         }
-        if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&peer) {
+        if self.buckets.len() >= MAX_RECORDED && !self.buckets.contains_key(&of) {
             return None;
         }
         let (per_second, burst) = (self.per_second, self.burst);
         let fresh = || TokenBucket::new(per_second, burst, now);
-        Some(self.peers.entry(peer).or_insert_with(fresh))
+        Some(self.buckets.entry(of).or_insert_with(fresh))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use libp2p::PeerId;
+
     use super::*;
 
     #[test]
@@ -132,11 +133,11 @@ mod tests {
 
     #[test]
     fn strangers_cannot_grow_the_record() {
-        let (mut rates, now) = (PeerRates::new(1.0, 1.0), Instant::now());
-        for _ in 0..2 * MAX_PEERS {
+        let (mut rates, now) = (Rates::new(1.0, 1.0), Instant::now());
+        for _ in 0..2 * MAX_RECORDED {
             assert!(rates.try_take(PeerId::random(), now));
         }
-        assert_eq!(rates.peers.len(), MAX_PEERS);
+        assert_eq!(rates.buckets.len(), MAX_RECORDED);
     }
 
     #[test]

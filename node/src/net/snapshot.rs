@@ -31,7 +31,7 @@ use super::{
     frame::{self, FrameError},
     names::What,
     peers::Peers,
-    rate::PeerRates,
+    rate::Rates,
     slots::{Slot, Slots},
     streams::{Acceptor, OpenError, PeerStream},
 };
@@ -187,7 +187,7 @@ async fn ask(stream: &mut PeerStream, wanted: Wanted) -> Result<SnapshotHead, Sn
 /// the others nothing.
 pub(super) async fn serve(peers: Peers, mut streams: Acceptor, source: Arc<dyn SnapshotSource>) {
     let slots = Slots::new(MAX_CONCURRENT, MAX_CONCURRENT_OF_ORIGIN);
-    let mut rates = PeerRates::new(PER_SECOND, BURST);
+    let mut rates = Rates::new(PER_SECOND, BURST);
     while let Some(mut stream) = streams.recv().await {
         let allowed = rates.try_take(stream.peer(), Instant::now());
         let (peers, source, slots) = (peers.clone(), source.clone(), slots.clone());

@@ -145,7 +145,7 @@ async fn more_spliced_streams_than_there_are_places_cost_the_neighbour_nothing()
         .await
         .unwrap();
     futures::AsyncWriteExt::flush(&mut link).await.unwrap();
-    assert_eq!(node.frames.recv().await, Some(frame(1)));
+    assert_eq!(node.next_frame().await, Some(frame(1)));
     assert_eq!(node.metric("net_offences_total"), 0);
     assert!(neighbour.is_connected());
     // Too many of its own are its own doing.

@@ -11,9 +11,13 @@ use futures::StreamExt as _;
 use libp2p::{PeerId, Swarm, SwarmBuilder, identify, noise, swarm::NetworkBehaviour, tcp, yamux};
 use prometheus_client::registry::Registry;
 use souk_crypto::{NetworkId, NetworkParams, NodeKey};
-use souk_node::net::{
-    CardValidator, Client, ClientConfig, LogPath, LogSource, Multiaddr, Node, NodeAddress,
-    NodeConfig, Origin, RelayedStream, Services, Snapshot, SnapshotSource, Topic, Verdict, node_id,
+use souk_node::{
+    mix::Arrival,
+    net::{
+        CardValidator, Client, ClientConfig, LogPath, LogSource, Multiaddr, Node, NodeAddress,
+        NodeConfig, Origin, RelayedStream, Services, Snapshot, SnapshotSource, Topic, Verdict,
+        node_id,
+    },
 };
 use souk_sphinx::{Epoch, Frame, Packet, packet::PACKET_LEN};
 use tokio::sync::{mpsc, watch};
@@ -116,7 +120,7 @@ pub(crate) struct TestNode {
     pub(crate) node: Node,
     pub(crate) judge: Arc<Judge>,
     pub(crate) shelf: Arc<Shelf>,
-    pub(crate) frames: mpsc::Receiver<Frame>,
+    frames: mpsc::Receiver<Arrival>,
     pub(crate) relayed: mpsc::Receiver<RelayedStream>,
     pub(crate) registry: Registry,
 }
@@ -187,6 +191,16 @@ impl TestNode {
         prometheus_client::encoding::text::encode(&mut text, &self.registry)
             .expect("writing to a string");
         text
+    }
+
+    /// The next frame from any link.
+    pub(crate) async fn next_frame(&mut self) -> Option<Frame> {
+        self.frames.recv().await.map(|arrival| arrival.frame)
+    }
+
+    /// Whether there was one; it is gone.
+    pub(crate) fn had_frame(&mut self) -> bool {
+        self.frames.try_recv().is_ok()
     }
 
     /// Value of a counter, summed over its labels.

@@ -30,7 +30,7 @@ use crate::net::{
     frame::{self, FrameError},
     names::What,
     peers::Peers,
-    rate::{PeerRates, TokenBucket},
+    rate::{Rates, TokenBucket},
     streams::{Acceptor, PeerStream},
 };
 
@@ -145,7 +145,7 @@ impl Server {
 
     /// Splices clients to providers.
     pub(crate) async fn serve_connections(self, mut streams: Acceptor) {
-        let mut rates = PeerRates::new(CONNECTS_PER_SECOND, CONNECTS_BURST);
+        let mut rates = Rates::new(CONNECTS_PER_SECOND, CONNECTS_BURST);
         while let Some(mut stream) = streams.recv().await {
             let client = stream.peer();
             let allowed = rates.try_take(client, Instant::now());
