@@ -144,6 +144,12 @@ impl ReplayTags {
         std::mem::take(&mut self.unwritten)
     }
 
+    /// Takes tags back that could not be written, ahead of those that have come since: the packets of theirs that wait still
+    /// must not go on without them.
+    pub fn put_back(&mut self, tags: Vec<ReplayTag>) {
+        self.unwritten.splice(0..0, tags);
+    }
+
     fn used_by(&mut self, source: TagSource) -> &mut usize {
         if self.used.len() >= MAX_SOURCES && !self.used.contains_key(&source) {
             return &mut self.used_by_others;
@@ -223,6 +229,18 @@ mod tests {
         }
         assert_eq!(tags.used.len(), MAX_SOURCES);
         assert_eq!(tags.used_by_others, MAX_SOURCES);
+    }
+
+    #[test]
+    fn tags_that_could_not_be_written_are_written_first_the_next_time() {
+        let mut tags = ReplayTags::new(30);
+        for n in 0..2 {
+            assert_eq!(tags.insert(tag(n), ONE), Ok(()));
+        }
+        let failed = tags.unwritten();
+        assert_eq!(tags.insert(tag(2), ONE), Ok(()));
+        tags.put_back(failed);
+        assert_eq!(tags.unwritten(), [0, 1, 2].map(tag));
     }
 
     proptest! {

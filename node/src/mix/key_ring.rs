@@ -213,16 +213,20 @@ impl EpochKeys {
         peel(&self.secret, &frame.packet, |tag| self.take(tag, source))
     }
 
-    /// Writes all tags taken so far to the disk.
+    /// Writes all tags taken so far to the disk. After an error they are written with the next.
     pub(super) fn persist(&self) -> Result<(), TagLogError> {
         // The log is locked first, so that a second call cannot return before the tags that it misses are written.
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         let tags = self.tags().unwritten();
         if tags.is_empty() {
-            Ok(())
-        } else {
-            log.append(&tags)
+            return Ok(());
         }
+        let written = log.append(&tags);
+        if written.is_err() {
+            // Among them are tags of packets that wait for a later call: it must not find nothing to write.
+            self.tags().put_back(tags);
+        }
+        written
     }
 
     fn take(&self, tag: ReplayTag, source: TagSource) -> Result<(), TagRefused> {
@@ -340,17 +344,17 @@ mod tests {
     /// Packets under the key of an epoch that holds eight tags.
     struct Small {
         keys: EpochKeys,
-        _folder: tempfile::TempDir,
+        folder: tempfile::TempDir,
     }
 
     impl Small {
-        fn new() -> Self {
+        fn new(log: impl FnOnce(&Path) -> TagLog) -> Self {
             let folder = tempfile::tempdir().expect("a folder");
             let secret = MixSecret::generate(&mut rand::rng());
-            let log = TagLog::create(&folder.path().join("7.tags"), Epoch(7)).expect("created");
+            let log = log(&folder.path().join("7.tags"));
             Self {
                 keys: EpochKeys::new(Epoch(7), secret, ReplayTags::new(8), log),
-                _folder: folder,
+                folder,
             }
         }
 
@@ -375,15 +379,34 @@ mod tests {
         }
     }
 
+    fn empty_log(path: &Path) -> TagLog {
+        TagLog::create(path, Epoch(7)).expect("created")
+    }
+
     #[test]
     fn packets_of_others_pass_when_one_source_has_sent_all_that_it_could() {
-        let small = Small::new();
+        let small = Small::new(empty_log);
         let (greedy, honest) = (TagSource(1), TagSource(2));
         let passed = (0..20).filter(|_| small.peel(greedy).is_ok()).count();
         assert_eq!(passed, 4);
         let refused = small.peel(greedy).expect_err("its share is used");
         assert!(matches!(refused, PeelError::Tag(TagRefused::ShareUsed)));
         assert!(small.peel(honest).is_ok());
+    }
+
+    #[test]
+    fn tags_that_a_full_disk_did_not_take_are_written_before_any_packet_goes_on() {
+        let small = Small::new(|_| TagLog::on_a_full_disk());
+        // Two batches wait for their tags; the first call is about both.
+        small.peel(TagSource(1)).expect("a first packet");
+        small.peel(TagSource(2)).expect("a second one");
+        small.keys.persist().expect_err("the disk is full");
+        small.keys.persist().expect_err("nothing is written yet");
+        let path = small.folder.path().join("7.tags");
+        *small.keys.log.lock().expect("no test panicked") = empty_log(&path);
+        small.keys.persist().expect("there is room again");
+        let (_, written) = TagLog::open(&path, Epoch(7)).expect("sound");
+        assert_eq!(written.len(), 2);
     }
 
     #[test]

@@ -168,17 +168,25 @@ impl TagLogError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_full_disk_is_an_error_and_names_the_file() {
+impl TagLog {
+    /// A log on a disk without room.
+    pub(super) fn on_a_full_disk() -> Self {
         let path = PathBuf::from("/dev/full");
         let file = File::options()
             .write(true)
             .open(&path)
             .expect("Linux has it");
-        let mut log = TagLog { file, path, end: 0 };
+        Self { file, path, end: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_an_error_and_names_the_file() {
+        let mut log = TagLog::on_a_full_disk();
         let error = log.append(&[tag(1)]).expect_err("the disk is full");
         assert_eq!(error.to_string(), "cannot write replay tags /dev/full");
     }
