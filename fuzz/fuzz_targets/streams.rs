@@ -11,7 +11,7 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((which, bytes)) = bytes.split_first() else {
         return;
     };
-    match which % 12 {
+    match which % 13 {
         0 => message::<cards::Request>(bytes, cards::REQUEST_CAP),
         1 => message::<cards::Head>(bytes, cards::HEAD_CAP),
         2 => page(bytes),
@@ -23,6 +23,7 @@ fuzz_target!(|bytes: &[u8]| {
         8 => message::<relay::Splice>(bytes, relay::REQUEST_CAP),
         9 => message::<relay::Answer>(bytes, relay::ANSWER_CAP),
         10 => path(bytes),
+        11 => message::<relay::Spliced>(bytes, bytes.len()),
         _ => answer(bytes),
     }
 });

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use souk_market::units::RelayToken;
-use souk_node::net::{RelayConnectError, connect_via};
+use souk_node::{
+    mix::Links as _,
+    net::{RelayConnectError, RelayStream, RelayedStream, connect_via},
+};
+use souk_sphinx::HopAddress;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{
@@ -156,4 +160,100 @@ async fn more_spliced_streams_than_there_are_places_cost_the_neighbour_nothing()
         node.metric("net_offences_total") >= 6
     })
     .await;
+}
+
+/// Sessions of one lease, and one that is to go on whatever the others do.
+async fn sessions(
+    relay: &TestNode,
+    provider: &mut TestNode,
+    token: &RelayToken,
+) -> (
+    Vec<(RelayStream, RelayedStream)>,
+    (RelayStream, RelayedStream),
+) {
+    let (address, at) = (relay.address("quic").await, provider.node.peers().local());
+    let mut all = Vec::new();
+    for _ in 0..7 {
+        let near = connect_via(&client_config(), &address, at, token).await;
+        all.push((near.unwrap(), provider.relayed.recv().await.unwrap()));
+    }
+    let last = all.pop().unwrap();
+    (all, last)
+}
+
+/// Writes more than all buffers on the way hold, and tells once they must be full.
+fn flood(mut to: impl tokio::io::AsyncWrite + Unpin + Send + 'static) -> impl Future<Output = ()> {
+    let (tell, full) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        to.write_all(&[7; 600 << 10]).await.unwrap();
+        let _ = tell.send(());
+        // It ends with the test.
+        let _ = to.write_all(&vec![7; 8 << 20]).await;
+    });
+    async { full.await.unwrap() }
+}
+
+/// The last session carries 4 MiB there and back, and frames of the mix pass from one node to the other.
+async fn goes_on(
+    last: (RelayStream, RelayedStream),
+    provider: &mut TestNode,
+    relay: &mut TestNode,
+) {
+    const LEN: usize = 4 << 20;
+    let (near, far) = last;
+    let (mut near_reader, mut near_writer) = tokio::io::split(near);
+    let (mut far_reader, mut far_writer) = tokio::io::split(far.stream);
+    let (mut there, mut back) = (vec![0; LEN], vec![0; LEN]);
+    let (near_data, far_data) = (vec![1; LEN], vec![2; LEN]);
+    let all = async {
+        tokio::try_join!(
+            near_writer.write_all(&near_data),
+            far_writer.write_all(&far_data),
+            far_reader.read_exact(&mut there),
+            near_reader.read_exact(&mut back),
+        )
+    };
+    tokio::time::timeout(PATIENCE, all).await.unwrap().unwrap();
+    assert!(there == near_data && back == far_data);
+    pass_a_frame(provider, relay).await;
+    pass_a_frame(relay, provider).await;
+}
+
+/// A frame of the mix from one node to the other, which are connected.
+async fn pass_a_frame(from: &TestNode, to: &mut TestNode) {
+    let id = to.node.peers().local();
+    from.node.links().set_links(vec![(id, Vec::new())]);
+    let hop = HopAddress(*id.as_bytes());
+    from.node.links().try_send(hop, frame(5)).unwrap();
+    let arrived = tokio::time::timeout(PATIENCE, to.next_frame()).await;
+    assert_eq!(arrived.unwrap(), Some(frame(5)));
+    assert_eq!(from.metric("net_offences_total"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_do_not_read_hold_up_nobody_else() {
+    let mut relay = busy_relay().await;
+    let (mut provider, token) = provider_behind(&relay).await;
+    let (greedy, last) = sessions(&relay, &mut provider, &token).await;
+    let mut unread = Vec::new();
+    for (near, far) in greedy {
+        unread.push(near);
+        flood(far.stream).await;
+    }
+    goes_on(last, &mut provider, &mut relay).await;
+    assert_eq!(provider.node.peers().info().await.connections, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn instances_that_do_not_read_hold_up_nobody_else() {
+    let mut relay = busy_relay().await;
+    let (mut provider, token) = provider_behind(&relay).await;
+    let (greedy, last) = sessions(&relay, &mut provider, &token).await;
+    let mut unread = Vec::new();
+    for (near, far) in greedy {
+        unread.push(far);
+        flood(near).await;
+    }
+    goes_on(last, &mut provider, &mut relay).await;
+    assert_eq!(provider.node.peers().info().await.connections, 1);
 }

@@ -13,6 +13,15 @@ pub const REQUEST_CAP: usize = 96;
 /// Longest answer, in bytes.
 pub const ANSWER_CAP: usize = 16;
 
+/// Most bytes of a session in one message of a spliced stream.
+pub const SPLICED_BYTES: usize = 16 * 1024;
+
+/// Longest message of a spliced stream, in bytes.
+pub const SPLICED_CAP: usize = SPLICED_BYTES + 16;
+
+/// Bytes of a session that either side of a spliced stream may send before the other has said that it passed some on.
+pub const SPLICED_WINDOW: usize = 256 * 1024;
+
 /// Provider to relay, on the registration stream.
 #[derive(Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Registration {
@@ -56,6 +65,30 @@ pub struct Splice {
     /// The token that the client brought.
     #[n(0)]
     pub token: ByteArray<32>,
+}
+
+/// What relay and provider send each other over a spliced stream once it stands.
+#[derive(PartialEq, Eq, Encode, Decode)]
+pub enum Spliced {
+    /// Bytes of the session; at least one, at most [`SPLICED_BYTES`].
+    #[n(0)]
+    Bytes(#[cbor(n(0), with = "minicbor::bytes")] Vec<u8>),
+    /// So many more bytes were passed on, and may be sent again.
+    #[n(1)]
+    Taken(#[n(0)] u32),
+    /// The session has no more bytes in this direction.
+    #[n(2)]
+    End,
+}
+
+impl fmt::Debug for Spliced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => write!(f, "Bytes({} bytes)", bytes.len()),
+            Self::Taken(count) => write!(f, "Taken({count})"),
+            Self::End => f.write_str("End"),
+        }
+    }
 }
 
 impl fmt::Debug for Connect {

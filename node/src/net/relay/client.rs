@@ -6,6 +6,8 @@ use souk_crypto::NodeId;
 use souk_market::units::RelayToken;
 use souk_wire::relay::{ANSWER_CAP, Answer, Connect, Status};
 
+use tokio_util::either::Either;
+
 use crate::net::{
     address::NodeAddress,
     config::ClientConfig,
@@ -63,8 +65,8 @@ pub async fn connect_via(
     let answer: Answer = frame::read_message(&mut stream, ANSWER_CAP, 3 * STEP).await?;
     match answer.status {
         Status::Ok => Ok(RelayStream {
-            stream,
-            _swarm: Some(peers),
+            stream: Either::Left(stream),
+            _held: Either::Left(peers),
         }),
         Status::Unknown => Err(RelayConnectError::Unknown),
         Status::Busy => Err(RelayConnectError::Busy),

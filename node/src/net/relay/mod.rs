@@ -5,7 +5,7 @@
 //!  client   ── relay-connect: {provider, token} ────► relay          (one-session identity)
 //!                                 relay ── relay-splice: {token} ──► provider
 //!  client  ◄── status ── relay ◄── status ── provider
-//!  client ◄═══════ bytes, copied with bounded buffers, a quota and an idle limit ═══════► provider
+//!  client ◄══ bytes, with a quota and an idle limit ══► relay ◄══ bytes, paced by their reader ══► provider
 //! ```
 //!
 //! The relay learns that some address talks to some provider, and neither lease nor key: SSH runs end to end inside. The
@@ -13,6 +13,7 @@
 //! a registry that leaks opens nothing, and nobody without a token reaches the provider at all.
 
 mod client;
+mod paced;
 mod provider;
 mod registry;
 mod server;
@@ -21,6 +22,8 @@ use std::time::Duration;
 
 use souk_crypto::NodeId;
 use souk_market::units::RelayToken;
+use tokio::io::DuplexStream;
+use tokio_util::{either::Either, sync::DropGuard};
 
 pub use client::{RelayConnectError, connect_via};
 pub use provider::{MAX_REGISTRATIONS, RelayRegistrations, WARM_RELAYS};
@@ -33,6 +36,9 @@ use super::{
 
 /// How long each step of setting a session up may take.
 const STEP: Duration = Duration::from_secs(10);
+
+/// How long a stream between provider and relay may be silent: its connection is watched by pings.
+const SILENCE: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// What relays are told of a token in advance.
 fn hash(token: &RelayToken) -> TokenHash {
@@ -57,9 +63,10 @@ pub struct RelayedStream {
 /// Bytes that travel over a relay.
 #[derive(Debug)]
 pub struct RelayStream {
-    stream: PeerStream,
-    // A client's swarm lives as long as its stream.
-    _swarm: Option<Peers>,
+    /// A client's own stream, or a provider's end of one that is paced.
+    stream: Either<PeerStream, DuplexStream>,
+    /// A client's swarm lives as long as its stream; what paces a provider's stream ends with it.
+    _held: Either<Peers, DropGuard>,
 }
 
 io_through!(RelayStream, stream);

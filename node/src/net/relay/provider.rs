@@ -21,12 +21,15 @@ use std::{
 use libp2p::Multiaddr;
 use souk_crypto::NodeId;
 use souk_market::units::RelayToken;
-use souk_wire::relay::{ANSWER_CAP, Answer, REQUEST_CAP, Registration, Splice, Status};
+use souk_wire::relay::{
+    ANSWER_CAP, Answer, REQUEST_CAP, Registration, SPLICED_BYTES, Splice, Status,
+};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
     time::{sleep, timeout_at},
 };
+use tokio_util::{either::Either, sync::CancellationToken};
 
 use crate::net::{
     address,
@@ -38,7 +41,7 @@ use crate::net::{
     streams::{Acceptor, PeerStream},
 };
 
-use super::{RelayStream, RelayedStream, STEP, TokenHash};
+use super::{RelayStream, RelayedStream, STEP, TokenHash, paced};
 
 /// Registrations of one provider at one time: a connection and a task each. Leases share them. When all are taken, a
 /// lease goes over those of its relays that are among them, and is refused where none is.
@@ -269,14 +272,17 @@ impl RelayRegistrations {
         let status = place.as_ref().err().copied().unwrap_or(Status::Ok);
         let written = frame::write_message(&mut stream, &Answer { status }).await;
         if let (Ok((relay, place)), Ok(())) = (place, written) {
+            let (near, instance) = tokio::io::duplex(SPLICED_BYTES);
+            let dropped = CancellationToken::new();
             place.send(RelayedStream {
                 token,
                 relay,
                 stream: RelayStream {
-                    stream,
-                    _swarm: None,
+                    stream: Either::Right(instance),
+                    _held: Either::Right(dropped.clone().drop_guard()),
                 },
             });
+            return paced::carry(near, stream, &dropped).await.err().flatten();
         }
         None
     }

@@ -1,7 +1,8 @@
 //! The relay's side: registrations, and splicing.
 //!
-//! Threats: clients that try tokens, ask faster than anybody needs, or hold sessions that carry nothing; a provider that does not
-//! answer. Rates, deadlines, an idle limit and a quota end each of them, and nothing is logged of a session.
+//! Threats: clients that try tokens, ask faster than anybody needs, hold sessions that carry nothing, or do not read what theirs
+//! carry; a provider that does not answer. Rates, deadlines, an idle limit and a quota end each of them, what is not read waits
+//! within the bounds of its own session, and nothing is logged of a session.
 
 use std::{
     io,
@@ -19,9 +20,10 @@ use souk_crypto::NodeId;
 use souk_market::units::RelayToken;
 use souk_wire::relay::{ANSWER_CAP, Answer, Connect, REQUEST_CAP, Registration, Splice, Status};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::net::{
     address,
@@ -35,7 +37,7 @@ use crate::net::{
 };
 
 use super::{
-    STEP, TokenHash,
+    SILENCE, STEP, TokenHash, paced,
     registry::{Admission, Registry},
 };
 
@@ -45,12 +47,6 @@ const SESSION_IDLE: Duration = Duration::from_secs(30 * 60);
 
 /// Bytes of one session, both directions together: 64 GiB.
 const SESSION_QUOTA_BYTES: u64 = 64 << 30;
-
-/// One buffer of a session, of which there are two.
-const BUFFER: usize = 16 * 1024;
-
-/// How long a registration stream may be silent; the provider's connection is watched by pings.
-const REGISTRATION_IDLE: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Registrations of one provider; a faster one is slowed down to it.
 const CHANGES_PER_SECOND: f64 = 20.0;
@@ -111,7 +107,7 @@ impl Server {
         let admitted = self.registry().handle_registered(peer, number);
         let mut rate = TokenBucket::new(CHANGES_PER_SECOND, CHANGES_BURST, Instant::now());
         loop {
-            let read = frame::read_message(&mut stream, REQUEST_CAP, REGISTRATION_IDLE).await;
+            let read = frame::read_message(&mut stream, REQUEST_CAP, SILENCE).await;
             let change = match read {
                 Ok(change) => change,
                 Err(error) => return error.offence(),
@@ -201,8 +197,10 @@ impl Server {
         frame::write_message(stream, &Answer { status })
             .await
             .map_err(|_| None)?;
-        if let Some(onward) = onward {
-            self.splice(stream, onward).await;
+        if let Some(onward) = onward
+            && let Some(offence) = self.splice(stream, onward).await
+        {
+            self.peers.report(peer, offence).await;
         }
         Ok(())
     }
@@ -229,17 +227,20 @@ impl Server {
         }
     }
 
-    async fn splice(&self, client: &mut PeerStream, mut provider: PeerStream) {
+    /// Carries a session to its end; what the provider is to be blamed for, if anything.
+    async fn splice(&self, client: &mut PeerStream, mut provider: PeerStream) -> Option<Offence> {
         let read = Arc::new(AtomicU64::new(0));
-        let mut client = Metered::new(client, read.clone());
-        let mut provider = Metered::new(&mut provider, read.clone());
-        let copy = copy_bidirectional_with_sizes(&mut client, &mut provider, BUFFER, BUFFER);
-        tokio::select! {
-            // How a session ended is between its two ends.
-            _ = copy => {}
-            () = silence(&read) => {}
-        }
+        let client = Metered::new(client, read.clone());
+        let provider = Metered::new(&mut provider, read.clone());
+        // The client's stream is held until the session is over.
+        let held = CancellationToken::new();
+        let ended = tokio::select! {
+            // How else a session ended is between its two ends.
+            ended = paced::carry(client, provider, &held) => ended.err().flatten(),
+            () = silence(&read) => None,
+        };
         self.counters.count_relayed(read.load(Ordering::Relaxed));
+        ended
     }
 }
 
