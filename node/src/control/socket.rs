@@ -46,6 +46,16 @@ pub enum SocketError {
         /// The file.
         path: PathBuf,
     },
+    /// Its owner could put a socket of their own in its place.
+    #[error(
+        "the folder {folder} belongs to the user with the number {owner}; make control.socket a path in a folder of your own"
+    )]
+    OthersFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
     /// Others could put a socket of their own in its place.
     #[error("the folder {folder} can be written to by others (mode {mode:o}); `chmod 700 {folder}`", mode = mode & 0o7777)]
     OpenFolder {
@@ -96,11 +106,19 @@ impl Socket {
             .mode(0o700 | pass(mode, 0o070) | pass(mode, 0o007))
             .create(folder)
             .map_err(io)?;
-        let of_folder = fs::metadata(folder).map_err(io)?.mode();
-        if of_folder & 0o022 != 0 {
+        let of_folder = fs::metadata(folder).map_err(io)?;
+        // Root can do everything anyway.
+        let trusted = [0, rustix::process::geteuid().as_raw()];
+        if !trusted.contains(&of_folder.uid()) {
+            return Err(SocketError::OthersFolder {
+                folder: folder.to_owned(),
+                owner: of_folder.uid(),
+            });
+        }
+        if of_folder.mode() & 0o022 != 0 {
             return Err(SocketError::OpenFolder {
                 folder: folder.to_owned(),
-                mode: of_folder,
+                mode: of_folder.mode(),
             });
         }
         match fs::symlink_metadata(path) {

@@ -292,6 +292,20 @@ async fn a_folder_that_others_write_to_and_a_long_path_are_refused() {
     ));
 }
 
+#[test]
+fn a_folder_of_another_user_is_refused_needs_root() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("temporary folder");
+    std::os::unix::fs::chown(folder.path(), Some(65_534), None).expect("given away");
+    assert!(matches!(
+        Socket::bind(&folder.path().join("s")),
+        Err(SocketError::OthersFolder { owner: 65_534, .. })
+    ));
+}
+
 #[tokio::test]
 async fn a_monitoring_socket_answers_what_changes_nothing_and_refuses_the_rest() {
     let folder = tempfile::tempdir().expect("temporary folder");

@@ -14,7 +14,7 @@ use souk_backend::Backend;
 use souk_crypto::{NodeId, SealKey, UnixTime};
 use souk_market::{
     admission::{Accepted, Admission, Decision, Situation},
-    envelope::VerifiedEnvelope,
+    envelope::{AUTHORIZATION_NONE, VerifiedEnvelope},
     lifecycle::{Lease, Phase, Requested, Terms},
     log::{Entry, HourBucket, RefusalEntry},
     moment::{ClockWatch, SteadyTime},
@@ -44,7 +44,10 @@ use crate::{
 /// Tasks of leases at one time, the open ones and those that answer for closed ones. Each takes about 50 KiB.
 pub(super) const MAX_TASKS: usize = 512;
 /// Leases that can be asked about, open and closed; 100 bytes each. When full, new requests are refused as busy.
-const MAX_REMEMBERED: usize = 65_536;
+const MAX_REMEMBERED: usize = 131_072;
+/// Of those, the ones that leases without a voucher may take: 136 an hour over the 30 days that each is remembered, more than the
+/// default of `anonymous_per_hour`. The rest is for vouched leases, since nobody has to pay for the others.
+const MAX_REMEMBERED_ANONYMOUS: usize = MAX_REMEMBERED / 4 * 3;
 /// Refusals being sealed and sent at one time.
 const MAX_REFUSING: usize = 64;
 /// Messages of one lease that wait. A holder that sends more loses them, and polls again.
@@ -232,8 +235,10 @@ impl Router {
             anonymous_active: self.shared.board.anonymous(),
             draining: !self.shared.intake.borrow().is_open(),
         };
-        let is_full = self.tasks.len() >= MAX_TASKS || self.requests.len() >= MAX_REMEMBERED;
         let request = &envelope.grant.request;
+        let is_anonymous = envelope.grant.authorization.kind == AUTHORIZATION_NONE;
+        let is_full =
+            self.tasks.len() >= MAX_TASKS || !remembers_one_more(self.requests.len(), is_anonymous);
         let is_new = !self.requests.contains_key(request);
         let decision = if is_full && is_new {
             self.admission.refuse(Reason::Busy)
@@ -547,6 +552,15 @@ impl Router {
     }
 }
 
+/// Whether there is room for another lease beside so many that can be asked about.
+fn remembers_one_more(remembered: usize, is_anonymous: bool) -> bool {
+    let places = match is_anonymous {
+        true => MAX_REMEMBERED_ANONYMOUS,
+        false => MAX_REMEMBERED,
+    };
+    remembered < places
+}
+
 /// What admission has to remember of a lease that was accepted in an earlier life.
 fn accepted_again(record: &LeaseRecord) -> Accepted {
     let (contract, terms) = (&record.contract, record.row.terms());
@@ -575,5 +589,18 @@ fn accepted_and_lost(request: RequestId, accepted: &store::Accepted) -> Accepted
         anonymous: false,
         accepted_at: UnixTime(0),
         forget_at: accepted.forget_at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leases_without_a_voucher_leave_room_for_those_with_one() {
+        assert!(remembers_one_more(MAX_REMEMBERED_ANONYMOUS - 1, true));
+        assert!(!remembers_one_more(MAX_REMEMBERED_ANONYMOUS, true));
+        assert!(remembers_one_more(MAX_REMEMBERED_ANONYMOUS, false));
+        assert!(!remembers_one_more(MAX_REMEMBERED, false));
     }
 }
