@@ -62,6 +62,14 @@ const MASKED_FILES: [&str; 11] = [
     "proc/vmallocinfo",
 ];
 
+/// What the kernel lends to a whole user namespace and charges to whoever made it as well, so to the host's root or the node's
+/// user: a tenant that took all of that would leave none to other leases and the host. By default the host has 128 inotify
+/// instances for one user; an editor or a watcher of files takes one.
+const LENT: [(&str, &str); 2] = [
+    ("proc/sys/user/max_inotify_instances", "8"),
+    ("proc/sys/user/max_inotify_watches", "8192"),
+];
+
 /// Folders of `/proc` through which a kernel is configured.
 const READ_ONLY_FOLDERS: [&str; 6] = [
     "proc/acpi",
@@ -157,6 +165,7 @@ pub(crate) fn enter(plan: &Plan) -> Result<(), StageError> {
     }
     attach(&var_tmp?, "var/tmp").at("attaching /var/tmp")?;
     devices_folder(&devices, &pts, &shm?)?;
+    bound_what_is_lent()?;
     mask_proc()
 }
 
@@ -306,6 +315,17 @@ fn devices_folder(devices: &[OwnedFd], pts: &OwnedFd, shm: &OwnedFd) -> Result<(
         symlinkat(target, &dev, name).at(stage)?;
     }
     read_only(c"dev").at(stage)
+}
+
+fn bound_what_is_lent() -> Result<(), StageError> {
+    for (path, most) in LENT {
+        match std::fs::write(path, most) {
+            // A kernel that was built without it lends none.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            written => written.at("bounding what the kernel lends")?,
+        }
+    }
+    Ok(())
 }
 
 fn mask_proc() -> Result<(), StageError> {

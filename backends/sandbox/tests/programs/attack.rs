@@ -10,6 +10,7 @@ use std::{
 unsafe extern "C" {
     fn syscall(number: i64, ...) -> i64;
     fn fork() -> i32;
+    fn inotify_init1(flags: i32) -> i32;
     fn kill(pid: i32, signal: i32) -> i32;
     fn pause() -> i32;
     fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
@@ -135,6 +136,11 @@ fn main() {
         Some("files") => {
             let made =
                 (0..amount(1)).take_while(|n| std::fs::write(format!("/tmp/file-{n}"), "").is_ok());
+            println!("{}", made.count());
+        }
+        Some("inotify") => {
+            // They stay open until this process ends.
+            let made = (0..amount(1)).take_while(|_| unsafe { inotify_init1(0) } >= 0);
             println!("{}", made.count());
         }
         Some("spin") => {

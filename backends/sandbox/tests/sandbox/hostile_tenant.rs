@@ -16,6 +16,7 @@ for_both_users!(
     a_memory_bomb_is_stopped_and_nobody_else_notices,
     a_disk_bomb_stops_at_its_size_and_nobody_else_notices,
     a_cpu_hog_gets_its_share,
+    what_the_kernel_lends_to_a_user_is_not_used_up,
     the_agent_survives_signals_and_shows_nothing,
     kernel_subsystems_are_closed,
     arguments_that_reach_others_are_refused,
@@ -102,6 +103,12 @@ fn a_disk_bomb_stops_at_its_size_and_nobody_else_notices(fixture: &Fixture) {
         (1_000..=16 * 256).contains(&files.parse::<u32>().unwrap()),
         "{files}"
     );
+}
+
+fn what_the_kernel_lends_to_a_user_is_not_used_up(fixture: &Fixture) {
+    let (made, status) = attack(fixture, "attack inotify 1000");
+    assert_eq!(status, 0, "{made}");
+    assert_eq!(made, "8");
 }
 
 fn a_cpu_hog_gets_its_share(fixture: &Fixture) {
