@@ -8,7 +8,8 @@
 //!
 //! Threats: an entry that hands out cards made for one requester only (marked: no other entry has them), or leaves out
 //! all but its own (thinned: the others still show them), or that sends without end (sets are bounded, and one whose
-//! root does not fit its cards is thrown away whole).
+//! root does not fit its cards is thrown away whole), or that drowns what a provider says of its room and its log in messages
+//! of its own making (each set has one message for each node, by the key of the card that it shows).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -41,8 +42,6 @@ pub struct Gathering {
     sets: BTreeMap<NodeId, Set>,
     /// Every card is opened once, however many entries show it.
     opened: HashMap<CardDigest, Arc<VerifiedCard>>,
-    /// At most one of each entry for each node.
-    capacities: BTreeMap<NodeId, Vec<Arc<Verified<Capacity>>>>,
 }
 
 #[derive(Debug)]
@@ -50,6 +49,8 @@ struct Set {
     epoch: u64,
     root: Digest,
     cards: Vec<(NodeId, CardDigest)>,
+    /// The newest for each node, by the card key of its card in this set.
+    capacities: BTreeMap<NodeId, Arc<Verified<Capacity>>>,
 }
 
 /// What is wrong with the set of an entry; the set is dropped.
@@ -147,7 +148,6 @@ impl Gathering {
             private_addresses,
             sets: BTreeMap::new(),
             opened: HashMap::new(),
-            capacities: BTreeMap::new(),
         }
     }
 
@@ -168,12 +168,13 @@ impl Gathering {
             return Err(SetError::TooManyEntries);
         }
         let mut cards: Vec<(NodeId, CardDigest)> = Vec::new();
+        let mut capacities = BTreeMap::new();
         for object in objects {
             let card = match self.open(object) {
                 Ok(card) => card,
                 // Cards come first; what follows them is of another kind.
                 Err(SetError::Card(CardError::Card(OpenError::Header { field: "kind" }))) => {
-                    self.take_capacity(object);
+                    self.take_capacity(&mut capacities, &cards, object);
                     continue;
                 }
                 Err(SetError::Card(_)) if LogClaim::is_form_of(object) => continue,
@@ -191,7 +192,13 @@ impl Gathering {
         if snapshot::root(&self.network, epoch, digests) != root {
             return Err(SetError::Root);
         }
-        self.sets.insert(entry, Set { epoch, root, cards });
+        let set = Set {
+            epoch,
+            root,
+            cards,
+            capacities,
+        };
+        self.sets.insert(entry, set);
         Ok(())
     }
 
@@ -246,18 +253,25 @@ impl Gathering {
         Ok(card)
     }
 
-    /// A capacity message that is not good is as good as none: it decides nothing but an order of preference. Whether
-    /// its signer may speak for the node is seen when the card of the node is chosen.
-    fn take_capacity(&mut self, bytes: &[u8]) {
+    /// A capacity message that is not good is as good as none: it decides nothing but an order of preference, and what it says of
+    /// the log proves itself.
+    fn take_capacity(
+        &self,
+        taken: &mut BTreeMap<NodeId, Arc<Verified<Capacity>>>,
+        cards: &[(NodeId, CardDigest)],
+        bytes: &[u8],
+    ) {
         let Ok(capacity) = sign::open::<Capacity>(bytes, &self.network) else {
             return;
         };
-        let held = self.capacities.entry(capacity.node).or_default();
-        let newer = held
-            .iter()
-            .all(|other| other.at < capacity.at || other.signer() != capacity.signer());
-        if newer && held.len() < MAX_ENTRIES {
-            held.push(Arc::new(capacity));
+        let node = capacity.node;
+        let Ok(at) = cards.binary_search_by(|(listed, _)| listed.cmp(&node)) else {
+            return;
+        };
+        let is_its_own = *capacity.signer() == self.opened[&cards[at].1].sub_keys().card_key;
+        let is_newest = taken.get(&node).is_none_or(|held| held.at < capacity.at);
+        if is_its_own && is_newest {
+            taken.insert(node, Arc::new(capacity));
         }
     }
 
@@ -295,8 +309,9 @@ impl Gathering {
                 && capacity.card == card.sequence
                 && self.now < capacity.at.plus_s(CAPACITY_LIFE_S)
         };
-        let held = self.capacities.get(&card.node)?;
-        held.iter()
+        self.sets
+            .values()
+            .filter_map(|set| set.capacities.get(&card.node))
             .filter(speaks_of_it)
             .max_by_key(|capacity| capacity.at)
             .cloned()

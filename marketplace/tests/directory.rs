@@ -461,6 +461,35 @@ fn capacity_in_a_set_counts_only_from_the_card_key_of_its_node() {
     assert_eq!(market.cards[0].level(0, 0), Some(Level::Some));
 }
 
+#[test]
+fn no_entry_drowns_what_a_provider_says_of_its_room() {
+    let node = Node::new(1);
+    let directory = with_cards(&[&node]);
+    let set = directory.snapshot(NOW, 5);
+    let entry = |n: u64| Node::new(1_000 + n).node.public();
+    let honest = node.capacity(1, NOW.minus_s(60), Level::Some);
+    let forged: Vec<_> = (0..9)
+        .map(|seed| {
+            let by_another_key = Node {
+                node: node.node.clone(),
+                ..Node::new(50 + seed)
+            };
+            by_another_key.capacity(1, NOW.minus_s(seed), Level::None)
+        })
+        .collect();
+    let forged = || forged.iter().map(Vec::as_slice);
+    let mut gathering = Gathering::new(network(), true, NOW);
+    let refused = gathering.handle_set(entry(0), 6, set.root(), set.objects().chain(forged()));
+    assert!(matches!(refused, Err(SetError::Root)));
+    for (n, told) in [(1, forged().collect()), (2, vec![&honest[..]])] {
+        gathering
+            .handle_set(entry(n), 5, set.root(), set.objects().chain(told))
+            .expect("fits its root");
+    }
+    let market = gathering.compare(2);
+    assert_eq!(market.cards[0].level(0, 0), Some(Level::Some));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
