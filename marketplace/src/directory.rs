@@ -335,6 +335,12 @@ impl Directory {
             .map(|entry| &entry.card)
     }
 
+    /// Where the card of a node came from, if it is known here.
+    #[must_use]
+    pub fn source_of(&self, node: &NodeId) -> Option<Source> {
+        self.entries.get(node).map(|entry| entry.brought.source())
+    }
+
     /// All cards that may be used at `now`, by node, each with its last capacity message.
     pub fn cards(
         &self,

@@ -17,17 +17,20 @@
 //! so that the mix can share out what an epoch holds.
 //!
 //! Threats: whoever sends what is valid as fast as it can, under very many identities or with a card of its own, to use up what
-//! this node remembers of an epoch. And whoever shows very many cards and would take every link. Where there are more nodes than [`MAX_LINKS`], links
-//! that are there stay, and the others are drawn by a key that nobody else knows: no choice of node ids comes first.
+//! this node remembers of an epoch. And whoever shows more cards than there are links: [`Places`] says who gets one.
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use libp2p::{Multiaddr, PeerId};
 use souk_crypto::NodeId;
+use souk_market::shares::Source;
 use souk_sphinx::{Frame, HopAddress, TagSource};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -47,15 +50,13 @@ use super::{
     names::What,
     origin::Origin,
     peers::Peers,
+    places::Places,
     rate::Rates,
     streams::{Acceptor, PeerStream},
 };
 
 /// Frames that wait for one link: 600 KiB at worst, a tenth of a second at full speed.
 pub const LINK_QUEUE: usize = 256;
-
-/// Links that one node keeps. A full mesh of this many mixes is more than one network needs; past it, later ones are left out.
-pub const MAX_LINKS: usize = 256;
 
 /// Frames per second from one address, of peers to which this node has no link. A client sends a request of 24 packets and its
 /// repeats; at an epoch of an hour this is a fifth of the replay tags.
@@ -80,19 +81,32 @@ pub struct MixLinks {
     table: Arc<RwLock<Table>>,
     strangers: Arc<Mutex<Rates<Origin>>>,
     neighbours: Arc<Mutex<Rates<Origin>>>,
-    order: [u8; 32],
     counters: Counters,
 }
 
-#[derive(Debug, Default)]
+/// A node to which there may be a link.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The node.
+    pub node: NodeId,
+    /// Where it listens.
+    pub addresses: Vec<Multiaddr>,
+    /// Where its card came from, to share out places by.
+    pub source: Source,
+}
+
+#[derive(Debug)]
 struct Table {
     links: HashMap<HopAddress, Link>,
+    places: Places,
 }
 
 #[derive(Debug)]
 struct Link {
     addresses: Vec<Multiaddr>,
     queue: mpsc::Sender<Frame>,
+    /// Its stream is open.
+    is_up: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
@@ -106,53 +120,73 @@ impl MixLinks {
     pub(super) fn new(peers: Peers, counters: Counters) -> Self {
         Self {
             peers,
-            table: Arc::default(),
+            table: Arc::new(RwLock::new(Table {
+                links: HashMap::new(),
+                places: Places::new(rand::random()),
+            })),
             strangers: Arc::new(Mutex::new(Rates::new(STRANGER_PER_SECOND, STRANGER_BURST))),
             neighbours: Arc::new(Mutex::new(Rates::new(
                 NEIGHBOUR_PER_SECOND,
                 NEIGHBOUR_BURST,
             ))),
-            order: rand::random(),
             counters,
         }
     }
 
-    /// Keeps links to exactly these nodes: new ones are opened, others closed; unchanged ones are left alone.
-    ///
-    /// This node itself is left out, and of more than [`MAX_LINKS`] those that have no link yet, by an order of this
-    /// process alone.
+    /// Keeps links to exactly these nodes, of this node's own choice: new ones are opened, others closed; unchanged ones are left
+    /// alone. This node itself is left out.
     pub fn set_links(&self, wanted: Vec<(NodeId, Vec<Multiaddr>)>) {
+        let own = |(node, addresses)| Wanted {
+            node,
+            addresses,
+            source: Source::Own,
+        };
+        self.share_links(wanted.into_iter().map(own).collect());
+    }
+
+    /// The same for nodes that others told of. Of more than [`MAX_LINKS`](super::MAX_LINKS) some are drawn. To be called every
+    /// few minutes at least: nodes that did not answer for a while lose theirs to others.
+    pub fn share_links(&self, mut wanted: Vec<Wanted>) {
         let local = self.peers.local();
         let mut table = self.write();
-        let mut wanted = wanted;
-        wanted.retain(|(node, _)| *node != local);
-        choose(&mut wanted, &self.order, |node| {
-            table.links.contains_key(&hop(node))
-        });
-        let keep: HashSet<_> = wanted.iter().map(|(node, _)| hop(node)).collect();
-        table.links.retain(|hop, _| keep.contains(hop));
-        for (node, addresses) in wanted {
-            if table
-                .links
+        let Table { links, places } = &mut *table;
+        wanted.retain(|to| to.node != local);
+        let shown: Vec<_> = wanted.iter().map(|to| (to.node, to.source)).collect();
+        let is_up = |node: &NodeId| {
+            let link = links.get(&hop(node));
+            link.is_some_and(|link| link.is_up.load(Ordering::Relaxed))
+        };
+        let chosen = places.choose(&shown, is_up, Instant::now());
+        let keep: HashSet<_> = chosen.iter().map(hop).collect();
+        links.retain(|hop, _| keep.contains(hop));
+        wanted.retain(|to| chosen.contains(&to.node));
+        for Wanted {
+            node, addresses, ..
+        } in wanted
+        {
+            if links
                 .get(&hop(&node))
                 .is_some_and(|link| link.addresses == addresses)
             {
                 continue;
             }
             let (queue, frames) = mpsc::channel(LINK_QUEUE);
+            let is_up = Arc::new(AtomicBool::new(false));
             let task = tokio::spawn(keep_link(
                 self.peers.clone(),
                 node,
                 addresses.clone(),
                 frames,
+                is_up.clone(),
                 self.counters.clone(),
             ));
             let link = Link {
                 addresses,
                 queue,
+                is_up,
                 task,
             };
-            table.links.insert(hop(&node), link);
+            links.insert(hop(&node), link);
         }
     }
 
@@ -223,22 +257,6 @@ impl mix::Links for MixLinks {
     }
 }
 
-/// Cuts `wanted` to [`MAX_LINKS`]: linked nodes first, then by a hash under `order`.
-fn choose(
-    wanted: &mut Vec<(NodeId, Vec<Multiaddr>)>,
-    order: &[u8; 32],
-    is_linked: impl Fn(&NodeId) -> bool,
-) {
-    if wanted.len() <= MAX_LINKS {
-        return;
-    }
-    wanted.sort_by_cached_key(|(node, _)| {
-        let place = *blake3::keyed_hash(order, node.as_bytes()).as_bytes();
-        (!is_linked(node), place)
-    });
-    wanted.truncate(MAX_LINKS);
-}
-
 /// A node's address in a Sphinx route is its key.
 fn hop(node: &NodeId) -> HopAddress {
     HopAddress(*node.as_bytes())
@@ -264,6 +282,7 @@ async fn keep_link(
     node: NodeId,
     addresses: Vec<Multiaddr>,
     mut frames: mpsc::Receiver<Frame>,
+    is_up: Arc<AtomicBool>,
     counters: Counters,
 ) {
     let mut backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
@@ -274,8 +293,7 @@ async fn keep_link(
         };
         if let Some(stream) = opened {
             let since = Instant::now();
-            counters.add_link(1);
-            let _up = Up(&counters);
+            let _up = Up::begin(&counters, &is_up);
             match write_frames(stream, &mut frames, &counters).await {
                 LinkEnd::NoLongerWanted => return,
                 LinkEnd::Broken => {}
@@ -287,12 +305,24 @@ async fn keep_link(
     }
 }
 
-/// Takes the link out of the gauge, also when its task is aborted.
-struct Up<'a>(&'a Counters);
+/// A link whose stream is open; it is told when that ends, also where its task is aborted.
+struct Up<'a> {
+    counters: &'a Counters,
+    is_up: &'a AtomicBool,
+}
+
+impl<'a> Up<'a> {
+    fn begin(counters: &'a Counters, is_up: &'a AtomicBool) -> Self {
+        counters.add_link(1);
+        is_up.store(true, Ordering::Relaxed);
+        Self { counters, is_up }
+    }
+}
 
 impl Drop for Up<'_> {
     fn drop(&mut self) {
-        self.0.add_link(-1);
+        self.counters.add_link(-1);
+        self.is_up.store(false, Ordering::Relaxed);
     }
 }
 
@@ -331,38 +361,5 @@ async fn write_frames(
             // Nothing may come back on a link; an end or a byte both mean that this stream is of no more use.
             _ = reader.read_u8() => return LinkEnd::Broken,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use souk_crypto::NodeKey;
-
-    use super::*;
-
-    fn nodes(count: usize) -> Vec<(NodeId, Vec<Multiaddr>)> {
-        let mut nodes: Vec<_> = (0..count)
-            .map(|_| (NodeKey::generate(&mut rand::rng()).public(), Vec::new()))
-            .collect();
-        nodes.sort_by_key(|(node, _)| *node);
-        nodes
-    }
-
-    #[test]
-    fn many_nodes_with_chosen_ids_take_no_link_from_another() {
-        let all = nodes(2 * MAX_LINKS);
-        // The ids of strangers come first in every list that is sorted by them.
-        let linked: HashSet<_> = all[MAX_LINKS..].iter().map(|(node, _)| *node).collect();
-        let mut chosen = all.clone();
-        choose(&mut chosen, &[1; 32], |node| linked.contains(node));
-        assert_eq!(
-            chosen.iter().map(|(n, _)| *n).collect::<HashSet<_>>(),
-            linked
-        );
-
-        let mut fresh = all;
-        choose(&mut fresh, &[1; 32], |_| false);
-        let last = fresh.iter().filter(|(n, _)| linked.contains(n)).count();
-        assert!((64..=192).contains(&last), "{last} of the last half");
     }
 }

@@ -37,6 +37,7 @@ mod names;
 mod node;
 mod origin;
 mod peers;
+mod places;
 mod rate;
 mod relay;
 mod single;
@@ -52,7 +53,7 @@ pub use config::{ClientConfig, Limits, NodeConfig};
 pub use counters::Totals;
 pub use frame::FrameError;
 pub use gossip::{CardValidator, MAX_CAPACITY_BYTES, MAX_CARD_BYTES, Topic, Verdict};
-pub use links::{LINK_QUEUE, MAX_LINKS, MixLinks, STRANGER_PER_SECOND};
+pub use links::{LINK_QUEUE, MixLinks, STRANGER_PER_SECOND, Wanted};
 pub use log::{LogFetchError, LogPath, LogPathError, LogReader, LogSource, MAX_LOG_FILE_BYTES};
 pub use mailbox::{
     BATCH_BYTES, BATCH_FRAMES, MAX_LIFETIME, MAX_QUOTA, MAX_WAIT, Mailbox, MailboxError,
@@ -61,6 +62,7 @@ pub use mailbox::{
 pub use node::{Client, Node, Services, StartError};
 pub use origin::Origin;
 pub use peers::{ConnectError, Neighbour, NetInfo, Peers, PublishError};
+pub use places::MAX_LINKS;
 pub(crate) use rate::TokenBucket;
 pub use relay::{
     MAX_REGISTRATIONS, RelayConnectError, RelayRegistrations, RelayStream, RelayedStream,

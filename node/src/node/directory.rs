@@ -28,7 +28,10 @@ use souk_sphinx::EpochClock;
 use tokio::sync::watch;
 
 use crate::{
-    net::{CardValidator, Origin, Snapshot, SnapshotSource, Topic, Verdict as NetVerdict, peer_id},
+    net::{
+        CardValidator, Origin, Snapshot, SnapshotSource, Topic, Verdict as NetVerdict, Wanted,
+        peer_id,
+    },
     store::Seen,
 };
 
@@ -162,6 +165,21 @@ impl Cards {
                 roles.iter().any(|role| card.has_role(*role)) && !card.addresses.is_empty()
             })
             .map(|(card, _)| (card.node, card.addresses.iter().map(multiaddr).collect()))
+            .collect()
+    }
+
+    /// The same, with where their cards came from: for links, which are shared out by it.
+    pub(super) fn linkable(&self, roles: &[Role]) -> Vec<Wanted> {
+        let nodes = self.dialable(roles);
+        let directory = self.directory();
+        nodes
+            .into_iter()
+            // One that has gone in between is left out the next time.
+            .map(|(node, addresses)| Wanted {
+                node,
+                addresses,
+                source: directory.source_of(&node).unwrap_or(Source::Own),
+            })
             .collect()
     }
 

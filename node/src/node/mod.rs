@@ -75,6 +75,9 @@ use crate::{
 /// Streams that a relay brought and that nobody has taken yet; the relay waits while it is full.
 const RELAYED_QUEUE: usize = 16;
 
+/// How often it is looked which links are up, where no card changes: a node that is away for some minutes makes room.
+const LINKS_LOOK: Duration = Duration::from_secs(60);
+
 /// Tasks that have not ended so long after they were asked to are cut off.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -481,15 +484,18 @@ fn net_config(config: &Config, keys: &Keys) -> NodeConfig {
 /// Keeps links to all nodes at which packets go on or end, and tells a provider which relays there are, as the cards say.
 async fn keep_links(net: net::Node, cards: Arc<Cards>, provider: bool, stop: CancellationToken) {
     let mut changed = cards.changed();
+    let mut look = tokio::time::interval(LINKS_LOOK);
     loop {
         net.links()
-            .set_links(cards.dialable(&[Role::Mix, Role::Entry, Role::Provider]));
+            .share_links(cards.linkable(&[Role::Mix, Role::Entry, Role::Provider]));
         if provider {
             net.registrations()
                 .set_known(relays(net.peers().local(), &cards));
         }
         tokio::select! {
             changed = changed.changed() => if changed.is_err() { return },
+            // Which links are up changes without a card.
+            _ = look.tick() => {}
             () = stop.cancelled() => return,
         }
     }
