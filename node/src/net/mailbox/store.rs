@@ -114,10 +114,10 @@ struct Mailbox {
 }
 
 impl MailboxStore {
-    /// Registers the mailbox of `key`, or renews it: then it is the mailbox of whoever did so last.
+    /// Registers the mailbox of `key`, or renews it: then it is the mailbox of whoever did so last, among its others.
     ///
     /// # Errors
-    /// [`NoRoom`] where there are [`MAX_MAILBOXES`], or of this owner [`MAX_OF_PEER`] or [`MAX_OF_ORIGIN`], and all of them are in use.
+    /// [`NoRoom`] where there are [`MAX_MAILBOXES`], or of this owner, beside this one, [`MAX_OF_PEER`] or [`MAX_OF_ORIGIN`], and all of them are in use.
     pub(super) fn handle_register(
         &mut self,
         key: &MailboxKey,
@@ -127,8 +127,14 @@ impl MailboxStore {
         now: Instant,
     ) -> Result<(), NoRoom> {
         let address = key.address();
-        if !self.boxes.contains_key(&address) {
-            self.make_room(owner, now)?;
+        match self.boxes.get(&address).map(|mailbox| mailbox.owner) {
+            None => {
+                self.make_room_of(owner, &address, now)?;
+                self.make_room_among(|_, _| true, MAX_MAILBOXES, now)?;
+            }
+            // Else who holds many keys would take places under other identities, and put all of them under one.
+            Some(before) if before != owner => self.make_room_of(owner, &address, now)?,
+            Some(_) => {}
         }
         let mailbox = self.boxes.entry(address).or_insert(Mailbox {
             owner,
@@ -218,23 +224,33 @@ impl MailboxStore {
         self.held
     }
 
-    /// Makes room for one more of `owner`, first among its own, so that nobody pays for another's greed.
-    fn make_room(&mut self, owner: Owner, now: Instant) -> Result<(), NoRoom> {
-        let of_peer = |mailbox: &Mailbox| mailbox.owner.peer == owner.peer;
-        let of_origin = |mailbox: &Mailbox| mailbox.owner.origin == owner.origin;
+    /// Makes room for `owner` to have the mailbox of `address` beside its others, among its own, so that nobody pays for another's
+    /// greed.
+    fn make_room_of(
+        &mut self,
+        owner: Owner,
+        address: &HopAddress,
+        now: Instant,
+    ) -> Result<(), NoRoom> {
+        let of_peer = |a: &HopAddress, m: &Mailbox| a != address && m.owner.peer == owner.peer;
+        let of_origin =
+            |a: &HopAddress, m: &Mailbox| a != address && m.owner.origin == owner.origin;
         self.make_room_among(of_peer, MAX_OF_PEER, now)?;
-        self.make_room_among(of_origin, MAX_OF_ORIGIN, now)?;
-        self.make_room_among(|_| true, MAX_MAILBOXES, now)
+        self.make_room_among(of_origin, MAX_OF_ORIGIN, now)
     }
 
     /// Sees to it that there are fewer than `max` of those that count: one that was abandoned goes.
     fn make_room_among(
         &mut self,
-        counts: impl Fn(&Mailbox) -> bool,
+        counts: impl Fn(&HopAddress, &Mailbox) -> bool,
         max: usize,
         now: Instant,
     ) -> Result<(), NoRoom> {
-        let among = || self.boxes.iter().filter(|(_, mailbox)| counts(mailbox));
+        let among = || {
+            self.boxes
+                .iter()
+                .filter(|(address, mailbox)| counts(address, mailbox))
+        };
         if among().count() < max {
             return Ok(());
         }
@@ -479,6 +495,34 @@ mod tests {
         // Others have room, and an abandoned one of its own makes some.
         open(MAX_OF_ORIGIN, owner(6_000), now).unwrap();
         open(MAX_OF_ORIGIN + 1, more, now + ABANDONED).unwrap();
+        assert_eq!(store.boxes.len(), MAX_OF_ORIGIN + 1);
+    }
+
+    #[test]
+    fn renewing_gets_nobody_past_the_bounds() {
+        let (mut store, now) = (MailboxStore::default(), Instant::now());
+        let max = u16::try_from(MAX_OF_ORIGIN).unwrap();
+        // From several addresses, as many mailboxes as one may have and one more.
+        for n in 0..=max {
+            store
+                .handle_register(&key(n), owner(n), DAY, 1, now)
+                .unwrap();
+        }
+        let mut renew = |n: u16, peer: PeerId| {
+            let origin = origin(5_000);
+            store.handle_register(&key(n), Owner { peer, origin }, DAY, 1, now)
+        };
+        for n in 0..max {
+            renew(n, peer(n)).unwrap();
+        }
+        assert_eq!(renew(max, peer(max)), Err(NoRoom));
+        // Who has its places may renew them, under another identity, too.
+        renew(0, peer(0)).unwrap();
+        renew(0, peer(7_000)).unwrap();
+        for n in 1..u16::try_from(MAX_OF_PEER).unwrap() {
+            renew(n, peer(7_000)).unwrap();
+        }
+        assert_eq!(renew(20, peer(7_000)), Err(NoRoom));
         assert_eq!(store.boxes.len(), MAX_OF_ORIGIN + 1);
     }
 
