@@ -367,11 +367,13 @@ impl Directory {
                 .is_some_and(|capacity| claim.is_of(capacity))
         };
         let claims = self.claims.values().filter(|claim| !rides(claim));
+        let retirements = self.retirements().map(VerifiedRetirement::shared_bytes);
         Snapshot::new(
             &self.network,
             epoch,
             cards.collect(),
             claims.cloned().collect(),
+            retirements.cloned().collect(),
         )
     }
 

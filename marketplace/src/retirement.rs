@@ -4,6 +4,8 @@
 //! end the node. A succession is signed by the heir and stands inside the retirement that the old node signs, so
 //! neither can name the other alone.
 
+use std::sync::Arc;
+
 use souk_crypto::{
     MAX_SKEW_S, NetworkId, NodeId, NodeKey, SignError, Signed, UnixTime, Verified,
     domain::{self, SignDomain},
@@ -167,6 +169,10 @@ impl VerifiedRetirement {
     #[must_use]
     pub fn is_over(&self, now: UnixTime) -> bool {
         now >= self.retirement.at.plus_s(TOMBSTONE_LIFE_S)
+    }
+
+    pub(crate) fn shared_bytes(&self) -> &Arc<[u8]> {
+        self.retirement.signed().shared_bytes()
     }
 
     /// Its bytes, to be stored or passed on.

@@ -19,6 +19,8 @@ pub struct Snapshot {
     cards: Arc<[Listed]>,
     /// What providers said of their logs, where no capacity message above says it.
     claims: Arc<[Arc<LogClaim>]>,
+    /// The signed bytes of retirements, for whoever missed them.
+    retirements: Arc<[Arc<[u8]>]>,
 }
 
 type Listed = (Arc<VerifiedCard>, Option<Arc<Verified<Capacity>>>);
@@ -29,6 +31,7 @@ impl Snapshot {
         epoch: u64,
         cards: Vec<Listed>,
         claims: Vec<Arc<LogClaim>>,
+        retirements: Vec<Arc<[u8]>>,
     ) -> Self {
         let digests = cards.iter().map(|(card, _)| card.digest().0);
         let root = root(network, epoch, digests);
@@ -37,6 +40,7 @@ impl Snapshot {
             root,
             cards: cards.into(),
             claims: claims.into(),
+            retirements: retirements.into(),
         }
     }
 
@@ -65,7 +69,7 @@ impl Snapshot {
     }
 
     /// The objects in the order in which they travel: all cards by node, then the capacity messages, then what providers
-    /// said of their logs ([`LogClaim`]).
+    /// said of their logs ([`LogClaim`]), then retirements.
     pub fn objects(&self) -> impl Iterator<Item = &[u8]> {
         self.shared_objects().map(|object| &**object)
     }
@@ -80,6 +84,7 @@ impl Snapshot {
         cards
             .chain(capacities.map(|capacity| capacity.signed().shared_bytes()))
             .chain(self.claims.iter().map(|claim| claim.shared_bytes()))
+            .chain(&*self.retirements)
     }
 }
 

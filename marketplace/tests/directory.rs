@@ -316,6 +316,26 @@ fn a_tombstone_outlives_the_card_and_names_the_heir_that_agreed() {
 }
 
 #[test]
+fn a_set_tells_of_retirements_to_whoever_missed_them_and_requesters_read_past_them() {
+    let (gone, stays) = (Node::new(1), Node::new(2));
+    let knows = [&gone, &stays];
+    let (mut one, mut other) = (with_cards(&knows), with_cards(&knows));
+    let retirement = VerifiedRetirement::sign(&gone.node, NOW, None, &gone.network);
+    let retirement = retirement.expect("valid");
+    one.handle_retirement(NOW, SOURCE, retirement.as_bytes());
+    let set = one.snapshot(NOW, 0);
+    assert_eq!(set.objects().last(), Some(retirement.as_bytes()));
+    for object in set.objects() {
+        other.handle_card(NOW, SOURCE, object);
+        other.handle_retirement(NOW, SOURCE, object);
+    }
+    assert!(other.is_retired(&gone.node.public()));
+    let market = gather(&[&one, &other], 2);
+    assert!(market.is_unanimous());
+    assert_eq!(market.cards.len(), 1);
+}
+
+#[test]
 fn nobody_can_be_retired_or_made_an_heir_by_somebody_else() {
     let (old, heir, thief) = (Node::new(1), Node::new(2), Node::new(3));
     // The heir agreed to follow somebody else.

@@ -387,15 +387,17 @@ impl Driver {
 
     fn judge(&mut self, from: PeerId, id: MessageId, message: gossipsub::Message) {
         let Some(node) = &mut self.node else { return };
-        let admission =
-            node.floodgate
-                .handle_message(from, &message.topic, message.data.len(), Instant::now());
+        let origin = self.origins.of(&from);
+        let (topic, len) = (&message.topic, message.data.len());
+        let admission = node
+            .floodgate
+            .handle_message(from, origin, topic, len, Instant::now());
         match admission {
             Admission::Ask(topic) => {
                 let pending = Pending {
                     id: id.clone(),
                     from,
-                    origin: self.origins.of(&from),
+                    origin,
                     topic,
                     message: message.data.into(),
                 };

@@ -25,7 +25,12 @@ use libp2p::{
     },
 };
 
-use super::{afresh::Afresh, names::Names, origin::Origin, rate::TokenBucket};
+use super::{
+    afresh::Afresh,
+    names::Names,
+    origin::Origin,
+    rate::{SharedBucket, TokenBucket},
+};
 
 /// Largest card or retirement, in bytes.
 pub const MAX_CARD_BYTES: usize = 4_096;
@@ -49,7 +54,8 @@ const RATE_PER_SECOND: f64 = 64.0;
 const BURST: f64 = 2_048.0;
 
 /// The same for all neighbours together, and below what one may do: so an honest node, which forwards only what it let in
-/// itself, can never be made to exceed the rate of one neighbour by a third party who floods it.
+/// itself, can never be made to exceed the rate of one neighbour by a third party who floods it. It is shared out by
+/// [`Origin`], so that one address leaves room to the others.
 const RATE_OF_ALL_PER_SECOND: f64 = 48.0;
 const BURST_OF_ALL: f64 = 1_536.0;
 
@@ -110,7 +116,7 @@ pub(super) struct Floodgate {
     cards: TopicHash,
     capacity: TopicHash,
     rates: HashMap<PeerId, TokenBucket>,
-    all: TokenBucket,
+    all: SharedBucket,
 }
 
 /// What the floodgate says before the validator is asked.
@@ -122,7 +128,7 @@ pub(super) enum Admission {
     Oversized,
     /// The neighbour is too fast.
     TooFast,
-    /// All neighbours together are too fast: nobody's fault.
+    /// All neighbours together are too fast, or those of one address: nobody's fault.
     Crowded,
 }
 
@@ -132,7 +138,7 @@ impl Floodgate {
             cards: names.cards().hash(),
             capacity: names.capacity().hash(),
             rates: HashMap::new(),
-            all: TokenBucket::new(RATE_OF_ALL_PER_SECOND, BURST_OF_ALL, now),
+            all: SharedBucket::new(RATE_OF_ALL_PER_SECOND, BURST_OF_ALL, now),
         }
     }
 
@@ -144,10 +150,11 @@ impl Floodgate {
         }
     }
 
-    /// Judges a message by its neighbour, topic and size.
+    /// Judges a message by its neighbour, where that one connects from, topic and size.
     pub(super) fn handle_message(
         &mut self,
         from: PeerId,
+        origin: Origin,
         topic: &TopicHash,
         len: usize,
         now: Instant,
@@ -166,7 +173,7 @@ impl Floodgate {
             .or_insert_with(|| TokenBucket::new(RATE_PER_SECOND, BURST, now));
         if !rate.try_take(now) {
             Admission::TooFast
-        } else if !self.all.try_take(now) {
+        } else if !self.all.try_take(origin, now) {
             Admission::Crowded
         } else {
             Admission::Ask(topic)
@@ -302,15 +309,40 @@ mod tests {
         let cards = gate.hash(Topic::Cards);
         let one = PeerId::random();
         let answers: Vec<_> = (0..3_000)
-            .map(|_| gate.handle_message(one, &cards, 100, now))
+            .map(|_| gate.handle_message(one, Origin::numbered(1), &cards, 100, now))
             .collect();
         let count = |admission| answers.iter().filter(|a| **a == admission).count();
-        assert_eq!(count(Admission::Ask(Topic::Cards)), 1_536);
-        assert_eq!(count(Admission::Crowded), 2_048 - 1_536);
+        // Three quarters of what all may send at once.
+        assert_eq!(count(Admission::Ask(Topic::Cards)), 1_152);
+        assert_eq!(count(Admission::Crowded), 2_048 - 1_152);
         assert_eq!(count(Admission::TooFast), 3_000 - 2_048);
-        // Somebody else is not blamed for the crowd.
-        let other = gate.handle_message(PeerId::random(), &cards, 100, now);
-        assert_eq!(other, Admission::Crowded);
+        // Somebody else at the same address is not blamed for the crowd, and somebody elsewhere is let in.
+        let mut ask = |origin| {
+            let origin = Origin::numbered(origin);
+            gate.handle_message(PeerId::random(), origin, &cards, 100, now)
+        };
+        assert_eq!(ask(1), Admission::Crowded);
+        assert_eq!(ask(2), Admission::Ask(Topic::Cards));
+    }
+
+    #[test]
+    fn one_address_that_floods_with_many_identities_leaves_room_to_another() {
+        let (names, start) = (Names::new(&"test"), Instant::now());
+        let mut gate = Floodgate::new(&names, start);
+        let cards = gate.hash(Topic::Cards);
+        let flooders: Vec<_> = (0..64).map(|_| PeerId::random()).collect();
+        let (honest, mut asked) = (PeerId::random(), 0);
+        for tick in 0..64 * 120 {
+            let now = start + Duration::from_secs(1) * tick / 64;
+            for flooder in &flooders {
+                gate.handle_message(*flooder, Origin::numbered(1), &cards, 100, now);
+            }
+            if tick % 64 == 63 {
+                let admission = gate.handle_message(honest, Origin::numbered(2), &cards, 100, now);
+                asked += u32::from(admission == Admission::Ask(Topic::Cards));
+            }
+        }
+        assert!(asked >= 108, "{asked} of 120");
     }
 
     #[test]
@@ -320,12 +352,13 @@ mod tests {
         let (mut middle, mut far) = (Floodgate::new(&names, start), Floodgate::new(&names, start));
         let cards = middle.hash(Topic::Cards);
         let (flooders, honest) = ([PeerId::random(), PeerId::random()], PeerId::random());
+        let origin = Origin::numbered(1);
         for ms in 0..60_000 {
             let now = start + Duration::from_millis(ms);
             for flooder in flooders {
-                if middle.handle_message(flooder, &cards, 100, now) == Admission::Ask(Topic::Cards)
-                {
-                    let answer = far.handle_message(honest, &cards, 100, now);
+                let admission = middle.handle_message(flooder, origin, &cards, 100, now);
+                if admission == Admission::Ask(Topic::Cards) {
+                    let answer = far.handle_message(honest, origin, &cards, 100, now);
                     assert_ne!(answer, Admission::TooFast);
                 }
             }
@@ -339,7 +372,7 @@ mod tests {
         let peer = PeerId::random();
         let mut ask = |topic, len| {
             let topic = gate.hash(topic);
-            gate.handle_message(peer, &topic, len, now)
+            gate.handle_message(peer, Origin::AWAY, &topic, len, now)
         };
         assert_eq!(
             ask(Topic::Cards, MAX_CARD_BYTES),

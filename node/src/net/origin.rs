@@ -25,6 +25,12 @@ impl Origin {
     /// That of all peers without a connection.
     pub const AWAY: Self = Self(0);
 
+    /// One of a test's own.
+    #[cfg(test)]
+    pub(super) fn numbered(number: u64) -> Self {
+        Self(number)
+    }
+
     /// The number, to be told apart from others by.
     pub fn number(self) -> u64 {
         self.0

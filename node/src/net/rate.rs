@@ -1,5 +1,8 @@
 //! Token buckets: the one form of rate limit of the network.
 //!
+//! A bucket that all use is shared out by where they connect from ([`SharedBucket`]): each may have used three times what is left.
+//! So one origin alone gets three quarters of a burst, many that want all get equal parts, and one that wants little gets it.
+//!
 //! Threat: a stranger with many identities who fills the record of rates, so that it grows, or that others lose theirs.
 
 use std::{
@@ -7,6 +10,8 @@ use std::{
     hash::Hash,
     time::{Duration, Instant},
 };
+
+use super::origin::Origin;
 
 /// Those whose rate is remembered.
 const MAX_RECORDED: usize = 4_096;
@@ -59,6 +64,68 @@ impl TokenBucket {
         let elapsed = now.saturating_duration_since(self.at);
         self.at = self.at.max(now);
         self.tokens = (self.tokens + elapsed.as_secs_f64() * self.per_second).min(self.burst);
+    }
+}
+
+/// Times what is left that an origin may have used: a burst of one neighbour after a partition is let in, and some room stays.
+const GREED: f64 = 3.0;
+
+/// One bucket for all, shared out between origins: `burst` events at once and `per_second` over time, together.
+#[derive(Debug)]
+pub(super) struct SharedBucket {
+    per_second: f64,
+    burst: f64,
+    /// What each origin has used and time has not given back, always more than nothing: no more entries than events, and no
+    /// more sum than `burst`.
+    used: HashMap<Origin, f64>,
+    used_by_all: f64,
+    at: Instant,
+}
+
+impl SharedBucket {
+    /// A bucket of which nothing is used.
+    pub(super) fn new(per_second: f64, burst: f64, now: Instant) -> Self {
+        Self {
+            per_second,
+            burst,
+            used: HashMap::new(),
+            used_by_all: 0.0,
+            at: now,
+        }
+    }
+
+    /// Takes a token for somebody at `origin` if there is one and its share is not used.
+    pub(super) fn try_take(&mut self, origin: Origin, now: Instant) -> bool {
+        self.give_back(now);
+        let left = self.burst - self.used_by_all;
+        let used = self.used.get(&origin).copied().unwrap_or(0.0);
+        let allowed = left >= 1.0 && used < GREED * left;
+        if allowed {
+            self.used.insert(origin, used + 1.0);
+            self.used_by_all += 1.0;
+        }
+        allowed
+    }
+
+    /// Gives back what has become free since, in equal parts: what one does not need is the others'.
+    fn give_back(&mut self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
+        let mut free = elapsed * self.per_second;
+        // Whole tokens at a time: a flood asks far more often than that, and each time would look at all origins.
+        if free < 1.0 {
+            return;
+        }
+        self.at = now;
+        while free > 0.0 && !self.used.is_empty() {
+            let part = free / self.used.len() as f64;
+            free = 0.0;
+            self.used.retain(|_, used| {
+                free += (part - *used).max(0.0);
+                *used -= part;
+                *used > 0.0
+            });
+        }
+        self.used_by_all = self.used.values().sum();
     }
 }
 
@@ -129,6 +196,48 @@ mod tests {
         assert_eq!(bucket.take(start), Duration::ZERO);
         assert_eq!(bucket.take(start), Duration::from_millis(100));
         assert_eq!(bucket.take(start), Duration::from_millis(200));
+    }
+
+    #[test]
+    fn a_shared_bucket_gives_no_more_than_burst_plus_rate_whoever_asks() {
+        let start = Instant::now();
+        let mut bucket = SharedBucket::new(10.0, 100.0, start);
+        let asked = (0..10_000u64).filter(|n| {
+            let now = start + Duration::from_millis(*n);
+            bucket.try_take(Origin::numbered(n % 7), now)
+        });
+        let allowed = asked.count();
+        assert!((170..=200).contains(&allowed), "{allowed} in ten seconds");
+        assert!(bucket.used.values().sum::<f64>() <= 100.0);
+    }
+
+    #[test]
+    fn origins_that_want_all_get_equal_parts_and_one_that_wants_little_gets_it() {
+        let start = Instant::now();
+        let mut bucket = SharedBucket::new(10.0, 100.0, start);
+        let mut got = [0; 3];
+        for ms in 0..60_000u64 {
+            let now = start + Duration::from_millis(ms);
+            for (origin, got) in (0..2).zip(&mut got) {
+                *got += u32::from(bucket.try_take(Origin::numbered(origin), now));
+            }
+            if ms % 1_000 == 0 {
+                got[2] += u32::from(bucket.try_take(Origin::numbered(9), now));
+            }
+        }
+        assert_eq!(got[2], 60);
+        assert!(got[0].abs_diff(got[1]) <= 40 && got[0] > 250, "{got:?}");
+    }
+
+    #[test]
+    fn origins_that_are_gone_leave_nothing_behind() {
+        let start = Instant::now();
+        let mut bucket = SharedBucket::new(10.0, 100.0, start);
+        for n in 0..50 {
+            assert!(bucket.try_take(Origin::numbered(n), start));
+        }
+        assert!(bucket.try_take(Origin::numbered(99), start + Duration::from_secs(10)));
+        assert_eq!(bucket.used.len(), 1);
     }
 
     #[test]
