@@ -420,7 +420,7 @@ fn verified(world: &World, last: &FinalStatement) -> Result<(), String> {
         return Err("not the entry of a lease".to_owned());
     };
     let opening = Opening {
-        salt: last.salt,
+        salt: last.salt.clone(),
         statement: last.statement.to_vec(),
     };
     if entry.commitment != opening.commitment(&support::network()) {
