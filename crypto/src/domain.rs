@@ -92,6 +92,9 @@ sign_domains! {
     HOLDER_REQUEST: Holder = "holder-request", max 8_192;
 }
 
+/// Input that is hashed in one piece, in bytes: a statement with all that stands before it.
+const SMALL_INPUT: usize = 640;
+
 /// A kind of hash over length-prefixed parts.
 pub struct HashDomain(&'static str);
 
@@ -120,8 +123,24 @@ impl HashDomain {
     }
 
     fn of(&self, network: &[u8], parts: &[&[u8]]) -> [u8; 32] {
+        let whole = [self.0.as_bytes(), network];
+        let all = || whole.iter().chain(parts);
+        let len: usize = all().map(|part| 8 + part.len()).sum();
+        // In one piece, where it is small: each update has a price of its own.
+        let mut piece = [0; SMALL_INPUT];
+        if let Some(piece) = piece.get_mut(..len) {
+            let mut rest = &mut *piece;
+            for part in all() {
+                let (length, tail) = rest.split_at_mut(8);
+                length.copy_from_slice(&(part.len() as u64).to_le_bytes());
+                let (bytes, tail) = tail.split_at_mut(part.len());
+                bytes.copy_from_slice(part);
+                rest = tail;
+            }
+            return blake3::hash(piece).into();
+        }
         let mut hasher = blake3::Hasher::new();
-        for part in [self.0.as_bytes(), network].iter().chain(parts) {
+        for part in all() {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part);
         }

@@ -5,12 +5,13 @@ use std::{
     time::Duration,
 };
 
+use rand::RngExt as _;
 use souk_backend::{Backend, BackendError};
 use souk_market::{
     lifecycle::Usage,
     log::{Entry, Hash, HourBucket, LeaseEntry, Opening, OutcomeClass},
     statement::{Outcome, Statement},
-    units::{ImageHash, LeaseId, Meter, Money, Resources},
+    units::{Digest, ImageHash, LeaseId, Meter, Money, Resources},
 };
 use tokio::{
     task::JoinSet,
@@ -26,6 +27,9 @@ use crate::store::{LogRecord, PublishError, Seen, StoreError, StoredOpening};
 /// First and longest pause before a lost lease that could not be settled is tried again.
 const FIRST_SETTLE_PAUSE: Duration = Duration::from_secs(1);
 const MAX_SETTLE_PAUSE: Duration = Duration::from_secs(300);
+/// Between two looks at some thousand entries: a log of ten million is held against its files within minutes, by a small part
+/// of one processor.
+const SURVEY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Size and root of the last checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,22 +67,85 @@ pub(super) async fn publish(shared: Arc<Shared>) {
 }
 
 async fn publish_once(shared: &Arc<Shared>) -> Result<(), PublishError> {
-    #[cfg(feature = "failpoints")]
-    if crate::failpoint::is_simulated() {
-        let head = next_head(shared).await?;
-        show(shared, head);
-        return Ok(());
-    }
-    let runtime = tokio::runtime::Handle::current();
     let for_thread = Arc::clone(shared);
-    // Files are written and synced: not on a thread that others need.
-    let published =
-        tokio::task::spawn_blocking(move || runtime.block_on(next_head(&for_thread))).await;
-    // It fails only while the runtime goes down.
-    if let Ok(head) = published {
-        show(shared, head?);
+    if let Some(published) = beside(async move { next_head(&for_thread).await }).await {
+        show(shared, published?);
     }
     Ok(())
+}
+
+/// Does what waits for files, not on a thread that others need. `None` only while the runtime goes down.
+async fn beside<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+    #[cfg(feature = "failpoints")]
+    if crate::failpoint::is_simulated() {
+        return Some(work.await);
+    }
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking(move || runtime.block_on(work))
+        .await
+        .ok()
+}
+
+/// Holds every file of the log against the rows, once after each start and beside everything else.
+pub(super) async fn survey(shared: Arc<Shared>) {
+    let looked = tokio::select! {
+        biased;
+        // The next start begins anew.
+        () = shared.shutdown.cancelled() => return,
+        looked = survey_once(&shared) => looked,
+    };
+    if let Err(error) = looked {
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "the files of the usage log could not be held against its rows"
+        );
+    }
+}
+
+async fn survey_once(shared: &Arc<Shared>) -> Result<(), PublishError> {
+    let mut survey = shared.publisher.lock().await.survey();
+    loop {
+        let store = shared.store.clone();
+        let step = async move {
+            let is_over = survey.step(&store);
+            (survey, is_over)
+        };
+        let Some((looked, is_over)) = beside(step).await else {
+            return Ok(());
+        };
+        survey = looked;
+        if is_over? {
+            break;
+        }
+        sleep(SURVEY_PAUSE).await;
+    }
+    let lost: Vec<_> = survey
+        .unpublished()
+        .iter()
+        .map(|index| (*index, lost_entry(shared)))
+        .collect();
+    if !lost.is_empty() {
+        shared.store.restore(lost).await?;
+    }
+    let store = shared.store.clone();
+    match beside(async move { survey.mend(&store).await }).await {
+        Some(Err(error)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Stands in the log for an entry of which nothing is left.
+fn lost_entry(shared: &Shared) -> LogRecord {
+    let entry = Entry::Lease(LeaseEntry {
+        // Nobody can open it, and nobody could open the one that is gone.
+        commitment: Digest(shared.randomness.rng().random()),
+        outcome: OutcomeClass::of(Outcome::RecordLost),
+        hour: HourBucket::of(shared.clock.now()),
+    });
+    LogRecord {
+        entry: entry.encode(),
+        opening: None,
+    }
 }
 
 /// Publishes what is new and says where the log stands. It waits for files.

@@ -257,13 +257,14 @@ impl Provider {
         router.recover(parts.found);
         failpoint!(Recovered);
         let (orders, to_obey) = mpsc::channel(ORDER_QUEUE);
-        let for_work = Arc::clone(&shared);
+        let (for_work, to_survey) = (Arc::clone(&shared), Arc::clone(&shared));
         let work = tokio::spawn(async move {
             // Each of them ends at a shutdown; the calls that they wait for end with them.
             let beside: JoinSet<()> = reconciling.into_iter().collect();
             tokio::join!(
                 router.run(parts.messages, to_obey),
                 books::publish(for_work),
+                books::survey(to_survey),
                 settling,
                 beside.join_all(),
             );

@@ -18,6 +18,8 @@ use super::{
 /// What a disk writes whole or not at all, in bytes.
 const SECTOR: usize = 512;
 const SEEDS: u64 = 300;
+/// Bytes that are flipped, each in a stretch of its own.
+const FLIPS: usize = 600;
 /// Disks that are filled; each takes longer.
 const DISKS: u64 = 40;
 
@@ -295,41 +297,67 @@ async fn a_disk_that_fills_up_at_any_byte_loses_nothing_and_goes_on_when_there_i
     assert!(full >= DISKS / 2, "only {full} disks became full");
 }
 
-#[tokio::test]
-async fn a_flipped_byte_anywhere_is_told_or_harmless() {
+/// A disk with a store that has something in every table, and what it holds.
+async fn filled() -> (Vec<u8>, Book) {
     let disk = Disk::new();
     let (store, _) = disk.store().await.expect("opens");
     let mut rng = StdRng::seed_from_u64(1);
     let mut book = Book::default();
-    for _ in 0..60 {
+    for n in 0..60 {
         let (after, result) = book.step(&store, &mut rng, 60).await;
         result.expect("written");
         book = after;
+        assert!(store.spend_surb([n; 32], n.into()).await.expect("written"));
     }
+    for lease in &book.leases {
+        let written = store.acknowledge(lease.row.lease(), AGREED.to_vec()).await;
+        written.expect("written");
+    }
+    let written = store.put_meta("checkpoint", AGREED.to_vec()).await;
+    written.expect("written");
     drop(store);
     let whole = disk.platter().durable.clone();
+    (whole, book)
+}
+
+const AGREED: &[u8] = b"any bytes";
+
+#[tokio::test]
+async fn a_flipped_byte_anywhere_is_told_or_harmless() {
+    let (whole, book) = filled().await;
     let used: Vec<_> = (0..whole.len()).filter(|at| whole[*at] != 0).collect();
-    let mut told = 0;
-    for _ in 0..SEEDS {
-        let at = used[rng.random_range(0..used.len())];
+    let mut rng = StdRng::seed_from_u64(1);
+    let (mut told, mut panics) = (0, 0);
+    // Over the whole file, one byte in each stretch.
+    for stretch in used.chunks(used.len().div_ceil(FLIPS)) {
+        let at = stretch[rng.random_range(0..stretch.len())];
         let mut bytes = whole.clone();
         bytes[at] ^= 1 << rng.random_range(0..8);
         let damaged = Disk::new();
         damaged.platter().view.clone_from(&bytes);
         damaged.platter().durable = bytes;
-        told += usize::from(is_told(&damaged, &book, at).await);
+        let errors = errors_of(&damaged, &book, at).await;
+        told += usize::from(!errors.is_empty());
+        let is_panic = |error: &StoreError| {
+            matches!(error, StoreError::Damaged { source, .. }
+                if source.to_string().contains("contradicts itself"))
+        };
+        panics += usize::from(errors.iter().any(is_panic));
     }
     assert!(told > 0, "no flip was ever seen");
+    assert!(
+        panics > 0,
+        "no flip made the database panic: is it still contained?"
+    );
 }
 
-/// Opens a damaged store and reads all of it: nothing in it is false, and what is missing is named.
-async fn is_told(disk: &Disk, book: &Book, at: usize) -> bool {
+/// Opens a damaged store and reads all of it, and writes: nothing in it is false, what is missing is named, and whatever cannot
+/// be read is an error of that read.
+async fn errors_of(disk: &Disk, book: &Book, at: usize) -> Vec<StoreError> {
+    let mut errors = Vec::new();
     let (store, found) = match disk.store().await {
         Ok(opened) => opened,
-        Err(error) => {
-            assert!(!error.to_string().is_empty());
-            return true;
-        }
+        Err(error) => return vec![error],
     };
     for lease in &found.leases {
         assert!(
@@ -337,6 +365,7 @@ async fn is_told(disk: &Disk, book: &Book, at: usize) -> bool {
             "byte {at}: {lease:?} is made up"
         );
     }
+    errors.extend(found.corrupt.iter().cloned().map(StoreError::Row));
     let missing = book.leases.len() - found.leases.len();
     assert!(
         missing == 0 || !found.corrupt.is_empty(),
@@ -348,11 +377,59 @@ async fn is_told(disk: &Disk, book: &Book, at: usize) -> bool {
         Ok((size, log)) => {
             assert_eq!(log, book.log[..log.len().min(book.log.len())], "byte {at}");
             assert_eq!(size as usize, book.log.len(), "byte {at}: entries are gone");
-            missing > 0
         }
-        Err(error) => {
-            assert!(!error.to_string().is_empty());
-            true
+        Err(error) => errors.push(error),
+    }
+    for lease in &book.leases {
+        let id = lease.row.lease();
+        match store.lease(id) {
+            Ok(found) => assert!(found.is_none_or(|found| found == *lease), "byte {at}"),
+            Err(error) => errors.push(error),
+        }
+        match store.acknowledgement(id) {
+            Ok(signed) => assert!(signed.is_none_or(|signed| signed == AGREED), "byte {at}"),
+            Err(error) => errors.push(error),
         }
     }
+    // Reads the whole log, from its end.
+    match store.log_index_of(LeaseId([255; 16])) {
+        Ok(index) => assert!(index.is_none_or(|index| index < book.log.len() as u64)),
+        Err(error) => errors.push(error),
+    }
+    match store.meta("checkpoint") {
+        Ok(body) => assert!(body.is_none_or(|body| body == AGREED), "byte {at}"),
+        Err(error) => errors.push(error),
+    }
+    errors.extend(store.spend_surb([1; 32], 1).await.err());
+    errors.extend(store.forget_spent(30).await.err());
+    let written = store.append(vec![entry(7)], None).await;
+    errors.extend(written.err());
+    errors.extend(store.accept(record(201)).await.err());
+    for error in &errors {
+        assert!(!error.to_string().is_empty());
+    }
+    errors
+}
+
+#[tokio::test]
+async fn a_power_cut_at_any_write_of_a_change_of_layout_leaves_the_old_or_the_new_one() {
+    let mut cuts = 0;
+    loop {
+        let disk = Disk::new();
+        let mut rng = StdRng::seed_from_u64(cuts);
+        let db = Database::builder().create_with_backend(disk.clone());
+        format::tests::write_layout_1(&db.expect("made"));
+        disk.platter().left = cuts + 1;
+        let opened = disk.store().await;
+        let is_over = opened.is_ok() && disk.platter().left > 1;
+        drop(opened);
+        disk.power_on(&mut rng);
+        let (store, found) = disk.store().await.expect("opens");
+        format::tests::check(&store, &found).await;
+        if is_over {
+            break;
+        }
+        cuts += 1;
+    }
+    assert!(cuts > 5, "{cuts} writes are no change of layout");
 }

@@ -13,23 +13,27 @@ const VERSION: u8 = 1;
 const CHECKSUM_LEN: usize = 16;
 const HEAD_LEN: usize = 1 + CHECKSUM_LEN;
 const DOMAIN: &[u8] = b"souk/1/store/row";
-/// What is hashed before a body: domain, table and key with their lengths. Tables and keys are this crate's own, the
+/// Room for what is hashed before a body: domain, table and key with their lengths, longer than a head. Tables and keys are this crate's own, the
 /// longest key is a hash.
 const MAX_PLACE_LEN: usize = 3 + DOMAIN.len() + 24 + 32;
 
-/// Frames what `write` appends to the buffer, for its place. The buffer is the caller's, so that one serves many rows.
+/// Frames what `write` appends to the buffer, for its place. The buffer is the caller's, so that one serves many rows: place and
+/// body stand in it in one piece to be hashed, and then the head takes the end of the place.
 pub(super) fn frame<'a>(
     buffer: &'a mut Vec<u8>,
     table: &str,
     key: &[u8],
     write: impl FnOnce(&mut Vec<u8>),
 ) -> &'a [u8] {
+    let (place, body_at) = place(table, key);
     buffer.clear();
-    buffer.extend_from_slice(&[VERSION; HEAD_LEN]);
+    buffer.extend_from_slice(&place[..body_at]);
     write(buffer);
-    let checksum = checksum(table, key, &buffer[HEAD_LEN..]);
-    buffer[1..HEAD_LEN].copy_from_slice(&checksum);
-    buffer
+    let checksum = half(blake3::hash(buffer));
+    let row = &mut buffer[body_at - HEAD_LEN..];
+    row[0] = VERSION;
+    row[1..HEAD_LEN].copy_from_slice(&checksum);
+    row
 }
 
 /// The body of a framed row.
@@ -76,7 +80,14 @@ pub(super) const fn table<K: Key + 'static, V: Value + 'static>(
 }
 
 fn checksum(table: &str, key: &[u8], body: &[u8]) -> [u8; CHECKSUM_LEN] {
+    let (place, len) = place(table, key);
     // Few and large updates: each has a price of its own, which short rows would pay several times.
+    let mut hasher = blake3::Hasher::new();
+    half(hasher.update(&place[..len]).update(body).finalize())
+}
+
+/// What is hashed before a body, and how long it is.
+fn place(table: &str, key: &[u8]) -> ([u8; MAX_PLACE_LEN], usize) {
     let mut place = [0; MAX_PLACE_LEN];
     let mut len = 0;
     for part in [DOMAIN, table.as_bytes(), key] {
@@ -84,11 +95,12 @@ fn checksum(table: &str, key: &[u8], body: &[u8]) -> [u8; CHECKSUM_LEN] {
         place[len + 1..][..part.len()].copy_from_slice(part);
         len += 1 + part.len();
     }
-    let hash = blake3::Hasher::new()
-        .update(&place[..len])
-        .update(body)
-        .finalize();
-    hash.as_bytes()[..CHECKSUM_LEN]
-        .try_into()
+    (place, len)
+}
+
+fn half(hash: blake3::Hash) -> [u8; CHECKSUM_LEN] {
+    *hash
+        .as_bytes()
+        .first_chunk()
         .expect("a hash is longer than its half")
 }

@@ -11,6 +11,7 @@
 //! - Every write is durable when its future returns. A lease is closed and its log entry appended in *one* transaction.
 //! - Every row carries a checksum over its table, key and body. A row that fails it is [named](CorruptRow), moved to
 //!   quarantine, and the others go on.
+//! - The database says which [layout](format) it has; an older one is brought to this one in one transaction.
 //! - A full disk is an [error](StoreError::Full) of the write that met it; what was written before stays, and writes
 //!   succeed again once there is room.
 //!
@@ -20,9 +21,12 @@
 mod database;
 #[cfg(test)]
 mod faults;
+mod files;
+mod format;
 mod frame;
 mod publish;
 mod record;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -31,7 +35,7 @@ mod writer;
 pub(crate) use tests::damage_lease;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -44,14 +48,15 @@ pub use record::{
 };
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable};
 use souk_market::units::{LeaseId, RequestId};
+pub use survey::Survey;
 use tokio::sync::{mpsc, oneshot};
 
 use self::{
     database::Reopenable,
     frame::{decode, unframe},
     writer::{
-        ACKNOWLEDGED, Encoded, Job, LEASES, LOG, LOST_LEASE, META, Op, Outcome, QUARANTINE,
-        REQUESTS,
+        ACKNOWLEDGED, Encoded, EncodedMany, Job, LEASES, LOG, LOST_LEASE, META, Op, Outcome,
+        QUARANTINE, REQUESTS, SETTLED,
     },
 };
 
@@ -73,6 +78,9 @@ pub enum Damage {
     /// The checksum matches and the content does not make sense.
     #[error("content cannot be read: {0}")]
     Body(String),
+    /// Another row names it, and it is not there.
+    #[error("it is gone")]
+    Missing,
 }
 
 /// A row that cannot be read.
@@ -113,6 +121,20 @@ pub enum StoreError {
         /// The cause.
         #[source]
         source: Arc<redb::Error>,
+    },
+    /// A newer program wrote it. Nothing was changed.
+    #[error(
+        "{} has layout {found}, and this program knows none above {known}: start a newer program, \
+         or one as old as the backup that you restore",
+        .path.display()
+    )]
+    TooNew {
+        /// The file.
+        path: PathBuf,
+        /// Its layout.
+        found: u64,
+        /// The newest that is known.
+        known: u64,
     },
     /// Any other error of the database or its disk.
     #[error("{} cannot be used", .path.display())]
@@ -272,13 +294,37 @@ impl Store {
         // Makes the tables, so that readers find them.
         store.write(Vec::new()).await?;
         let mut found = store.read_journal()?;
+        found.corrupt.extend(store.missing_leases(&found)?);
         for row in &found.corrupt {
             tracing::error!(%row, "a damaged row was moved to quarantine");
         }
         let quarantine = found.corrupt.iter().cloned().map(Op::Quarantine).collect();
         store.write(quarantine).await?;
-        found.lost = store.read_lost()?;
+        found.lost = store.quarantined(LOST_LEASE)?;
         Ok((store, found))
+    }
+
+    /// Leases that a request names and no row, not even a damaged one: a flipped byte can hide rows as well as change them.
+    fn missing_leases(&self, found: &Found) -> Result<Vec<CorruptRow>, StoreError> {
+        let damaged = found.corrupt.iter().map(|row| row.key.clone());
+        let there = found.leases.iter().map(|lease| lease.row.lease());
+        let settled = self.quarantined(SETTLED)?;
+        let lost = self.quarantined(LOST_LEASE)?;
+        let known: HashSet<_> = there
+            .chain(settled)
+            .chain(lost)
+            .map(|lease| lease.to_string())
+            .chain(damaged)
+            .collect();
+        let missing = found.requests.values().filter_map(|accepted| {
+            let key = hex::encode(accepted.lease.0);
+            (!known.contains(&key)).then_some(CorruptRow {
+                table: "leases",
+                key,
+                damage: Damage::Missing,
+            })
+        });
+        Ok(missing.collect())
     }
 
     /// Writes a lease that is new, and remembers the request it came from.
@@ -335,13 +381,22 @@ impl Store {
             .map(|(key, body)| Op::Meta(key, body))
             .into_iter()
             .collect();
-        ops.extend(
-            entries
-                .iter()
-                .map(|entry| Op::Append(Encoded::of(entry), None)),
-        );
+        if !entries.is_empty() {
+            ops.push(Op::AppendAll(EncodedMany::of(&entries)));
+        }
         let outcomes = self.write(ops).await?;
         Ok(last_index(&outcomes))
+    }
+
+    /// Puts entries in the place of damaged rows of the log, which go to quarantine; rows that can be read stay.
+    ///
+    /// # Errors
+    /// [`StoreError`]; all are as they were then.
+    pub async fn restore(&self, rows: Vec<(u64, LogRecord)>) -> Result<(), StoreError> {
+        let restore = |(index, record): &_| Op::Restore(*index, Encoded::of(record));
+        self.write(rows.iter().map(restore).collect())
+            .await
+            .map(drop)
     }
 
     /// Appends the entry of a lease whose row was damaged; `None` where it was settled before.
@@ -549,20 +604,19 @@ impl Store {
         })
     }
 
-    fn read_lost(&self) -> Result<Vec<LeaseId>, StoreError> {
+    /// Leases in quarantine whose place begins so.
+    fn quarantined(&self, prefix: &str) -> Result<Vec<LeaseId>, StoreError> {
         self.read(|db| {
             let table = db.begin_read()?.open_table(QUARANTINE)?;
-            let mut lost = Vec::new();
-            for row in table.iter()? {
+            let mut leases = Vec::new();
+            for row in table.range(prefix..)? {
                 let (place, _) = row?;
-                lost.extend(
-                    place
-                        .value()
-                        .strip_prefix(LOST_LEASE)
-                        .and_then(|key| key.parse::<LeaseId>().ok()),
-                );
+                let Some(key) = place.value().strip_prefix(prefix) else {
+                    break;
+                };
+                leases.extend(key.parse::<LeaseId>().ok());
             }
-            Ok(lost)
+            Ok(leases)
         })
     }
 

@@ -14,8 +14,7 @@
 
 use std::{
     cmp::Ordering,
-    fs::{self, File},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -23,20 +22,22 @@ use souk_crypto::LogKey;
 use souk_market::{
     capacity::LogHead,
     log::{
-        BundleSource, Checkpoint, Frontier, Hash, InclusionProof, KeyName, NoteVerifier,
-        TILE_HEIGHT, TILE_WIDTH, TilePath, TileSource, TiledNodes, TilesError, bundles_between,
-        encode_bundle, leaf_hash, prove_inclusion, tiles_between, verify_inclusion,
+        Checkpoint, Frontier, Hash, InclusionProof, KeyName, NoteVerifier, TiledNodes, TilesError,
+        leaf_hash, prove_inclusion, verify_inclusion,
     },
 };
 use tokio::sync::watch;
 
-use super::{SignedHead, Store, StoreError, writer::encode};
+use super::{
+    SignedHead, Store, StoreError,
+    files::{CHUNK, Derived, Directory, entries},
+    survey::Survey,
+    writer::encode,
+};
 use crate::failpoint::failpoint;
 
 /// Name of the row that holds the last checkpoint, and of its file.
 const CHECKPOINT: &str = "checkpoint";
-/// Entries read from the store at once.
-const CHUNK: u64 = 16 * TILE_WIDTH;
 
 /// Why no checkpoint was published.
 #[derive(Debug, thiserror::Error)]
@@ -177,12 +178,23 @@ impl Publisher {
             refusal: watch::Sender::new(None),
         };
         if let Some(head) = publisher.last_head(store)? {
-            publisher.resume(store, head)?;
+            publisher.resume(store, head).await?;
         }
         match publisher.publish(store).await {
+            Err(PublishError::Store(StoreError::Row(row))) => {
+                // A survey replaces it; leases go on meanwhile.
+                tracing::error!(%row, "no checkpoint: a row of the usage log is damaged");
+                Ok(publisher)
+            }
             Err(error) if publisher.refusal.borrow().is_none() => Err(error),
             _ => Ok(publisher),
         }
+    }
+
+    /// A survey of all files that the last checkpoint covers.
+    #[must_use]
+    pub fn survey(&self) -> Survey {
+        Survey::of(self.directory.clone(), self.size(), self.root())
     }
 
     /// Publishes a checkpoint over all entries, if there are new ones and the network was asked; says how many the last one
@@ -320,7 +332,7 @@ impl Publisher {
     }
 
     /// Takes up the log at the head that was signed last.
-    fn resume(&mut self, store: &Store, head: SignedHead) -> Result<(), PublishError> {
+    async fn resume(&mut self, store: &Store, head: SignedHead) -> Result<(), PublishError> {
         let stored = store.log_size()?;
         if stored < head.size {
             return Err(PublishError::Rollback {
@@ -334,15 +346,9 @@ impl Publisher {
             Ok(frontier) if frontier.root() == signed => self.frontier = frontier,
             // Tiles are derived: what is missing or damaged is made again, once the entries are known to be the signed ones.
             _ => {
-                let found = root_in_store(store, head.size)?;
-                if found != signed {
-                    return Err(PublishError::Fork {
-                        size: head.size,
-                        signed,
-                        found,
-                    });
-                }
-                self.extend(store, head.size)?;
+                let mut survey = Survey::of(self.directory.clone(), head.size, signed);
+                while !survey.step(store)? {}
+                self.frontier = survey.mend(store).await?;
             }
         }
         self.note = head.note;
@@ -351,46 +357,21 @@ impl Publisher {
 
     /// Writes the tiles and bundles by which the tree of `size` differs from the current one, durably.
     fn extend(&mut self, store: &Store, size: u64) -> Result<(), PublishError> {
-        let old = self.size();
-        let mut frontier = self.frontier.clone();
-        let mut rows = Rows::load(&self.directory, old)?;
-        for bundle in bundles_between(old, size)
-            .collect::<Vec<_>>()
-            .chunks((CHUNK / TILE_WIDTH) as usize)
-        {
-            let (Some(first), Some(last)) = (bundle.first(), bundle.last()) else {
-                break;
-            };
-            let start = first.index() * TILE_WIDTH;
-            let end = last.index() * TILE_WIDTH + u64::from(last.width());
-            let records = store.log_records(start, end)?;
-            if (records.len() as u64) < end - start {
-                return Err(PublishError::Rollback {
-                    stored: start + records.len() as u64,
-                    signed: size,
-                });
-            }
-            for (path, records) in bundle.iter().zip(records.chunks(TILE_WIDTH as usize)) {
-                let entries = records.iter().map(|record| record.entry.as_slice());
-                let bytes =
-                    encode_bundle(entries).map_err(|e| PublishError::Tile(e.to_string()))?;
-                self.directory.write(&path.to_string(), &bytes)?;
-                failpoint!(BundleWritten);
-            }
-            // The first bundle may begin with entries that the tree has already.
-            let known = frontier.size().saturating_sub(start) as usize;
-            for record in &records[known..] {
-                frontier.append(leaf_hash(&record.entry), |level, index, hash| {
-                    rows.add(level, index, hash);
-                });
-            }
-            let reached = frontier.size();
-            for path in tiles_between(rows.written, reached) {
-                self.directory.write(&path.to_string(), &rows.tile(&path))?;
-            }
-            rows.drop_full(reached);
+        let mut derived = Derived::load(&self.directory, self.frontier.clone())?;
+        while derived.size() < size {
+            derived.step(
+                size,
+                |start, end| entries(store, start, end),
+                |path, bytes| {
+                    self.directory.write(&path.to_string(), bytes)?;
+                    if path.level().is_none() {
+                        failpoint!(BundleWritten);
+                    }
+                    Ok(())
+                },
+            )?;
         }
-        self.frontier = frontier;
+        self.frontier = derived.into_frontier();
         Ok(())
     }
 
@@ -421,129 +402,12 @@ impl Publisher {
     }
 }
 
-/// Hashes of the tiles that are not full, by level of tile.
-struct Rows {
-    /// For each level of tiles: index of the first hash that is kept, and the hashes from there.
-    levels: Vec<(u64, Vec<Hash>)>,
-    /// Size of the tree whose tiles are on disk.
-    written: u64,
-}
-
-impl Rows {
-    fn load(directory: &Directory, size: u64) -> Result<Self, PublishError> {
-        let mut levels = Vec::new();
-        for level in 0..8u8 {
-            let row = size >> (u32::from(level) * u32::from(TILE_HEIGHT));
-            let first = row - row % TILE_WIDTH;
-            let mut hashes = Vec::new();
-            if let Some(path) = TilePath::tile(level, first / TILE_WIDTH, (row - first) as u16) {
-                let bytes = directory.read(&path.to_string())?;
-                let (chunks, rest) = bytes.as_chunks::<{ Hash::LEN }>();
-                if chunks.len() as u64 != row - first || !rest.is_empty() {
-                    return Err(PublishError::Tile(format!(
-                        "{path} has {} bytes",
-                        bytes.len()
-                    )));
-                }
-                hashes = chunks.iter().map(|hash| Hash(*hash)).collect();
-            }
-            levels.push((first, hashes));
-        }
-        Ok(Self {
-            levels,
-            written: size,
-        })
-    }
-
-    fn add(&mut self, level: u8, index: u64, hash: Hash) {
-        if level.is_multiple_of(TILE_HEIGHT)
-            && let Some((first, hashes)) = self.levels.get_mut(usize::from(level / TILE_HEIGHT))
-        {
-            debug_assert_eq!(*first + hashes.len() as u64, index);
-            hashes.push(hash);
-        }
-    }
-
-    fn tile(&self, path: &TilePath) -> Vec<u8> {
-        let (first, hashes) = &self.levels[usize::from(path.level().unwrap_or(0))];
-        let start = (path.index() * TILE_WIDTH - first) as usize;
-        hashes[start..start + usize::from(path.width())]
-            .iter()
-            .flat_map(|hash| hash.0)
-            .collect()
-    }
-
-    fn drop_full(&mut self, written: u64) {
-        self.written = written;
-        for (first, hashes) in &mut self.levels {
-            let full = hashes.len() - hashes.len() % TILE_WIDTH as usize;
-            hashes.drain(..full);
-            *first += full as u64;
-        }
-    }
-}
-
-/// The directory of a published log.
-#[derive(Debug)]
-pub(super) struct Directory(pub(super) PathBuf);
-
-impl Directory {
-    fn read(&self, name: &str) -> Result<Vec<u8>, PublishError> {
-        let path = self.0.join(name);
-        fs::read(&path).map_err(|source| PublishError::File { path, source })
-    }
-
-    /// Writes a file so that after a crash it is there whole or not at all.
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), PublishError> {
-        let path = self.0.join(name);
-        let write = || {
-            let parent = path.parent().unwrap_or(&self.0);
-            fs::create_dir_all(parent)?;
-            let mut draft = path.clone().into_os_string();
-            draft.push("~");
-            let mut file = File::create(&draft)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&draft, &path)?;
-            // The names have to last, too: this directory's, and its own in the ones above.
-            for directory in parent.ancestors().take_while(|d| d.starts_with(&self.0)) {
-                File::open(directory)?.sync_all()?;
-            }
-            Ok(())
-        };
-        write().map_err(|source| PublishError::File { path, source })
-    }
-}
-
-impl TileSource for Directory {
-    type Error = io::Error;
-
-    fn tile(&self, path: &TilePath) -> Result<Vec<u8>, io::Error> {
-        fs::read(self.0.join(path.to_string()))
-    }
-}
-
-impl BundleSource for Directory {
-    type Error = io::Error;
-
-    fn bundle(&self, path: &TilePath) -> Result<Vec<u8>, io::Error> {
-        fs::read(self.0.join(path.to_string()))
-    }
-}
-
 fn root_in_store(store: &Store, size: u64) -> Result<Hash, PublishError> {
     let mut frontier = Frontier::new();
     while frontier.size() < size {
         let start = frontier.size();
-        let records = store.log_records(start, size.min(start + CHUNK))?;
-        if records.is_empty() {
-            return Err(PublishError::Rollback {
-                stored: start,
-                signed: size,
-            });
-        }
-        for record in records {
-            frontier.append(leaf_hash(&record.entry), |_, _, _| ());
+        for entry in entries(store, start, size.min(start + CHUNK))? {
+            frontier.append(leaf_hash(&entry), |_, _, _| ());
         }
     }
     Ok(frontier.root())

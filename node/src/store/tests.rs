@@ -91,7 +91,7 @@ pub(super) fn entry(n: u64) -> LogRecord {
     }
 }
 
-async fn open(directory: &Path) -> (Store, Found) {
+pub(super) async fn open(directory: &Path) -> (Store, Found) {
     Store::open(directory).await.expect("the store opens")
 }
 
@@ -234,6 +234,40 @@ async fn a_damaged_row_is_named_and_put_aside_while_the_others_go_on() {
 }
 
 #[tokio::test]
+async fn a_lease_that_only_its_request_still_names_is_lost_and_settled_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (store, _) = open(directory.path()).await;
+    for n in 1..=2 {
+        store.accept(record(n)).await.expect("written");
+    }
+    drop(store);
+    let db = Database::create(directory.path().join(FILE)).expect("opens");
+    let write = db.begin_write().expect("a transaction");
+    {
+        let mut table = write.open_table(LEASES).expect("the table");
+        drop(table.remove([2; 16]).expect("removed"));
+    }
+    write.commit().expect("durable");
+    drop(db);
+    let (store, found) = open(directory.path()).await;
+    let words: Vec<_> = found.corrupt.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        words,
+        ["row 02020202020202020202020202020202 of table leases: it is gone"]
+    );
+    assert_eq!(found.lost, [LeaseId([2; 16])]);
+    let settled = store.settle_lost(LeaseId([2; 16]), entry(2)).await;
+    assert_eq!(settled.expect("settled"), Some(0));
+    drop(store);
+    let (store, found) = open(directory.path()).await;
+    assert!(found.corrupt.is_empty() && found.lost.is_empty());
+    store
+        .forget_lease(LeaseId([2; 16]), RequestId([2; 32]))
+        .await
+        .expect("forgotten");
+}
+
+#[tokio::test]
 async fn a_file_that_is_no_database_and_one_in_use_are_told_apart() {
     let directory = tempfile::tempdir().expect("a directory");
     std::fs::write(directory.path().join(FILE), vec![7; 8192]).expect("written");
@@ -364,14 +398,14 @@ async fn a_full_disk_is_an_error_that_loses_nothing_and_passes_when_there_is_roo
     assert_eq!(store.log_size().expect("read"), appended + 1);
 }
 
-struct Log {
-    directory: tempfile::TempDir,
+pub(super) struct Log {
+    pub(super) directory: tempfile::TempDir,
     origin: KeyName,
     key: LogKey,
 }
 
 impl Log {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             directory: tempfile::tempdir().expect("a directory"),
             origin: origin("test.00000000", "provider").expect("a name"),
@@ -379,7 +413,7 @@ impl Log {
         }
     }
 
-    fn files(&self) -> PathBuf {
+    pub(super) fn files(&self) -> PathBuf {
         self.directory.path().join("log")
     }
 
@@ -399,7 +433,7 @@ impl Log {
         }
     }
 
-    async fn publisher(&self, store: &Store) -> Result<Publisher, PublishError> {
+    pub(super) async fn publisher(&self, store: &Store) -> Result<Publisher, PublishError> {
         Publisher::open(store, &self.files(), self.origin.clone(), self.key.clone()).await
     }
 
@@ -409,15 +443,15 @@ impl Log {
         Checkpoint::open(&note, &self.origin, &verifier).expect("signed")
     }
 
-    fn audited_size(&self, known: Option<&Checkpoint>) -> u64 {
-        let source = publish::Directory(self.files());
+    pub(super) fn audited_size(&self, known: Option<&Checkpoint>) -> u64 {
+        let source = files::Directory(self.files());
         audit(&source, &self.checkpoint(), known)
             .expect("an honest log")
             .size
     }
 }
 
-async fn append(store: &Store, n: std::ops::Range<u64>) {
+pub(super) async fn append(store: &Store, n: std::ops::Range<u64>) {
     store
         .append(n.map(entry).collect(), None)
         .await
@@ -602,6 +636,20 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// Changes the stored bytes of a log row behind the back of the store, or takes it away.
+pub(super) fn change_entry(directory: &Path, index: u64, row: Option<Vec<u8>>) {
+    let db = Database::create(directory.join(FILE)).expect("opens");
+    let write = db.begin_write().expect("a transaction");
+    {
+        let mut table = write.open_table(LOG).expect("the table");
+        match row {
+            Some(row) => drop(table.insert(index, row.as_slice()).expect("written")),
+            None => drop(table.remove(index).expect("removed")),
+        }
+    }
+    write.commit().expect("durable");
+}
+
 #[tokio::test]
 async fn nothing_is_signed_over_a_log_that_was_rolled_back_or_rewritten() {
     let log = Log::new();
@@ -610,19 +658,7 @@ async fn nothing_is_signed_over_a_log_that_was_rolled_back_or_rewritten() {
     drop((log.publisher(&store).await.expect("published"), store));
     std::fs::remove_dir_all(log.files()).expect("removed");
 
-    let file = log.directory.path().join(FILE);
-    let change = |index: u64, row: Option<Vec<u8>>| {
-        let db = Database::create(&file).expect("opens");
-        let write = db.begin_write().expect("a transaction");
-        {
-            let mut table = write.open_table(LOG).expect("the table");
-            match row {
-                Some(row) => drop(table.insert(index, row.as_slice()).expect("written")),
-                None => drop(table.remove(index).expect("removed")),
-            }
-        }
-        write.commit().expect("durable");
-    };
+    let change = |index, row| change_entry(log.directory.path(), index, row);
     let mut row = Vec::new();
     frame::frame(
         &mut row,

@@ -10,9 +10,9 @@ use redb::{Database, ReadableTable, StorageError, Table, TableDefinition, WriteT
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Accepted, LeaseRecord, LogRecord, StoreError,
+    Accepted, Damage, LeaseRecord, LogRecord, StoreError,
     database::Reopenable,
-    frame::{decode, frame, table},
+    frame::{decode, frame, table, unframe},
 };
 use crate::failpoint::failpoint;
 
@@ -23,18 +23,21 @@ pub(super) const META: TableDefinition<&str, &[u8]> = table("meta");
 /// Signed agreements of holders to their final statements.
 pub(super) const ACKNOWLEDGED: TableDefinition<[u8; 16], &[u8]> = table("acknowledged");
 /// Fingerprints of SURBs that were used, with the epoch they die in.
-pub(super) const SPENT: TableDefinition<[u8; 32], u64> = table("spent-surbs");
+pub(super) const SPENT: TableDefinition<[u8; 32], &[u8]> = table("spent-surbs");
 /// Rows that could not be read, as they were, by table and key.
 pub(super) const QUARANTINE: TableDefinition<&str, &[u8]> = table("quarantine");
 
 /// Begins the place of a damaged lease row in quarantine; [`SETTLED`] once its lease has a log entry.
 pub(super) const LOST_LEASE: &str = "leases/";
-const SETTLED: &str = "settled/";
+pub(super) const SETTLED: &str = "settled/";
 
 /// Transactions that are committed together: above this the disk is no longer what is waited for.
 const MAX_GROUP: usize = 256;
 /// Transactions that may wait. Each lease has at most one, so this is above any number of leases.
 pub(super) const MAX_WAITING: usize = 1024;
+
+/// For how many epochs a SURB can still be good at most: those of the last epoch, the current and the next.
+const SURB_EPOCHS: u64 = 3;
 
 /// Room that an encoder begins with, so that it need not grow: a log record has 223 bytes.
 const USUAL_ROW_BYTES: usize = 256;
@@ -45,6 +48,8 @@ pub(super) enum Op {
     Accept([u8; 32], Accepted),
     /// Appends to the log; of a lease also the record that closes it, which gets the index.
     Append(Encoded, Option<Box<LeaseRecord>>),
+    /// Appends many, of no lease.
+    AppendAll(EncodedMany),
     Spend {
         surb: [u8; 32],
         epoch: u64,
@@ -56,6 +61,8 @@ pub(super) enum Op {
     },
     Acknowledge([u8; 16], Vec<u8>),
     Quarantine(super::CorruptRow),
+    /// Replaces a row of the log that cannot be read.
+    Restore(u64, Encoded),
     /// Appends the entry of a lease whose row was damaged, where it has none yet, and marks it as settled.
     SettleLost([u8; 16], Option<Encoded>),
 }
@@ -77,6 +84,35 @@ pub(super) enum Outcome {
     Index(u64),
     /// The SURB had been used before.
     AlreadySpent,
+}
+
+/// The same of many, in one buffer.
+#[derive(Default)]
+pub(super) struct EncodedMany {
+    bytes: Vec<u8>,
+    /// Where each of them ends.
+    ends: Vec<usize>,
+}
+
+impl EncodedMany {
+    pub(super) fn of(records: &[LogRecord]) -> Self {
+        let mut many = Self {
+            bytes: Vec::with_capacity(records.len() * USUAL_ROW_BYTES),
+            ends: Vec::with_capacity(records.len()),
+        };
+        for record in records {
+            cbor(record)(&mut many.bytes);
+            many.ends.push(many.bytes.len());
+        }
+        many
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts
+            .zip(&self.ends)
+            .map(|(start, end)| &self.bytes[start..*end])
+    }
 }
 
 pub(super) struct Job {
@@ -168,7 +204,7 @@ struct Tables<'t> {
     requests: Table<'t, [u8; 32], &'static [u8]>,
     log: Table<'t, u64, &'static [u8]>,
     meta: Table<'t, &'static str, &'static [u8]>,
-    spent: Table<'t, [u8; 32], u64>,
+    spent: Table<'t, [u8; 32], &'static [u8]>,
     quarantine: Table<'t, &'static str, &'static [u8]>,
     acknowledged: Table<'t, [u8; 16], &'static [u8]>,
     next_index: u64,
@@ -184,9 +220,17 @@ impl Tables<'_> {
                 let row = frame(&mut self.row, "requests", request, cbor(accepted));
                 self.requests.insert(*request, row)?;
             }
-            Op::Append(record, closed) => return self.append(record, closed.as_deref()),
+            Op::Append(record, closed) => return self.append(&record.0, closed.as_deref()),
+            Op::AppendAll(records) => {
+                let mut last = Outcome::Done;
+                for record in records.iter() {
+                    last = self.append(record, None)?;
+                }
+                return Ok(last);
+            }
             Op::Spend { surb, epoch } => {
-                if self.spent.insert(*surb, *epoch)?.is_some() {
+                let row = frame(&mut self.row, "spent-surbs", surb, epoch_bytes(*epoch));
+                if self.spent.insert(*surb, row)?.is_some() {
                     return Ok(Outcome::AlreadySpent);
                 }
             }
@@ -199,14 +243,13 @@ impl Tables<'_> {
                 self.acknowledged.remove(*lease)?;
                 self.requests.remove(*request)?;
             }
-            Op::ForgetSpent { before_epoch } => {
-                self.spent.retain(|_, epoch| epoch >= *before_epoch)?;
-            }
+            Op::ForgetSpent { before_epoch } => self.forget_spent(*before_epoch)?,
             Op::Acknowledge(lease, signed) => {
                 let row = frame(&mut self.row, "acknowledged", lease, bytes(signed));
                 self.acknowledged.insert(*lease, row)?;
             }
             Op::Quarantine(row) => self.quarantine(row)?,
+            Op::Restore(index, record) => self.restore(*index, record)?,
             Op::SettleLost(lease, entry) => return self.settle_lost(*lease, entry.as_ref()),
         }
         Ok(Outcome::Done)
@@ -221,7 +264,7 @@ impl Tables<'_> {
 
     fn append(
         &mut self,
-        record: &Encoded,
+        record: &[u8],
         closed: Option<&LeaseRecord>,
     ) -> Result<Outcome, redb::Error> {
         if let Some(closed) = closed
@@ -231,7 +274,7 @@ impl Tables<'_> {
             return Ok(Outcome::Index(index));
         }
         let index = self.next_index;
-        let row = frame(&mut self.row, "log", &index.to_be_bytes(), bytes(&record.0));
+        let row = frame(&mut self.row, "log", &index.to_be_bytes(), bytes(record));
         self.log.insert(index, row)?;
         self.next_index += 1;
         if let Some(closed) = closed {
@@ -253,6 +296,26 @@ impl Tables<'_> {
         Ok(stored.ok().and_then(|stored| stored.log_index))
     }
 
+    fn forget_spent(&mut self, before_epoch: u64) -> Result<(), redb::Error> {
+        let mut damaged = Vec::new();
+        self.spent.retain(|surb, row| {
+            let body = unframe("spent-surbs", &surb, row).ok();
+            let epoch = body.and_then(|body| body.try_into().ok().map(u64::from_be_bytes));
+            if epoch.is_none() {
+                damaged.push(surb);
+            }
+            epoch.is_none_or(|epoch| epoch >= before_epoch)
+        })?;
+        for surb in damaged {
+            // It stays spent for as long as any SURB can be good.
+            tracing::error!(surb = %hex::encode(surb), "a damaged row of the spent SURBs is written anew");
+            let epoch = before_epoch.saturating_add(SURB_EPOCHS);
+            let row = frame(&mut self.row, "spent-surbs", &surb, epoch_bytes(epoch));
+            self.spent.insert(surb, row)?;
+        }
+        Ok(())
+    }
+
     fn settle_lost(
         &mut self,
         lease: [u8; 16],
@@ -269,9 +332,24 @@ impl Tables<'_> {
         self.quarantine
             .insert(format!("{SETTLED}{key}").as_str(), bytes.as_slice())?;
         match entry {
-            Some(entry) => self.append(entry, None),
+            Some(entry) => self.append(&entry.0, None),
             None => Ok(Outcome::Done),
         }
+    }
+
+    fn restore(&mut self, index: u64, record: &Encoded) -> Result<(), redb::Error> {
+        let key = index.to_be_bytes();
+        let found = self.log.get(index)?.map(|row| row.value().to_vec());
+        if let Some(damaged) = found {
+            if decode::<LogRecord>("log", &key, &damaged).is_ok() {
+                return Ok(());
+            }
+            let place = format!("log/{}", hex::encode(key));
+            self.quarantine.insert(place.as_str(), damaged.as_slice())?;
+        }
+        let row = frame(&mut self.row, "log", &key, bytes(&record.0));
+        self.log.insert(index, row)?;
+        Ok(())
     }
 
     fn quarantine(&mut self, row: &super::CorruptRow) -> Result<(), redb::Error> {
@@ -286,7 +364,9 @@ impl Tables<'_> {
             ("requests", _, Ok(key)) => self.requests.remove(key)?.map(|v| v.value().to_vec()),
             _ => None,
         };
-        if let Some(bytes) = taken {
+        // Of a row that is gone, its name is kept: its lease has to be settled.
+        let kept = taken.or_else(|| (row.damage == Damage::Missing).then(Vec::new));
+        if let Some(bytes) = kept {
             self.quarantine.insert(place.as_str(), bytes.as_slice())?;
         }
         Ok(())
@@ -302,6 +382,11 @@ pub(super) fn encode<T: minicbor::Encode<()>>(value: &T) -> Vec<u8> {
 /// Appends a value as CBOR.
 pub(super) fn cbor<T: minicbor::Encode<()>>(value: &T) -> impl FnOnce(&mut Vec<u8>) {
     move |out| minicbor::encode(value, out).expect("a Vec takes every write")
+}
+
+/// Appends the epoch in which a spent SURB dies.
+pub(super) fn epoch_bytes(epoch: u64) -> impl FnOnce(&mut Vec<u8>) {
+    move |out| out.extend_from_slice(&epoch.to_be_bytes())
 }
 
 /// Appends bytes as they are.

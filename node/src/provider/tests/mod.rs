@@ -1,5 +1,6 @@
 //! The provider from sealed request to proven statement, and across what goes wrong on the way.
 
+mod books;
 mod clocks;
 mod harness;
 mod leaving;
