@@ -12,7 +12,8 @@
 //! retired never sells again.
 //!
 //! Threats: a node that is killed while it leaves and takes leases again; a retirement that goes out while holders could still
-//! fetch their statements, for nobody can reach a node that has no card.
+//! fetch their statements, for nobody can reach a node that has no card; a lease that is accepted in the moment in which the
+//! node is told to retire. So the farewell is counted from when the last lease closed, whenever the order came.
 
 use minicbor::{Decode, Encode};
 use souk_crypto::{Signed, UnixTime};
@@ -25,6 +26,9 @@ use crate::{
 /// For how long a node that retires stays reachable after its last lease has ended, so that the holder gets the statement:
 /// a few checkpoints, and a requester who looks every few minutes.
 pub const FAREWELL_S: u64 = 600;
+
+/// What was let in before the order to retire is seen among the open leases after so long: it takes no disk to get there.
+const SETTLE_S: u64 = 2;
 
 /// How a node stands to new leases.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -43,9 +47,6 @@ pub enum Standing {
         /// What the heir signed.
         #[n(1)]
         Option<Signed<Succession>>,
-        /// When it retires, once no lease is open.
-        #[n(2)]
-        Option<UnixTime>,
     ),
     /// It has ended; the bytes are its signed retirement.
     #[n(3)]
@@ -65,6 +66,9 @@ pub struct Leaving {
     /// How far the clocks were apart when these instants were written; none until [`Standing::settled`] says so.
     #[n(2)]
     pub clock: Option<ClockMark>,
+    /// When the last lease closed, as far as this was written.
+    #[n(3)]
+    pub last_closed: Option<UnixTime>,
 }
 
 /// What is to be done now.
@@ -72,7 +76,7 @@ pub struct Leaving {
 pub enum Due {
     /// End every open lease.
     EndLeases,
-    /// Write this standing: no lease is open any more, and the farewell begins.
+    /// Write this standing: it knows better when the last lease closed.
     Write(Standing),
     /// Sign the retirement with what the heir signed, and write [`Standing::Retired`].
     Retire(Option<Signed<Succession>>),
@@ -140,13 +144,9 @@ impl Standing {
             since: step.shift(leaving.since),
             deadline: leaving.deadline.map(|at| step.shift(at)),
             clock: Some(watch.mark()),
+            last_closed: leaving.last_closed.map(|at| step.shift(at)),
         };
-        match self {
-            Self::Retiring(_, succession, at) => {
-                Self::Retiring(leaving, succession.clone(), at.map(|at| step.shift(at)))
-            }
-            _ => Self::Draining(leaving),
-        }
+        self.with(leaving)
     }
 
     /// The word that people and `--json` see.
@@ -192,32 +192,49 @@ impl Standing {
         now: UnixTime,
         deadline: Option<UnixTime>,
         succession: Option<Signed<Succession>>,
-        open_leases: usize,
     ) -> Result<Self, StandingError> {
         let leaving = self.leave(now, deadline)?;
-        // Who has no lease has nobody to say farewell to.
-        let retires_at = (open_leases == 0).then_some(now);
-        Ok(Self::Retiring(leaving, succession, retires_at))
+        Ok(Self::Retiring(leaving, succession))
     }
 
-    /// What has to be done, with so many leases open.
+    /// What has to be done, with so many leases open, and the last one that closed having done so then; none where no closed
+    /// one is known.
     #[must_use]
-    pub fn poll(&self, now: UnixTime, open_leases: usize) -> Option<Due> {
+    pub fn poll(
+        &self,
+        now: UnixTime,
+        open_leases: usize,
+        last_closed: Option<UnixTime>,
+    ) -> Option<Due> {
         let leaving = self.leaving()?;
+        // What a clock ahead wrote must not hold it up for as long.
+        let closed = leaving.last_closed.max(last_closed).map(|at| at.min(now));
+        if closed != leaving.last_closed {
+            return Some(Due::Write(self.with(Leaving {
+                last_closed: closed,
+                ..*leaving
+            })));
+        }
         if open_leases > 0 {
             let over = leaving.deadline.is_some_and(|deadline| deadline <= now);
             return over.then_some(Due::EndLeases);
         }
+        let Self::Retiring(leaving, succession) = self else {
+            return None;
+        };
+        // Who never had a lease has nobody to say farewell to.
+        let is_told = closed.is_none_or(|at| at.plus_s(FAREWELL_S) <= now);
+        // An order from the future was given before a boot with the clock behind, and nothing is under way from then.
+        let is_settled = leaving.since > now || leaving.since.plus_s(SETTLE_S) <= now;
+        (is_told && is_settled).then(|| Due::Retire(succession.clone()))
+    }
+
+    /// The same, and the instants are these.
+    fn with(&self, leaving: Leaving) -> Self {
         match self {
-            Self::Retiring(_, succession, Some(at)) if *at <= now => {
-                Some(Due::Retire(succession.clone()))
-            }
-            Self::Retiring(leaving, succession, None) => Some(Due::Write(Self::Retiring(
-                *leaving,
-                succession.clone(),
-                Some(now.plus_s(FAREWELL_S)),
-            ))),
-            _ => None,
+            Self::Open | Self::Retired(_) => self.clone(),
+            Self::Draining(_) => Self::Draining(leaving),
+            Self::Retiring(_, succession) => Self::Retiring(leaving, succession.clone()),
         }
     }
 
@@ -234,6 +251,7 @@ impl Standing {
                 deadline,
                 // The deadline is by the clock of now, whatever happened to it before.
                 clock: None,
+                last_closed: self.leaving().and_then(|leaving| leaving.last_closed),
             }),
         }
     }
@@ -256,13 +274,13 @@ mod tests {
             .drain(NOW, Some(NOW.plus_s(60)))
             .expect("can");
         assert!(!draining.takes_leases());
-        assert_eq!(draining.poll(NOW.plus_s(59), 2), None);
-        assert_eq!(draining.poll(NOW.plus_s(60), 2), Some(Due::EndLeases));
-        assert_eq!(draining.poll(NOW.plus_s(61), 0), None);
+        assert_eq!(draining.poll(NOW.plus_s(59), 2, None), None);
+        assert_eq!(draining.poll(NOW.plus_s(60), 2, None), Some(Due::EndLeases));
+        assert_eq!(draining.poll(NOW.plus_s(61), 0, None), None);
         let later = draining.drain(NOW.plus_s(10), None).expect("can");
         assert_eq!(later.leaving().expect("it drains").since, NOW);
         assert_eq!(
-            later.poll(NOW.plus_s(99), 2),
+            later.poll(NOW.plus_s(99), 2, None),
             None,
             "it waits for their own ends"
         );
@@ -298,19 +316,87 @@ mod tests {
         assert_eq!(anew.deadline(), Some(NOW));
     }
 
+    /// Does what is due until nothing but time can change anything; says whether it retires.
+    fn settle(
+        standing: &mut Standing,
+        now: UnixTime,
+        open: usize,
+        closed: Option<UnixTime>,
+    ) -> bool {
+        loop {
+            match standing.poll(now, open, closed) {
+                Some(Due::Write(next)) => *standing = next,
+                Some(Due::Retire(_)) => return true,
+                Some(Due::EndLeases) | None => return false,
+            }
+        }
+    }
+
     #[test]
     fn a_retirement_waits_for_the_last_lease_and_for_its_holder() {
-        let mut standing = Standing::Open.retire(NOW, None, None, 1).expect("can");
-        assert_eq!(standing.poll(NOW, 1), None);
-        let Some(Due::Write(next)) = standing.poll(NOW.plus_s(5), 0) else {
-            panic!("the farewell begins");
-        };
-        standing = next;
-        assert_eq!(standing.poll(NOW.plus_s(5 + FAREWELL_S - 1), 0), None);
+        let mut standing = Standing::Open.retire(NOW, None, None).expect("can");
+        assert!(!settle(&mut standing, NOW, 1, None));
+        let closed = Some(NOW.plus_s(5));
+        assert!(!settle(&mut standing, NOW.plus_s(5), 0, closed));
+        // Whoever asks twice, and a process that knows nothing of it, do not shorten it.
+        let mut standing = standing.retire(NOW.plus_s(9), None, None).expect("again");
         let end = NOW.plus_s(5 + FAREWELL_S);
-        assert_eq!(standing.poll(end, 0), Some(Due::Retire(None)));
-        let alone = Standing::Open.retire(NOW, None, None, 0).expect("can");
-        assert_eq!(alone.poll(NOW, 0), Some(Due::Retire(None)));
+        assert!(!settle(&mut standing, end.minus_s(1), 0, None));
+        assert!(settle(&mut standing, end, 0, None));
+    }
+
+    #[test]
+    fn who_has_no_lease_open_still_waits_for_the_holder_of_the_one_that_just_closed() {
+        let retiring = || Standing::Open.retire(NOW, None, None).expect("can");
+        let closed = Some(NOW.minus_s(60));
+        let end = NOW.plus_s(FAREWELL_S - 60);
+        assert!(!settle(&mut retiring(), end.minus_s(1), 0, closed));
+        assert!(settle(&mut retiring(), end, 0, closed));
+        let mut alone = retiring();
+        assert!(
+            !settle(&mut alone, NOW, 0, None),
+            "one may just be accepted"
+        );
+        assert!(settle(&mut alone, NOW.plus_s(SETTLE_S), 0, None));
+        assert!(!settle(&mut alone, NOW.plus_s(SETTLE_S), 1, None));
+    }
+
+    #[test]
+    fn a_boot_with_the_clock_behind_prolongs_a_farewell_by_no_more_than_itself() {
+        let mut standing = Standing::Open.retire(NOW, None, None).expect("can");
+        assert!(!settle(
+            &mut standing,
+            NOW.plus_s(5),
+            0,
+            Some(NOW.plus_s(5))
+        ));
+        let behind = NOW.minus_s(86_400);
+        assert!(!settle(&mut standing, behind, 0, None));
+        assert!(settle(&mut standing, behind.plus_s(FAREWELL_S), 0, None));
+    }
+
+    /// What can happen to a node, in any order.
+    #[derive(Clone, Debug)]
+    enum Event {
+        Accept,
+        Close,
+        Passes(u64),
+        Drain,
+        Retire,
+        Resume,
+        Restart,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            3 => Just(Event::Accept),
+            3 => Just(Event::Close),
+            4 => (0u64..400).prop_map(Event::Passes),
+            1 => Just(Event::Drain),
+            2 => Just(Event::Retire),
+            1 => Just(Event::Resume),
+            1 => Just(Event::Restart),
+        ]
     }
 
     #[test]
@@ -318,7 +404,7 @@ mod tests {
         let past = Standing::Open.drain(NOW, Some(NOW.minus_s(1)));
         assert!(matches!(past, Err(StandingError::Past { .. })));
         assert_eq!(Standing::Open.resume(), Err(StandingError::NothingToResume));
-        let retiring = Standing::Open.retire(NOW, None, None, 1).expect("can");
+        let retiring = Standing::Open.retire(NOW, None, None).expect("can");
         assert_eq!(retiring.drain(NOW, None), Err(StandingError::Retires));
         assert_eq!(retiring.resume(), Ok(Standing::Open));
     }
@@ -331,27 +417,64 @@ mod tests {
                     apart_s,
                 })
             });
-            (any::<u64>(), any::<Option<u64>>(), clock).prop_map(|(since, deadline, clock)| {
-                Leaving {
+            let instant = any::<Option<u64>>;
+            (any::<u64>(), instant(), clock, instant()).prop_map(
+                |(since, deadline, clock, closed)| Leaving {
                     since: UnixTime(since),
                     deadline: deadline.map(UnixTime),
                     clock,
-                }
-            })
+                    last_closed: closed.map(UnixTime),
+                },
+            )
         };
         prop_oneof![
             Just(Standing::Open),
             leaving().prop_map(Standing::Draining),
-            (leaving(), any::<Option<u64>>()).prop_map(|(leaving, at)| Standing::Retiring(
-                leaving,
-                None,
-                at.map(UnixTime)
-            )),
+            leaving().prop_map(|leaving| Standing::Retiring(leaving, None)),
             prop::collection::vec(any::<u8>(), 0..64).prop_map(Standing::Retired),
         ]
     }
 
     proptest! {
+        #[test]
+        fn a_node_retires_only_when_all_holders_had_their_time_and_then_it_does(
+            events in prop::collection::vec(event(), 1..60)
+        ) {
+            let (mut standing, mut now) = (Standing::Open, NOW);
+            let (mut open, mut closed, mut retired) = (0usize, None::<UnixTime>, false);
+            for event in events {
+                match event {
+                    // One that was let in just before the order is shown just after it.
+                    Event::Accept if standing.takes_leases()
+                        || standing.leaving().is_some_and(|leaving| leaving.since == now) => open += 1,
+                    Event::Accept => {}
+                    Event::Close if open > 0 => {
+                        open -= 1;
+                        closed = Some(now);
+                    }
+                    Event::Close => {}
+                    Event::Passes(seconds) => now = now.plus_s(seconds),
+                    Event::Drain => standing = standing.drain(now, None).unwrap_or(standing),
+                    Event::Retire => standing = standing.retire(now, None, None).unwrap_or(standing),
+                    Event::Resume => standing = standing.resume().unwrap_or(standing),
+                    Event::Restart => {
+                        let bytes = minicbor::to_vec(&standing).expect("into memory");
+                        standing = minicbor::decode(&bytes).expect("decodes");
+                    }
+                }
+                if settle(&mut standing, now, open, closed) {
+                    prop_assert_eq!(open, 0);
+                    prop_assert!(closed.is_none_or(|at| now.since_s(at) >= FAREWELL_S));
+                    retired = true;
+                    break;
+                }
+            }
+            if !retired && matches!(standing, Standing::Retiring(..)) {
+                let end = now.plus_s(FAREWELL_S);
+                prop_assert!(settle(&mut standing, end, 0, (open > 0).then_some(now).max(closed)));
+            }
+        }
+
         #[test]
         fn it_is_read_as_it_was_written(standing in standing()) {
             let bytes = minicbor::to_vec(&standing).expect("into memory");
@@ -363,8 +486,8 @@ mod tests {
             let (retired, now) = (Standing::Retired(tombstone), UnixTime(now));
             prop_assert_eq!(retired.drain(now, None), Err(StandingError::Retired));
             prop_assert_eq!(retired.resume(), Err(StandingError::Retired));
-            prop_assert_eq!(retired.retire(now, None, None, open), Err(StandingError::Retired));
-            prop_assert_eq!(retired.poll(now, open), None);
+            prop_assert_eq!(retired.retire(now, None, None), Err(StandingError::Retired));
+            prop_assert_eq!(retired.poll(now, open, Some(now)), None);
             prop_assert!(!retired.takes_leases());
         }
     }

@@ -98,6 +98,7 @@ impl Desk {
                     since: clock.now(),
                     deadline: None,
                     clock: None,
+                    last_closed: None,
                 })
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Standing::Open,
@@ -134,7 +135,6 @@ impl Desk {
         &self,
         deadline: Option<UnixTime>,
         successor: Option<(NodeId, Signed<Succession>)>,
-        open_leases: usize,
     ) -> Result<(), ChangeError> {
         if let Some((heir, agreement)) = &successor {
             // Told now, and not when the last lease has ended.
@@ -144,10 +144,8 @@ impl Desk {
             }
         }
         let agreement = successor.map(|(_, agreement)| agreement);
-        self.change(|standing, now| {
-            Ok(standing.retire(now, deadline, agreement.clone(), open_leases)?)
-        })
-        .await
+        self.change(|standing, now| Ok(standing.retire(now, deadline, agreement.clone())?))
+            .await
     }
 
     /// Agrees to take over from another node that retires.
@@ -199,8 +197,10 @@ impl Desk {
     }
 
     async fn act(&self, standing: &Standing, provider: Option<&Provider>) {
+        // In this order: a lease that closes in between is seen twice rather than never.
         let leases = provider.map(Provider::leases).unwrap_or_default();
-        let done = match standing.poll(self.clock.now(), leases.len()) {
+        let closed = provider.and_then(Provider::last_closed);
+        let done = match standing.poll(self.clock.now(), leases.len(), closed) {
             None => return,
             Some(Due::EndLeases) => {
                 for lease in leases {
@@ -426,16 +426,19 @@ mod tests {
             tempfile::tempdir().expect("one"),
             tempfile::tempdir().expect("two"),
         );
-        let (old, heir) = (desk(old.path()), desk(new.path()));
+        let keys = Arc::new(Keys::open(old.path(), NOW).expect("keys"));
+        let clock = Arc::new(SetClock::default());
+        let (old, heir) = (desk_by(old.path(), keys, clock.clone()), desk(new.path()));
         let agreement = heir.agree(old.keys.node.public()).expect("agrees");
         let heir_id = heir.keys.node.public();
         let other = old
-            .retire(None, Some((old.keys.node.public(), agreement.clone())), 0)
+            .retire(None, Some((old.keys.node.public(), agreement.clone())))
             .await;
         assert!(matches!(other, Err(ChangeError::OtherSuccessor)));
-        old.retire(None, Some((heir_id, agreement)), 0)
+        old.retire(None, Some((heir_id, agreement)))
             .await
             .expect("retires");
+        clock.0.store(2, Ordering::SeqCst);
         let old = Arc::new(old);
         let stop = CancellationToken::new();
         let running =

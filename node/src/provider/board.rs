@@ -9,6 +9,7 @@ use std::{
 use souk_crypto::UnixTime;
 use souk_market::{
     lifecycle::Usage,
+    moment::{Boot, ClockWatch, Moment},
     reply::LeaseState,
     units::{BackendName, LeaseId, RelayToken, Resources},
 };
@@ -54,11 +55,13 @@ pub struct LeaseChange {
     pub backend: BackendName,
 }
 
-/// Every lease that is not closed.
+/// Every lease that is not closed, and when the last one closed.
 #[derive(Debug)]
 pub(super) struct Board {
     lines: Mutex<HashMap<LeaseId, Line>>,
     changes: broadcast::Sender<LeaseChange>,
+    /// By the clocks of then.
+    closed: Mutex<Option<(UnixTime, Moment)>>,
 }
 
 #[derive(Debug)]
@@ -83,6 +86,7 @@ impl Board {
         Self {
             lines: Mutex::default(),
             changes: broadcast::Sender::new(MAX_CHANGES),
+            closed: Mutex::default(),
         }
     }
 
@@ -92,7 +96,7 @@ impl Board {
     }
 
     /// Shows a lease as it was written; takes it away once it is closed.
-    pub(super) fn show(&self, record: &LeaseRecord) {
+    pub(super) fn show(&self, record: &LeaseRecord, now: Moment) {
         let (row, contract) = (&record.row, &record.contract);
         let state = state_of(row);
         let before = self.lines().get(&row.lease()).map(|line| line.view.state);
@@ -105,7 +109,11 @@ impl Board {
             });
         }
         if state == LeaseState::Closed {
-            self.remove(row.lease());
+            if self.has(row.lease()) {
+                // Said before it is gone, so that nobody finds no lease and no closing.
+                self.closed(now.wall, now);
+                self.remove(row.lease());
+            }
             return;
         }
         let door = record
@@ -139,6 +147,20 @@ impl Board {
         if let Some(line) = self.lines().remove(&lease) {
             line.sessions.over.cancel();
         }
+    }
+
+    /// Takes note that a lease closed, before now perhaps.
+    pub(super) fn closed(&self, at: UnixTime, now: Moment) {
+        let at = self.last_closed(now).max(Some(at.min(now.wall)));
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = at.map(|at| (at, now));
+    }
+
+    /// When the last lease closed, by the clock as it is now.
+    pub(super) fn last_closed(&self, now: Moment) -> Option<UnixTime> {
+        let closed = *self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, then) = closed?;
+        let step = ClockWatch::new(Boot([0; 16]), then).observe(now);
+        Some(step.map_or(at, |step| step.shift(at)).min(now.wall))
     }
 
     pub(super) fn views(&self) -> Vec<LeaseView> {

@@ -333,6 +333,12 @@ impl Provider {
         self.shared.store.log_records(start.min(size), size)
     }
 
+    /// When the last lease closed, by the clock as it is now; none where no closed one is known.
+    #[must_use]
+    pub fn last_closed(&self) -> Option<UnixTime> {
+        self.shared.board.last_closed(self.shared.clock.moment())
+    }
+
     /// What each backend was found to have that nobody owns.
     #[must_use]
     pub fn findings(&self) -> BTreeMap<BackendName, Findings> {

@@ -130,13 +130,15 @@ impl Router {
             self.admission.restore(now, &accepted_again(&record));
             match record.row.phase() {
                 Phase::Closed { at, .. } => {
+                    self.shared.board.closed(at, self.shared.clock.moment());
                     let until = at.plus_s(self.shared.settings.retention_s);
                     self.closed
                         .insert(record.row.lease(), (until, contract.request));
                 }
                 _ => {
                     self.closed.remove(&record.row.lease());
-                    self.shared.board.show(&record);
+                    let now = self.shared.clock.moment();
+                    self.shared.board.show(&record, now);
                     self.go_on(record);
                 }
             }
@@ -329,7 +331,8 @@ impl Router {
             clock: None,
         };
         failpoint!(EnvelopeAccepted);
-        self.shared.board.show(&record);
+        let now = self.shared.clock.moment();
+        self.shared.board.show(&record, now);
         self.requests.insert(grant.request, accepted.lease);
         self.spawn(core, record, surbs);
     }

@@ -64,7 +64,8 @@ impl LeaseTask {
             .relays
             .dismiss(&self.record.contract.relay_token);
         self.direct = None;
-        self.shared.board.show(&self.record);
+        let now = self.shared.clock.moment();
+        self.shared.board.show(&self.record, now);
         self.core.persisted(row.version());
     }
 
@@ -87,8 +88,7 @@ impl LeaseTask {
             image: contract.image,
             resources: contract.resources,
             from: self.record.row.terms().accepted_at(),
-            // A clock that was set back does not make a lease end before it began.
-            to: at.max(self.record.row.terms().accepted_at()),
+            to: at,
             cpu_core_ms: usage.cpu_core_ms,
             memory_mib_s: usage.memory_mib_s,
             net_rx_bytes: usage.net_rx_bytes,

@@ -377,7 +377,8 @@ impl LeaseTask {
         }
         #[cfg(feature = "failpoints")]
         step.after();
-        self.shared.board.show(&self.record);
+        let now = self.shared.clock.moment();
+        self.shared.board.show(&self.record, now);
         self.core.persisted(row.version());
         Ok(())
     }

@@ -12,6 +12,7 @@ use std::{
 use clap::Args;
 use serde::Serialize;
 use souk_crypto::UnixTime;
+use souk_market::standing::FAREWELL_S;
 use souk_node::{
     control::{Client, v1},
     unix_now,
@@ -94,6 +95,7 @@ struct Json {
     deadline_unix_s: Option<u64>,
     open_leases: u32,
     last_valid_to_unix_s: Option<u64>,
+    last_closed_unix_s: Option<u64>,
 }
 
 impl From<v1::StandingReply> for Json {
@@ -104,6 +106,7 @@ impl From<v1::StandingReply> for Json {
             deadline_unix_s: reply.deadline_unix_s,
             open_leases: reply.open_leases,
             last_valid_to_unix_s: reply.last_valid_to_unix_s,
+            last_closed_unix_s: reply.last_closed_unix_s,
         }
     }
 }
@@ -271,21 +274,32 @@ fn plan(
 ) -> String {
     let mut lines = vec!["The node will retire:".to_owned()];
     lines.push("- it takes no new leases from now on".to_owned());
-    lines.push(match (now_stands.open_leases, deadline) {
-        (0, _) => "- no lease is open, so it retires at once".to_owned(),
-        (open, Some(span)) => format!(
+    match (now_stands.open_leases, deadline) {
+        (0, _) => {}
+        (open, Some(span)) => lines.push(format!(
             "- {open} open: what is left is ended at {}",
             out::time(now.plus_s(span.0), now)
-        ),
-        (open, None) => format!(
+        )),
+        (open, None) => lines.push(format!(
             "- {open} open: it waits until the last has ended, at {} at the latest",
             out::time(
                 UnixTime(now_stands.last_valid_to_unix_s.unwrap_or(now.0)),
                 now
             )
+        )),
+    }
+    let farewell = now_stands.last_closed_unix_s.map(|at| at + FAREWELL_S);
+    let when = match (now_stands.open_leases, farewell) {
+        (0, Some(end)) if end > now.0 => format!(
+            "no lease is open; at {}, ten minutes after the last one,",
+            out::time(UnixTime(end), now)
         ),
-    });
-    lines.push("- ten minutes after the last lease it tells all nodes that this identity has ended; that cannot be taken back".to_owned());
+        (0, _) => "no lease is open: at once".to_owned(),
+        _ => "ten minutes after the last lease".to_owned(),
+    };
+    lines.push(format!(
+        "- {when} it tells all nodes that this identity has ended; that cannot be taken back"
+    ));
     lines.push(match successor {
         Some(heir) => format!("- it names {heir} as its successor"),
         None => "- it names no successor".to_owned(),
@@ -354,6 +368,7 @@ mod tests {
             deadline_unix_s: deadline,
             open_leases,
             last_valid_to_unix_s: (open_leases > 0).then_some(NOW.0 + 7_200),
+            last_closed_unix_s: (open_leases == 0).then_some(NOW.0 - 240),
         }
     }
 
@@ -398,6 +413,26 @@ mod tests {
         - 2 open: what is left is ended at 2026-11-20 19:40:00 UTC, in 60 min
         - ten minutes after the last lease it tells all nodes that this identity has ended; that cannot be taken back
         - it names 12D3KooWHeir as its successor
+        ");
+    }
+
+    #[test]
+    fn who_retires_a_node_without_leases_is_told_when_the_last_holder_has_had_its_time() {
+        let soon = plan(&standing("open", 0, None), None, None, NOW);
+        let idle = v1::StandingReply {
+            last_closed_unix_s: None,
+            ..standing("open", 0, None)
+        };
+        let shown = [soon, plan(&idle, None, None, NOW)];
+        insta::assert_snapshot!(shown.join("\n"), @r"
+        The node will retire:
+        - it takes no new leases from now on
+        - no lease is open; at 2026-11-20 18:46:00 UTC, in 6 min, ten minutes after the last one, it tells all nodes that this identity has ended; that cannot be taken back
+        - it names no successor
+        The node will retire:
+        - it takes no new leases from now on
+        - no lease is open: at once it tells all nodes that this identity has ended; that cannot be taken back
+        - it names no successor
         ");
     }
 }
