@@ -14,9 +14,12 @@ use souk_crypto::UnixTime;
 
 use crate::wire::wire_map;
 
-/// What a clock of the wall may gain or lose against the steady one between two looks and still be followed, in seconds: NTP
-/// slews by half a thousandth, and both readings are rounded.
+/// What a clock of the wall may gain or lose against the steady one within [`FOLLOWED_OVER`] and still be followed, in seconds:
+/// NTP slews by half a thousandth, and both readings are rounded.
 pub const FOLLOWED_S: u64 = 5;
+
+/// Over what small corrections are added up: looks come every second, and one that is set a little at each is set as well.
+pub const FOLLOWED_OVER: Duration = Duration::from_secs(3_600);
 
 /// Time since some fixed instant, by a clock that nobody can set and that also runs while the machine sleeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,7 +81,10 @@ impl ClockStep {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClockWatch {
     boot: Boot,
+    /// By how much the clocks were apart when it was last agreed on.
     apart_s: i64,
+    /// When that was.
+    since: SteadyTime,
 }
 
 impl ClockWatch {
@@ -88,6 +94,7 @@ impl ClockWatch {
         Self {
             boot,
             apart_s: apart_s(now),
+            since: now.steady,
         }
     }
 
@@ -99,17 +106,22 @@ impl ClockWatch {
             Some(mark) if mark.boot == boot => Self {
                 boot,
                 apart_s: mark.apart_s,
+                since: now.steady,
             },
             _ => Self::new(boot, now),
         }
     }
 
-    /// Takes a reading; says whether the wall clock was set since the last one. What is within [`FOLLOWED_S`] is followed.
+    /// Takes a reading; says whether the wall clock was set, and then by all that it has gained or lost since it was last agreed
+    /// on. Up to [`FOLLOWED_S`] within [`FOLLOWED_OVER`] is followed.
     pub fn observe(&mut self, now: Moment) -> Option<ClockStep> {
         let apart_s = apart_s(now);
         let by = apart_s.saturating_sub(self.apart_s);
-        self.apart_s = apart_s;
-        (by.unsigned_abs() > FOLLOWED_S).then_some(ClockStep(by))
+        let is_set = by.unsigned_abs() > FOLLOWED_S;
+        if is_set || now.steady.since(self.since) >= FOLLOWED_OVER {
+            (self.apart_s, self.since) = (apart_s, now.steady);
+        }
+        is_set.then_some(ClockStep(by))
     }
 
     /// For the next process.
@@ -159,6 +171,27 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_set_a_little_at_each_look_is_set() {
+        let mut watch = ClockWatch::new(BOOT, at(1_000, 0));
+        assert_eq!(watch.observe(at(1_006, 1)), None);
+        assert_eq!(watch.observe(at(1_012, 2)), Some(ClockStep(10)));
+        assert_eq!(watch.observe(at(1_017, 3)), None);
+        assert_eq!(watch.observe(at(1_004, 4)), Some(ClockStep(-10)));
+    }
+
+    #[test]
+    fn a_clock_that_drifts_for_days_is_followed() {
+        let mut watch = ClockWatch::new(BOOT, at(1_000_000, 0));
+        for minute in 1..10_000 {
+            let drift = minute / 30;
+            assert_eq!(
+                watch.observe(at(1_000_000 + minute * 60 - drift, minute * 60)),
+                None
+            );
+        }
+    }
+
+    #[test]
     fn a_step_between_two_processes_of_one_boot_is_seen_and_after_a_boot_nothing_is() {
         let mark = ClockWatch::new(BOOT, at(1_000, 10)).mark();
         let now = at(8_210, 20);
@@ -186,6 +219,23 @@ mod tests {
                 seen += watch.observe(now).map_or(0, |step| step.0);
             }
             prop_assert_eq!(set, seen);
+        }
+
+        #[test]
+        fn what_is_followed_stays_small_however_often_it_is_looked(
+            moves in prop::collection::vec((0u64..60, -8i64..8), 1..400)
+        ) {
+            let mut now = at(10_000_000, 0);
+            let mut watch = ClockWatch::new(BOOT, now);
+            let (mut set, mut seen) = (0i64, 0i64);
+            for (passed, by) in moves {
+                now.wall = ClockStep(by).shift(now.wall.plus_s(passed));
+                now.steady = now.steady.plus(Duration::from_secs(passed));
+                set += by;
+                seen += watch.observe(now).map_or(0, |step| step.0);
+                let hours = now.steady.0.as_secs() / FOLLOWED_OVER.as_secs() + 1;
+                prop_assert!((set - seen).unsigned_abs() <= FOLLOWED_S * hours);
+            }
         }
     }
 }

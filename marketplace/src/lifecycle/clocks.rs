@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use souk_crypto::UnixTime;
 
-use super::{Action, Event, Lease, Phase, Requested, Row, Terms};
+use super::{Action, Event, Lease, Phase, Requested, Row, Terms, Usage};
 use crate::{
     moment::{Boot, ClockMark, ClockStep, ClockWatch, FOLLOWED_S, Moment, SteadyTime},
     statement::Outcome,
@@ -57,7 +57,7 @@ impl Machine {
 
     fn act(&mut self) {
         while let Some(action) = self.lease.poll_action() {
-            if let Action::Persist(row) = action {
+            if let Action::Persist(row) | Action::Close(row) = action {
                 self.stored = (row, self.watch.mark());
                 self.lease.persisted(row.version());
             }
@@ -75,8 +75,12 @@ impl Machine {
 
     /// The process dies and comes back.
     fn restart(&mut self) {
+        self.restart_in(BOOT);
+    }
+
+    fn restart_in(&mut self, boot: Boot) {
         let (row, mark) = self.stored;
-        self.watch = ClockWatch::resume(Some(mark), BOOT, self.now);
+        self.watch = ClockWatch::resume(Some(mark), boot, self.now);
         let step = self.watch.observe(self.now);
         self.lease = Lease::recover_after(step, row, self.now.wall);
         self.act();
@@ -138,6 +142,26 @@ fn a_clock_from_before_1970_keeps_the_terms_readable() {
     let bytes = minicbor::to_vec(row).expect("into memory");
     assert_eq!(minicbor::decode::<Row>(&bytes).expect("reads"), row);
     assert!(machine.is_active() && row.terms().valid_to() == UnixTime(TERM_S));
+}
+
+#[test]
+fn a_lease_that_closes_after_a_boot_with_the_clock_behind_has_no_negative_time() {
+    for behind in [1, 3_600, 400 * 86_400] {
+        let mut machine = Machine::with_active_lease();
+        machine.now = Moment {
+            wall: T0.minus_s(behind),
+            steady: SteadyTime(Duration::from_secs(30)),
+        };
+        machine.restart_in(Boot([2; 16]));
+        machine.handle(Event::Withdraw);
+        machine.handle(Event::Terminated(Usage::UNKNOWN));
+        let row = machine.lease.row();
+        let Phase::Closed { at, .. } = row.phase() else {
+            panic!("it is closed: {row:?}");
+        };
+        assert_eq!(at, row.terms().accepted_at());
+        assert_eq!(machine.stored.0, *row, "and so it stands in the journal");
+    }
 }
 
 proptest! {

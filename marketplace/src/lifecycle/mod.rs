@@ -213,7 +213,9 @@ impl Lease {
                 if provisioned {
                     self.row.usage = self.row.usage.then(&last);
                 }
-                self.row.phase = Phase::Closed { outcome, at: now };
+                // By a clock that was behind at a boot in between, it would end before it began.
+                let at = now.max(self.row.terms.accepted_at());
+                self.row.phase = Phase::Closed { outcome, at };
                 self.retry = None;
                 self.row.version += 1;
                 self.push(Action::Close(self.row));

@@ -155,7 +155,7 @@ pub enum Phase {
     Closed {
         /// Why it ended.
         outcome: Outcome,
-        /// When the instance was known to be gone.
+        /// When the instance was known to be gone; never before the lease was accepted.
         at: UnixTime,
     },
 }

@@ -7,7 +7,10 @@ use souk_market::{
     units::Money,
 };
 
-use super::{harness::World, statement};
+use super::{
+    harness::{PATIENCE, World},
+    statement,
+};
 
 const HOUR_S: i64 = 3_600;
 
@@ -78,9 +81,13 @@ async fn a_clock_that_is_wrong_at_a_start_makes_nobody_forget() {
         counters.strays.load(std::sync::atomic::Ordering::Relaxed)
     };
     let mut counter = 3;
-    while strays() == 0 {
-        tenant.tell(&world, counter, Action::Poll).await;
-        counter += 1;
-        tokio::task::yield_now().await;
-    }
+    let forgotten = async {
+        while strays() == 0 {
+            tenant.tell(&world, counter, Action::Poll).await;
+            counter += 1;
+            tokio::task::yield_now().await;
+        }
+    };
+    let in_time = tokio::time::timeout(PATIENCE, forgotten).await;
+    in_time.expect("once nothing is in doubt any more, it is forgotten");
 }
