@@ -334,6 +334,12 @@ impl VerifiedCard {
         &self.sub_keys
     }
 
+    /// Which of two cards of one node counts: the one with the later list of sub-keys, and under one list the later one.
+    #[must_use]
+    pub fn rank(&self) -> (u64, Sequence) {
+        (self.sub_keys.serial, self.card.sequence)
+    }
+
     /// To which key requests are sealed; `None` where the node is no provider.
     #[must_use]
     pub fn seal_key(&self) -> Option<&SealPublicKey> {

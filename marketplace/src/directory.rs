@@ -1,7 +1,7 @@
 //! The cards that a node believes: what comes in is checked, what contradicts is kept as evidence, and all is bounded.
 //!
 //! ```text
-//!              valid, newer                    same sequence, other bytes
+//!              valid, newer                    same list and sequence, other bytes
 //!   (nothing) ─────────────► card ────────────────────────────────────────► equivocal ── higher sequence ──► card
 //!                              │ expired: forgotten                                │
 //!                              └───────────── retirement ──────────────────────────┴──► tombstone (30 days)
@@ -14,6 +14,9 @@
 //! The last thing that each provider said of its usage log outlives its card: it is handed out with the cards, so that a
 //! provider that was restored from an old backup learns what it has signed, and so that one that contradicts itself is
 //! found out by whoever saw both ([`Contradiction`]).
+//!
+//! Newer is a card with a later list of keys, whatever its sequence, and under one list the higher sequence: who stole a card key
+//! that its node has replaced cannot say anything more where the new list is known.
 //!
 //! Threats: a stranger that fills the memory (bounds below), that fills every place with nodes it made up
 //! ([`crate::shares`]), that floods with its own valid cards
@@ -76,6 +79,8 @@ pub enum Ignored {
     Known,
     /// There is a newer one.
     Older,
+    /// Its node has a later list of keys.
+    Withdrawn,
     /// It has ended.
     Expired,
     /// It begins later than now.
@@ -428,6 +433,12 @@ impl Directory {
         Some(told)
     }
 
+    /// Whether a card of a node is held, usable or not.
+    #[must_use]
+    pub fn holds_card_of(&self, node: &NodeId) -> bool {
+        self.entries.contains_key(node)
+    }
+
     /// How many nodes have a card here, usable or not.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -511,10 +522,14 @@ impl Directory {
             btree_map::Entry::Occupied(occupied) => occupied,
         };
         let entry = occupied.get_mut();
-        if card.sequence < entry.card.sequence {
+        let order = card.rank().cmp(&entry.card.rank());
+        if card.sub_keys().serial < entry.card.sub_keys().serial {
+            return Verdict::Ignore(Ignored::Withdrawn);
+        }
+        if order.is_lt() {
             return Verdict::Ignore(Ignored::Older);
         }
-        if card.sequence == entry.card.sequence {
+        if order.is_eq() {
             if entry.equivocal {
                 return Verdict::Ignore(Ignored::Equivocal);
             }

@@ -6,7 +6,8 @@
 //!   set of entry 3 ─┘
 //! ```
 //!
-//! Threats: an entry that hands out cards made for one requester only (marked: no other entry has them), or leaves out
+//! Threats: a card under a key that its node has replaced, shown by entries that are late or bribed (the latest list of keys that
+//! anybody shows counts); an entry that hands out cards made for one requester only (marked: no other entry has them), or leaves out
 //! all but its own (thinned: the others still show them), or that sends without end (sets are bounded, and one whose
 //! root does not fit its cards is thrown away whole), or that drowns what a provider says of its room and its log in messages
 //! of its own making (each set has one message for each node, by the key of the card that it shows).
@@ -280,26 +281,34 @@ impl Gathering {
         digests: &BTreeMap<CardDigest, usize>,
         quorum: usize,
     ) -> Result<Arc<VerifiedCard>, LeftOut> {
-        let mut by_sequence: BTreeMap<Sequence, (&Arc<VerifiedCard>, usize)> = BTreeMap::new();
-        for (digest, seen) in digests {
-            let card = &self.opened[digest];
-            if by_sequence.insert(card.sequence, (card, *seen)).is_some() {
+        // One entry is enough to know a later list: the node itself signed it. What it no longer names is not used any more,
+        // however many still show it.
+        let cards = || {
+            digests
+                .iter()
+                .map(|(digest, seen)| (&self.opened[digest], *seen))
+        };
+        let Some(newest) = cards().map(|(card, _)| card).max_by_key(|card| card.rank()) else {
+            return Err(LeftOut::NoQuorum { seen: 0 });
+        };
+        let is_named = |card: &VerifiedCard| {
+            card.rank() == newest.rank() || card.sub_keys().card_key == newest.sub_keys().card_key
+        };
+        let mut by_rank: BTreeMap<(u64, Sequence), (&Arc<VerifiedCard>, usize)> = BTreeMap::new();
+        for (card, seen) in cards().filter(|(card, _)| is_named(card)) {
+            if by_rank.insert(card.rank(), (card, seen)).is_some() {
                 return Err(LeftOut::Equivocal);
             }
         }
         // While a new card spreads, some entries still show the one before: the newest with a quorum counts.
-        let chosen = by_sequence
+        let chosen = by_rank
             .values()
             .rev()
             .find(|(_, seen)| *seen >= quorum.max(1));
         chosen
             .map(|(card, _)| Arc::clone(card))
             .ok_or_else(|| LeftOut::NoQuorum {
-                seen: by_sequence
-                    .values()
-                    .map(|(_, seen)| *seen)
-                    .max()
-                    .unwrap_or(0),
+                seen: by_rank.values().map(|(_, seen)| *seen).max().unwrap_or(0),
             })
     }
 

@@ -94,6 +94,63 @@ fn two_cards_under_one_sequence_are_both_unused_and_kept_as_proof() {
 }
 
 #[test]
+fn a_card_key_that_its_node_has_replaced_says_nothing_any_more() {
+    let (stolen, node) = (Node::new(1), Node::new(1).rotated(7));
+    let mut directory = directory();
+    let take = |directory: &mut Directory, card: &VerifiedCard| {
+        directory.handle_card(NOW, SOURCE, card.as_bytes())
+    };
+    assert!(matches!(
+        take(&mut directory, &stolen.card(u64::MAX)),
+        Verdict::Accept
+    ));
+    // The later list wins under whatever sequence.
+    let honest = node.card(5);
+    assert!(matches!(take(&mut directory, &honest), Verdict::Accept));
+    for sequence in [1, 5, 6, u64::MAX - 1] {
+        let card = stolen.card(sequence);
+        assert_ignored(take(&mut directory, &card), Ignored::Withdrawn);
+    }
+    let held = directory.card(NOW, &honest.node).expect("usable");
+    assert_eq!(held.digest(), honest.digest());
+    assert_eq!(directory.equivocations().count(), 0);
+    assert!(matches!(
+        take(&mut directory, &node.card(6)),
+        Verdict::Accept
+    ));
+}
+
+#[test]
+fn one_entry_that_knows_a_later_list_is_enough_to_leave_out_what_it_withdrew() {
+    let (stolen, node) = (Node::new(1), Node::new(1).rotated(7));
+    let mut sets = [directory(), directory(), directory()];
+    for set in &mut sets {
+        set.handle_card(NOW, SOURCE, stolen.card(u64::MAX).as_bytes());
+    }
+    let id = stolen.node.public();
+    let all: Vec<_> = sets.iter().collect();
+    assert!(gather(&all, 2).card(&id).is_some());
+    sets[0].handle_card(NOW, SOURCE, node.card(5).as_bytes());
+    let all: Vec<_> = sets.iter().collect();
+    let market = gather(&all, 2);
+    assert!(market.card(&id).is_none());
+    assert_eq!(market.left_out, [(id, LeftOut::NoQuorum { seen: 1 })]);
+    sets[1].handle_card(NOW, SOURCE, node.card(5).as_bytes());
+    let all: Vec<_> = sets.iter().collect();
+    let market = gather(&all, 2);
+    assert_eq!(market.card(&id).expect("used").card.sequence, Sequence(5));
+    // The same key under a new list is not withdrawn while its new card spreads.
+    sets[2] = directory();
+    for set in &mut sets {
+        set.handle_card(NOW, SOURCE, node.card(5).as_bytes());
+    }
+    sets[0].handle_card(NOW, SOURCE, node.card(6).as_bytes());
+    let all: Vec<_> = sets.iter().collect();
+    let market = gather(&all, 2);
+    assert_eq!(market.card(&id).expect("used").card.sequence, Sequence(5));
+}
+
+#[test]
 fn what_is_not_of_this_time_is_ignored_and_blames_nobody() {
     let (node, mut directory) = (Node::new(1), directory());
     let card = node.card(1);

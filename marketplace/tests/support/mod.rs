@@ -108,6 +108,20 @@ impl Node {
         }
     }
 
+    /// The same node with another card key, which its next list of keys names.
+    pub(crate) fn rotated(mut self, seed: u64) -> Self {
+        self.card = CardKey::generate(&mut StdRng::seed_from_u64(seed));
+        let old = self.sub_keys.open(&self.network).expect("valid");
+        let list = SubKeys {
+            serial: old.serial + 1,
+            card_key: self.card.public(),
+            ..(*old).clone()
+        };
+        let list = sign::sign(list, &self.node, &self.network).expect("valid");
+        self.sub_keys = list.signed().clone();
+        self
+    }
+
     /// What a provider and mix would say of itself.
     pub(crate) fn plain_card(&self, sequence: u64) -> Card {
         Card {

@@ -2,24 +2,25 @@
 //!
 //! What the others remember of our own usage log comes out as [`Seen`], for whoever signs it.
 //!
-//! Threats: bytes from strangers, judged by [`Directory`] alone; a clock of ours that is wrong, which makes every card
-//! of the others look wrong (told as a warning, because the node would otherwise just see nobody).
+//! Threats: bytes from strangers, judged by [`Directory`] alone; a clock of ours that is wrong, which makes cards and capacity
+//! messages of the others look wrong (told as a warning, because the node would otherwise just see nobody); and somebody who makes
+//! up nodes whose cards look wrong, so that we believe that of our clock ([`Words`]).
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
 };
 
 use bytes::Bytes;
 use libp2p::{Multiaddr, multiaddr::Protocol};
-use souk_crypto::{NetworkId, NodeId, UnixTime, Verified, sign};
+use souk_crypto::{
+    NetworkId, NodeId, UnixTime, Verified,
+    sign::{self, Object},
+};
 use souk_market::{
     capacity::{Capacity, LogHead},
     card::{Address, Card, Role, Transport, VerifiedCard},
-    directory::{Directory, Ignored, MAX_CARDS, Verdict},
+    directory::{Directory, Ignored, Verdict},
     log::{Contradiction, LogClaim},
     shares::Source,
     units::Digest,
@@ -27,6 +28,7 @@ use souk_market::{
 use souk_sphinx::EpochClock;
 use tokio::sync::watch;
 
+use super::words::{OurClock, Words};
 use crate::{
     net::{
         CardValidator, Origin, Snapshot, SnapshotSource, Topic, Verdict as NetVerdict, Wanted,
@@ -34,9 +36,6 @@ use crate::{
     },
     store::Seen,
 };
-
-/// Cards from other nodes that must look as if our clock were wrong before we say so.
-const CLOCK_WITNESSES: usize = 2;
 
 /// A set that was handed out is handed out again for so long, in seconds, while nothing changes: cards also end by themselves.
 const SET_LIFE_S: u64 = 5;
@@ -53,8 +52,8 @@ pub(super) struct Cards {
     now: fn() -> UnixTime,
     /// What the network remembers of our own usage log.
     seen: watch::Sender<Seen>,
-    /// Nodes whose last card was not of our time; bounded by the directory's own bound on cards.
-    mistimed: Mutex<BTreeMap<NodeId, Ignored>>,
+    /// What the others seem to say of our clock.
+    words: Mutex<Words>,
     /// That our clock seems to be wrong was logged, and has been so since.
     clock_told: AtomicBool,
     changed: watch::Sender<()>,
@@ -89,7 +88,7 @@ impl Cards {
             clock,
             now,
             seen: watch::Sender::new(Seen::Unasked),
-            mistimed: Mutex::default(),
+            words: Mutex::default(),
             clock_told: AtomicBool::new(false),
             changed: watch::Sender::new(()),
             contradicted: watch::Sender::new(()),
@@ -130,7 +129,7 @@ impl Cards {
         if !matches!(self.card(object, source), Verdict::Reject(_)) {
             return;
         }
-        if matches!(self.capacity(object), Verdict::Reject(_)) {
+        if matches!(self.capacity(object, source), Verdict::Reject(_)) {
             self.retirement(object, source);
         }
     }
@@ -218,24 +217,8 @@ impl Cards {
 
     /// What is to be said about our own clock, if anything.
     pub(super) fn clock_warning(&self) -> Option<String> {
-        let mistimed = self.mistimed.lock().unwrap_or_else(PoisonError::into_inner);
-        let usable = self.directory().len();
-        if mistimed.len() < CLOCK_WITNESSES.max(usable) {
-            return None;
-        }
-        let future = mistimed
-            .values()
-            .filter(|verdict| **verdict == Ignored::Future)
-            .count();
-        let side = if 2 * future >= mistimed.len() {
-            "behind"
-        } else {
-            "ahead of"
-        };
-        Some(format!(
-            "the clock of this machine seems to be {side} that of {} other nodes: their cards are not of its time; set it, by NTP for example",
-            mistimed.len()
-        ))
+        let words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        words.warning((self.now)())
     }
 
     fn card(&self, bytes: &[u8], source: Source) -> Verdict {
@@ -243,21 +226,29 @@ impl Cards {
         let verdict = self.directory().handle_card(now, source, bytes);
         match &verdict {
             Verdict::Accept => {
-                self.remember(bytes, None);
+                self.hear(source, OurClock::Fits);
                 self.tell();
             }
-            Verdict::Ignore(why @ (Ignored::Future | Ignored::Expired)) => {
-                self.remember(bytes, Some(*why));
+            Verdict::Ignore(why) => {
+                self.doubt::<Card>(bytes, source, *why, |card| card.node);
             }
-            Verdict::Ignore(_) | Verdict::Reject(_) => {}
+            Verdict::Reject(_) => {}
         }
         verdict
     }
 
-    fn capacity(&self, bytes: &[u8]) -> Verdict {
+    fn capacity(&self, bytes: &[u8], source: Source) -> Verdict {
         let verdict = self.directory().handle_capacity((self.now)(), bytes);
-        if matches!(verdict, Verdict::Accept) {
-            self.set().take();
+        match &verdict {
+            Verdict::Accept => {
+                self.hear(source, OurClock::Fits);
+                self.set().take();
+            }
+            // Cards live for hours: a clock that is ahead by less is seen by these alone, which come every minute.
+            Verdict::Ignore(why) => {
+                self.doubt::<Capacity>(bytes, source, *why, |capacity| capacity.node);
+            }
+            Verdict::Reject(_) => {}
         }
         // Also one that is of no other use any more can remind of what was signed.
         self.heed();
@@ -317,20 +308,35 @@ impl Cards {
         self.set.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps in mind whether the card of a node was of our time.
-    fn remember(&self, bytes: &[u8], mistimed: Option<Ignored>) {
-        let mut all = self.mistimed.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.is_empty() && mistimed.is_none() {
-            return;
-        }
-        let Ok(card) = sign::open::<Card>(bytes, &self.network) else {
+    /// Keeps in mind that an object was not of our time, where its node was good before, or where nobody is.
+    fn doubt<T: Object>(
+        &self,
+        bytes: &[u8],
+        source: Source,
+        why: Ignored,
+        node: impl Fn(&T) -> NodeId,
+    ) {
+        let clock = match why {
+            Ignored::Future => OurClock::Behind,
+            Ignored::Expired => OurClock::Ahead,
+            _ => return,
+        };
+        let Ok(object) = sign::open::<T>(bytes, &self.network) else {
             return;
         };
-        match mistimed {
-            Some(why) if all.len() < MAX_CARDS => drop(all.insert(card.node, why)),
-            Some(_) => {}
-            None => drop(all.remove(&card.node)),
+        let is_witness = {
+            let directory = self.directory();
+            let own = usize::from(directory.holds_card_of(&self.local));
+            directory.holds_card_of(&node(&object)) || directory.len() == own
+        };
+        if is_witness {
+            self.hear(source, clock);
         }
+    }
+
+    fn hear(&self, source: Source, clock: OurClock) {
+        let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        words.hear((self.now)(), source, clock);
     }
 
     fn directory(&self) -> MutexGuard<'_, Directory> {
@@ -348,7 +354,7 @@ impl CardValidator for Cards {
                 Verdict::Reject(_) => self.retirement(message, source),
                 verdict => verdict,
             },
-            Topic::Capacity => self.capacity(message),
+            Topic::Capacity => self.capacity(message, source),
         };
         match verdict {
             Verdict::Accept => NetVerdict::Accept,
@@ -438,8 +444,13 @@ mod tests {
 
     /// The card of a mix that nobody has seen before.
     fn card() -> VerifiedCard {
-        let mut rng = rand::rng();
-        let (node, key) = (NodeKey::generate(&mut rng), CardKey::generate(&mut rng));
+        let node = NodeKey::generate(&mut rand::rng());
+        card_of(&node, 1, NOW)
+    }
+
+    /// The card that a mix made at an instant.
+    fn card_of(node: &NodeKey, sequence: u64, made_at: UnixTime) -> VerifiedCard {
+        let key = CardKey::generate(&mut rand::rng());
         let window = Window::new(NOW.minus_s(3_600), NOW.plus_s(86_400)).expect("not empty");
         let mix_key = MixKey {
             epoch: 1,
@@ -448,19 +459,19 @@ mod tests {
             window,
         };
         let sub_keys = SubKeys {
-            serial: 1,
+            serial: sequence,
             window,
             card_key: key.public(),
             log_key: None,
             seal_key: None,
             mix_keys: vec![mix_key],
         };
-        let sub_keys = sign::sign(sub_keys, &node, &network()).expect("valid");
+        let sub_keys = sign::sign(sub_keys, node, &network()).expect("valid");
         let card = Card {
             node: node.public(),
-            sequence: Sequence(1),
-            from: NOW.minus_s(60),
-            to: NOW.plus_s(3_600),
+            sequence: Sequence(sequence),
+            from: made_at.minus_s(60),
+            to: made_at.plus_s(3_600),
             roles: List::new(vec![Role::Mix]).expect("few"),
             addresses: List::empty(),
             sub_keys: sub_keys.signed().clone(),
@@ -515,6 +526,67 @@ mod tests {
         assert_eq!(validate(good.as_bytes()), NetVerdict::Accept);
     }
 
+    #[test]
+    fn made_up_nodes_from_one_neighbour_say_nothing_of_our_clock_and_known_ones_do() {
+        let cards = cards();
+        let nodes = [(); 3].map(|()| NodeKey::generate(&mut rand::rng()));
+        for (n, node) in (1..).zip(&nodes) {
+            let good = card_of(node, 1, NOW);
+            cards.take(good.as_bytes(), Source::Neighbour(n));
+        }
+        for made_at in [NOW.plus_s(7_200), NOW.minus_s(7_200)] {
+            for _ in 0..20 {
+                let made_up = card_of(&NodeKey::generate(&mut rand::rng()), 1, made_at);
+                cards.take(made_up.as_bytes(), Source::Neighbour(9));
+            }
+            assert_eq!(cards.clock_warning(), None);
+        }
+        // The same neighbour with a node that was good, over and over.
+        for sequence in 2..9 {
+            let late = card_of(&nodes[0], sequence, NOW.plus_s(7_200));
+            cards.take(late.as_bytes(), Source::Neighbour(9));
+        }
+        assert_eq!(cards.clock_warning(), None);
+        for (n, node) in (1..).zip(&nodes) {
+            let late = card_of(node, 10, NOW.plus_s(7_200));
+            cards.take(late.as_bytes(), Source::Neighbour(n));
+        }
+        let warning = cards.clock_warning().expect("all say so");
+        assert!(warning.contains("behind"), "{warning}");
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_by_less_than_a_card_lives_is_told_by_what_comes_every_minute() {
+        let network = network();
+        let cards = cards();
+        for n in 1..=2 {
+            let folder = tempfile::tempdir().expect("temporary folder");
+            let keys = Keys::open(folder.path(), NOW).expect("makes keys");
+            let card = Card {
+                node: keys.node.public(),
+                sub_keys: keys
+                    .list(&network, true, Vec::new(), 1, NOW)
+                    .expect("signs"),
+                roles: List::new(vec![Role::Relay]).expect("one"),
+                ..(*card()).clone()
+            };
+            let card = VerifiedCard::sign(card, &keys.card, &network).expect("signs");
+            cards.take(card.as_bytes(), Source::Neighbour(n));
+            assert_eq!(cards.clock_warning(), None);
+            let capacity = Capacity {
+                node: keys.node.public(),
+                card: Sequence(1),
+                at: NOW.minus_s(1_800),
+                levels: List::empty(),
+                log: None,
+            };
+            let capacity = sign::sign(capacity, &keys.card, &network).expect("signs");
+            cards.take(capacity.signed().as_bytes(), Source::Neighbour(n));
+        }
+        let warning = cards.clock_warning().expect("both say so");
+        assert!(warning.contains("ahead of"), "{warning}");
+    }
+
     fn claim(keys: &Keys, signer: &Keys, network: &NetworkId, size: u64) -> Option<Vec<u8>> {
         let capacity = Capacity {
             node: keys.node.public(),
@@ -527,7 +599,7 @@ mod tests {
             }),
         };
         let capacity = sign::sign(capacity, &signer.card, network).expect("signs");
-        let list = signer.list(network, true, Vec::new(), NOW);
+        let list = signer.list(network, true, Vec::new(), 1, NOW);
         let list = list.expect("signs").open(network).expect("opens");
         let claim = LogClaim::of_capacity(list, capacity).ok()?;
         Some(claim.as_bytes().to_vec())

@@ -152,7 +152,7 @@ mod tests {
             }),
         };
         let capacity = sign::sign(capacity, &keys.card, network).expect("signs");
-        let list = keys.list(network, true, Vec::new(), NOW).expect("signs");
+        let list = keys.list(network, true, Vec::new(), 1, NOW).expect("signs");
         LogClaim::of_capacity(list.open(network).expect("opens"), capacity).expect("a claim")
     }
 

@@ -126,12 +126,14 @@ impl Keys {
         }
     }
 
-    /// The list that the node key signs. Its serial is the time, so it rises over restarts.
+    /// The list that the node key signs. Its serial is the sequence of the card that it stands in: the next one is higher, also
+    /// where the clock was set back.
     pub(super) fn list(
         &self,
         network: &NetworkId,
         provider: bool,
         mix_keys: Vec<MixKey>,
+        serial: u64,
         now: UnixTime,
     ) -> Result<Signed<SubKeys>, SignError> {
         let from = mix_keys
@@ -143,7 +145,7 @@ impl Keys {
             .map(|key| key.window.to())
             .fold(now.plus_s(LIST_LIFE_S), UnixTime::max);
         let list = SubKeys {
-            serial: now.0,
+            serial,
             window: Window::new(from, to).expect("it holds now"),
             card_key: self.card.public(),
             log_key: provider.then(|| self.log.public()),
@@ -260,7 +262,9 @@ mod tests {
         let network = NetworkId::new("test", &params).expect("valid");
         let now = UnixTime(60 * PERIOD_S);
         let keys = Keys::open(data.path(), now).expect("makes keys");
-        let list = keys.list(&network, true, Vec::new(), now).expect("signs");
+        let list = keys
+            .list(&network, true, Vec::new(), 1, now)
+            .expect("signs");
         let opened = list.open(&network).expect("opens");
         assert_eq!(*opened.signer(), keys.node.public());
         assert_eq!(opened.card_key, keys.card.public());

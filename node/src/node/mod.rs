@@ -25,6 +25,7 @@ mod selling;
 mod snapshot;
 mod standing;
 mod sync;
+mod words;
 
 use std::{
     fs, io,

@@ -260,14 +260,18 @@ impl Publisher {
     ) -> Result<VerifiedCard, PublisherError> {
         let profile = &self.profile;
         let provider = profile.sales.is_some();
+        let sequence = Sequence(last.map_or(now.0, |last| now.0.max(last.0.saturating_add(1))));
+        let list = self
+            .keys
+            .list(&profile.network, provider, mix_keys, sequence.0, now)?;
         let card = Card {
             node: self.keys.node.public(),
-            sequence: Sequence(last.map_or(now.0, |last| now.0.max(last.0.saturating_add(1)))),
+            sequence,
             from: now.minus_s(MAX_SKEW_S),
             to: now.plus_s(CARD_LIFE_S),
             roles: List::new(profile.roles.clone()).expect("there are four roles"),
             addresses,
-            sub_keys: self.keys.list(&profile.network, provider, mix_keys, now)?,
+            sub_keys: list,
             operator: profile.operator,
             offers: sales
                 .as_ref()
@@ -452,7 +456,9 @@ mod tests {
             to: made.plus_s(CARD_LIFE_S),
             roles: List::empty(),
             addresses: List::empty(),
-            sub_keys: keys.list(&network, false, Vec::new(), made).expect("signs"),
+            sub_keys: keys
+                .list(&network, false, Vec::new(), made.0, made)
+                .expect("signs"),
             operator: None,
             offers: List::empty(),
             images: List::empty(),
