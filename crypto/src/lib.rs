@@ -18,6 +18,7 @@
 //! The crate knows nothing of the marketplace, holds no clock and draws no randomness by itself.
 
 mod bytes;
+mod causes;
 pub mod cbor;
 pub mod domain;
 pub mod keyfile;
@@ -28,6 +29,7 @@ pub mod sign;
 mod subkeys;
 mod time;
 
+pub use causes::{causes, with_causes};
 pub use keys::{
     CardKey, CardPublicKey, HolderKey, HolderPublicKey, IssuerKey, IssuerPublicKey, LogKey,
     LogPublicKey, NodeId, NodeKey, ReplyKey, ReplyPublicKey, SealKey, SealPublicKey,

@@ -2,6 +2,8 @@
 
 use std::{error::Error, fmt, process::ExitCode};
 
+use souk_crypto::causes;
+
 /// The command line makes no sense (`EX_USAGE` of sysexits.h).
 pub(crate) const USAGE: u8 = 64;
 /// Something that is needed is not there now (`EX_UNAVAILABLE`).
@@ -33,9 +35,8 @@ impl Failure {
 
     /// Says what failed; the error and its sources say why.
     pub(crate) fn because(what: impl fmt::Display, why: &(dyn Error + 'static)) -> Self {
-        let chain = std::iter::successors(Some(why), |error| (*error).source());
         Self {
-            causes: chain.map(ToString::to_string).collect(),
+            causes: causes(why).map(ToString::to_string).collect(),
             ..Self::new(what)
         }
     }

@@ -3,10 +3,11 @@
 //! Threats: a client of another version that is misunderstood: it is told the right one; a monitoring user who would act: every
 //! call that changes something asks for [`Access::Full`] first. Sizes and calls in progress are bounded.
 
-use std::sync::Arc;
+use std::{error::Error, sync::Arc};
 
 use async_trait::async_trait;
 use souk_backend::LeaseId;
+use souk_crypto::{OpenError, with_causes};
 use souk_market::units::BackendName;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
@@ -136,14 +137,40 @@ impl From<ReapError> for Status {
     }
 }
 
-/// Why the node does not change how it stands, in words for the operator.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ChangeRefused(pub String);
+/// Why the node does not change how it stands.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeRefused {
+    /// It has no leases, and will have none.
+    #[error("this node is no provider")]
+    NoProvider,
+    /// It is still starting.
+    #[error("the provider does not work yet, so nobody knows what is open; try again")]
+    NotYet,
+    /// A successor that is not named as nodes are.
+    #[error("{0:?} is no peer id of a node")]
+    NoPeerId(String),
+    /// It was asked to take over from itself.
+    #[error("a node cannot succeed itself")]
+    OwnSuccessor,
+    /// It makes no cards any more.
+    #[error("this node has retired and makes no cards")]
+    Retired,
+    /// It made none in time.
+    #[error(
+        "no new card was made: the node has no address that others can dial, or its log says why"
+    )]
+    NoCard,
+    /// What the successor signed cannot be read.
+    #[error("the agreement of the successor cannot be read")]
+    Agreement(#[source] OpenError),
+    /// The change itself was not made.
+    #[error(transparent)]
+    Change(Box<dyn Error + Send + Sync>),
+}
 
 impl From<ChangeRefused> for Status {
     fn from(refused: ChangeRefused) -> Self {
-        Self::aborted(refused.0)
+        Self::aborted(with_causes(&refused))
     }
 }
 

@@ -70,7 +70,7 @@ impl Operations for OneLease {
         Ok(())
     }
     async fn resume(&self) -> Result<(), ChangeRefused> {
-        Err(ChangeRefused("nothing to resume".to_owned()))
+        Err(ChangeRefused::Change("nothing to resume".into()))
     }
     async fn retire(&self, _: v1::RetireRequest) -> Result<(), ChangeRefused> {
         Ok(())

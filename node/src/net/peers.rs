@@ -8,7 +8,7 @@ use libp2p::{
     gossipsub::MessageId,
     swarm::{ConnectionDenied, DialError},
 };
-use souk_crypto::NodeId;
+use souk_crypto::{NodeId, causes};
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
@@ -116,7 +116,7 @@ fn reason<'a>(attempts: impl Iterator<Item = &'a TransportError<io::Error>>) -> 
 
 /// The last cause of an error that says anything.
 fn innermost(error: &(dyn Error + 'static)) -> String {
-    std::iter::successors(Some(error), |error| (*error).source())
+    causes(error)
         .map(ToString::to_string)
         .filter(|text| !text.is_empty())
         .last()

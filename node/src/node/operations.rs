@@ -1,7 +1,6 @@
 //! What the control API shows of a running node, and its metrics: one reading for both.
 
 use std::{
-    error::Error,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -14,7 +13,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 use souk_backend::LeaseId;
-use souk_crypto::{NetworkId, NodeId, Signed, UnixTime};
+use souk_crypto::{NetworkId, NodeId, Signed, UnixTime, with_causes};
 use souk_market::{
     card::{Role, VerifiedCard},
     reconcile::Totals,
@@ -31,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     directory::{Cards, Listed},
     snapshot,
-    standing::Desk,
+    standing::{ChangeError, Desk},
 };
 use crate::{
     clock::unix_ms,
@@ -203,25 +202,28 @@ impl Operations for Running {
     fn standing(&self) -> v1::StandingReply {
         let standing = self.desk.standing().borrow().clone();
         let leases = self.open_leases();
+        let provider = self.provider.borrow().clone();
+        let last_closed = provider.as_ref().and_then(Provider::last_closed);
         v1::StandingReply {
             standing: standing.as_str().to_owned(),
             since_unix_s: standing.leaving().map(|leaving| leaving.since.0),
             deadline_unix_s: standing.deadline().map(|deadline| deadline.0),
             open_leases: u32::try_from(leases.len()).unwrap_or(u32::MAX),
             last_valid_to_unix_s: leases.iter().map(|lease| lease.valid_to.0).max(),
+            last_closed_unix_s: last_closed.map(|at| at.0),
         }
     }
 
     async fn drain(&self, request: v1::DrainRequest) -> Result<(), ChangeRefused> {
         if !self.roles.contains(&Role::Provider) {
-            return Err(ChangeRefused("this node is no provider".to_owned()));
+            return Err(ChangeRefused::NoProvider);
         }
         let deadline = request.deadline_unix_s.map(UnixTime);
-        self.desk.drain(deadline).await.map_err(|e| refused(&e))
+        self.desk.drain(deadline).await.map_err(refused)
     }
 
     async fn resume(&self) -> Result<(), ChangeRefused> {
-        self.desk.resume().await.map_err(|e| refused(&e))
+        self.desk.resume().await.map_err(refused)
     }
 
     async fn retire(&self, request: v1::RetireRequest) -> Result<(), ChangeRefused> {
@@ -229,20 +231,18 @@ impl Operations for Running {
         let successor = request.successor.map(successor).transpose()?;
         let waits = self.roles.contains(&Role::Provider) && self.provider.borrow().is_none();
         if waits {
-            let why = "the provider does not work yet, so nobody knows what is open; try again";
-            return Err(ChangeRefused(why.to_owned()));
+            return Err(ChangeRefused::NotYet);
         }
-        let open = self.open_leases().len();
-        let retired = self.desk.retire(deadline, successor, open).await;
-        retired.map_err(|e| refused(&e))
+        let retired = self.desk.retire(deadline, successor).await;
+        retired.map_err(refused)
     }
 
     fn agree(&self, request: v1::AgreeRequest) -> Result<v1::AgreeReply, ChangeRefused> {
         let old = named(&request.node_id)?;
         if old == self.peers.local() {
-            return Err(ChangeRefused("a node cannot succeed itself".to_owned()));
+            return Err(ChangeRefused::OwnSuccessor);
         }
-        let agreement = self.desk.agree(old).map_err(|e| refused(&e))?;
+        let agreement = self.desk.agree(old).map_err(refused)?;
         Ok(v1::AgreeReply {
             agreement: agreement.as_bytes().to_vec(),
         })
@@ -258,18 +258,14 @@ impl Operations for Running {
 
     async fn refresh_card(&self) -> Result<(), ChangeRefused> {
         if matches!(*self.desk.standing().borrow(), Standing::Retired(_)) {
-            return Err(ChangeRefused(
-                "this node has retired and makes no cards".to_owned(),
-            ));
+            return Err(ChangeRefused::Retired);
         }
         let mut own = self.own.clone();
         own.mark_unchanged();
         self.refresh.notify_one();
         match timeout(REFRESH_PATIENCE, own.changed()).await {
             Ok(Ok(())) => Ok(()),
-            _ => Err(ChangeRefused(
-                "no new card was made: the node has no address that others can dial, or its log says why".to_owned(),
-            )),
+            _ => Err(ChangeRefused::NoCard),
         }
     }
 
@@ -279,7 +275,7 @@ impl Operations for Running {
         let done = provider.pause(&backend, paused).await;
         done.map_err(|error| match error {
             PauseRefused::NoSuchBackend(backend) => PauseError::NoSuchBackend(backend),
-            PauseRefused::Store(error) => PauseError::NotWritten(refused(&error).0),
+            PauseRefused::Store(error) => PauseError::NotWritten(with_causes(&error)),
         })?;
         if was != paused {
             self.happenings
@@ -306,7 +302,7 @@ impl Operations for Running {
 }
 
 fn successor(successor: v1::Successor) -> Result<(NodeId, Signed<Succession>), ChangeRefused> {
-    let agreement = Signed::from_bytes(&successor.agreement).map_err(|e| refused(&e))?;
+    let agreement = Signed::from_bytes(&successor.agreement).map_err(ChangeRefused::Agreement)?;
     Ok((named(&successor.node_id)?, agreement))
 }
 
@@ -314,14 +310,11 @@ fn successor(successor: v1::Successor) -> Result<(NodeId, Signed<Succession>), C
 fn named(text: &str) -> Result<NodeId, ChangeRefused> {
     let peer: Option<PeerId> = text.parse().ok();
     peer.and_then(|peer| node_id(&peer))
-        .ok_or_else(|| ChangeRefused(format!("{text:?} is no peer id of a node")))
+        .ok_or_else(|| ChangeRefused::NoPeerId(text.to_owned()))
 }
 
-/// An error with its causes, in the words of the one who is told.
-fn refused(error: &(dyn Error + 'static)) -> ChangeRefused {
-    let causes = std::iter::successors(Some(error), |error| (*error).source());
-    let causes: Vec<_> = causes.map(ToString::to_string).collect();
-    ChangeRefused(causes.join(": "))
+fn refused(error: ChangeError) -> ChangeRefused {
+    ChangeRefused::Change(Box::new(error))
 }
 
 pub(super) fn lease(view: LeaseView) -> v1::Lease {

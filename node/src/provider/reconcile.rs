@@ -14,6 +14,7 @@ use std::{
 };
 
 use souk_backend::{Backend, BackendError};
+use souk_crypto::with_causes;
 use souk_market::{
     lifecycle::Phase,
     moment::SteadyTime,
@@ -288,14 +289,8 @@ async fn within<T: Send + 'static>(
     task.spawn(call);
     match timeout(patience, task.join_next()).await {
         Ok(Some(Ok(Ok(brought)))) => Ok(brought),
-        Ok(Some(Ok(Err(error)))) => Err(chain(&error)),
+        Ok(Some(Ok(Err(error)))) => Err(with_causes(&error)),
         Ok(Some(Err(_)) | None) => Err("the driver panicked".to_owned()),
         Err(_) => Err(format!("no answer within {} s", patience.as_secs())),
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

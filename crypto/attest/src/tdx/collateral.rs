@@ -7,7 +7,7 @@
 
 use dcap_qvl::{QeIdentity, QuoteCollateralV3, TcbInfo};
 use minicbor::{Decode, Encode, bytes::ByteVec};
-use souk_crypto::{UnixTime, cbor, domain};
+use souk_crypto::{UnixTime, cbor, domain, with_causes};
 
 use crate::{
     digest::CollateralDigest,
@@ -72,7 +72,7 @@ impl TdxCollateral {
     /// [`Refusal::TooLarge`] or [`Refusal::Malformed`], with the part that is wrong.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Refusal> {
         let wire = cbor::decode(bytes, MAX_COLLATERAL_BYTES)
-            .map_err(|error| Refusal::malformed(Part::Collateral, chain_of(&error)))?;
+            .map_err(|error| Refusal::malformed(Part::Collateral, with_causes(&error)))?;
         Self::of(wire)
     }
 
@@ -222,12 +222,4 @@ fn dated(issued: &str, next_update: &str, part: Part) -> Result<Dated, Refusal> 
         issued: instant(issued)?,
         next_update: instant(next_update)?,
     })
-}
-
-/// An error and its causes on one line.
-fn chain_of(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }

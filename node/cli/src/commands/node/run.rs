@@ -1,10 +1,8 @@
 //! `souk node init` and `souk node run`.
 
 use std::{
-    error::Error,
     fs,
     io::{self, Write as _},
-    iter,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -13,6 +11,7 @@ use std::{
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use souk_backend::BackendError;
+use souk_crypto::causes;
 use souk_node::{
     config,
     net::{self, NodeAddress, peer_id},
@@ -224,7 +223,7 @@ fn explain(error: &StartError) -> Failure {
 
 /// Whether this began with a write for which there was no room, to whichever file.
 fn met_a_full_disk(error: &StartError) -> bool {
-    iter::successors(Some(error as &dyn Error), |&error| error.source())
+    causes(error)
         .filter_map(|error| error.downcast_ref::<io::Error>())
         .any(|error| error.kind() == io::ErrorKind::StorageFull)
 }
