@@ -6,13 +6,16 @@
 //! Threats: a program that is killed while it changes the layout (it is one transaction), and an older program on a newer
 //! database, which would take what it does not know for damage ([`Unfit::TooNew`], and nothing is changed).
 
+use std::collections::HashSet;
+
 use redb::{
-    Database, ReadableDatabase, ReadableTable, TableDefinition, TableError, WriteTransaction,
+    Database, ReadableDatabase, ReadableTable, TableDefinition, TableError, TableHandle as _,
+    WriteTransaction,
 };
 
 use super::{
     frame::{frame, table, unframe},
-    writer::{META, SPENT, epoch_bytes},
+    writer::{ALL_TABLES, META, SPENT, epoch_bytes, make_tables},
 };
 
 /// Name of the row that says the layout.
@@ -61,6 +64,7 @@ pub(super) fn take_up(db: &Database) -> Result<(), Unfit> {
         });
         write.open_table(META)?.insert(FORMAT, row)?;
     }
+    make_tables(&write)?;
     write.commit()?;
     Ok(())
 }
@@ -81,6 +85,20 @@ fn read(db: &Database) -> Result<Option<u64>, Unfit> {
     };
     let body = unframe("meta", FORMAT.as_bytes(), row.value());
     match body.map(|body| body.try_into().map(u64::from_be_bytes)) {
+        Ok(Ok(CURRENT)) => {
+            // They were made with this row. One that is gone would be made anew, empty, and nobody would know.
+            let there: HashSet<_> = transaction
+                .list_tables()?
+                .map(|table| table.name().to_owned())
+                .collect();
+            match ALL_TABLES.iter().find(|name| !there.contains(**name)) {
+                None => Ok(Some(CURRENT)),
+                Some(gone) => {
+                    let said = format!("the table {gone} is gone");
+                    Err(Unfit::Redb(redb::Error::Corrupted(said)))
+                }
+            }
+        }
         Ok(Ok(format)) if format > 1 => Ok(Some(format)),
         damaged => {
             // One byte must not hold up every lease. Tables of another layout have other types, which redb refuses.

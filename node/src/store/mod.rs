@@ -291,8 +291,6 @@ impl Store {
                 writer,
             }),
         };
-        // Makes the tables, so that readers find them.
-        store.write(Vec::new()).await?;
         let mut found = store.read_journal()?;
         found.corrupt.extend(store.missing_leases(&found)?);
         for row in &found.corrupt {

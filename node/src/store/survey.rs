@@ -379,10 +379,9 @@ mod tests {
         let (store, _) = open(log.directory.path()).await;
         append(&store, 0..ENTRIES).await;
         drop((log.publisher(&store).await.expect("published"), store));
-        let mut row = Vec::new();
-        let key = 300u64.to_be_bytes();
-        frame(&mut row, "log", &key, writer::cbor(&entry(9_999)));
-        change_entry(log.directory.path(), 300, Some(row));
+        let (mut buffer, key) = (Vec::new(), 300u64.to_be_bytes());
+        let row = frame(&mut buffer, "log", &key, writer::cbor(&entry(9_999)));
+        change_entry(log.directory.path(), 300, Some(row.to_vec()));
         let before = files(&log.files());
         let (store, _) = open(log.directory.path()).await;
         let publisher = log.publisher(&store).await.expect("its edge is whole");

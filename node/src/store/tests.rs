@@ -659,14 +659,14 @@ async fn nothing_is_signed_over_a_log_that_was_rolled_back_or_rewritten() {
     std::fs::remove_dir_all(log.files()).expect("removed");
 
     let change = |index, row| change_entry(log.directory.path(), index, row);
-    let mut row = Vec::new();
-    frame::frame(
-        &mut row,
+    let mut buffer = Vec::new();
+    let row = frame::frame(
+        &mut buffer,
         "log",
         &3u64.to_be_bytes(),
         writer::cbor(&entry(99)),
     );
-    change(3, Some(row));
+    change(3, Some(row.to_vec()));
     let (store, _) = open(log.directory.path()).await;
     let error = log.publisher(&store).await.expect_err("refused");
     assert!(

@@ -27,6 +27,17 @@ pub(super) const SPENT: TableDefinition<[u8; 32], &[u8]> = table("spent-surbs");
 /// Rows that could not be read, as they were, by table and key.
 pub(super) const QUARANTINE: TableDefinition<&str, &[u8]> = table("quarantine");
 
+/// Every table there is.
+pub(super) const ALL_TABLES: [&str; 7] = [
+    "leases",
+    "requests",
+    "log",
+    "meta",
+    "spent-surbs",
+    "quarantine",
+    "acknowledged",
+];
+
 /// Begins the place of a damaged lease row in quarantine; [`SETTLED`] once its lease has a log entry.
 pub(super) const LOST_LEASE: &str = "leases/";
 pub(super) const SETTLED: &str = "settled/";
@@ -172,17 +183,7 @@ fn commit(db: &Database, group: &[Job]) -> Result<Vec<Vec<Outcome>>, Arc<redb::E
 }
 
 fn apply(transaction: &WriteTransaction, group: &[Job]) -> Result<Vec<Vec<Outcome>>, redb::Error> {
-    let mut tables = Tables {
-        leases: transaction.open_table(LEASES)?,
-        requests: transaction.open_table(REQUESTS)?,
-        log: transaction.open_table(LOG)?,
-        meta: transaction.open_table(META)?,
-        spent: transaction.open_table(SPENT)?,
-        quarantine: transaction.open_table(QUARANTINE)?,
-        acknowledged: transaction.open_table(ACKNOWLEDGED)?,
-        next_index: 0,
-        row: Vec::new(),
-    };
+    let mut tables = Tables::open(transaction)?;
     tables.next_index = next_index(&tables.log)?;
     let mut outcomes = Vec::with_capacity(group.len());
     for job in group {
@@ -192,11 +193,23 @@ fn apply(transaction: &WriteTransaction, group: &[Job]) -> Result<Vec<Vec<Outcom
     Ok(outcomes)
 }
 
+/// Makes all tables that are not there.
+pub(super) fn make_tables(transaction: &WriteTransaction) -> Result<(), redb::Error> {
+    Tables::open(transaction).map(drop)
+}
+
 /// The index of the next entry of the log.
 pub(super) fn next_index(
     log: &impl ReadableTable<u64, &'static [u8]>,
 ) -> Result<u64, StorageError> {
-    Ok(log.last()?.map_or(0, |(index, _)| index.value() + 1))
+    let next = log.last()?.map_or(0, |(index, _)| index.value() + 1);
+    let rows = log.len()?;
+    if rows > next {
+        // A page that hides the last entries: another one in their place would be a fork of what was signed.
+        let said = format!("the log has {rows} entries, and only {next} are found");
+        return Err(StorageError::Corrupted(said));
+    }
+    Ok(next)
 }
 
 struct Tables<'t> {
@@ -212,7 +225,21 @@ struct Tables<'t> {
     row: Vec<u8>,
 }
 
-impl Tables<'_> {
+impl<'t> Tables<'t> {
+    fn open(transaction: &'t WriteTransaction) -> Result<Self, redb::Error> {
+        Ok(Self {
+            leases: transaction.open_table(LEASES)?,
+            requests: transaction.open_table(REQUESTS)?,
+            log: transaction.open_table(LOG)?,
+            meta: transaction.open_table(META)?,
+            spent: transaction.open_table(SPENT)?,
+            quarantine: transaction.open_table(QUARANTINE)?,
+            acknowledged: transaction.open_table(ACKNOWLEDGED)?,
+            next_index: 0,
+            row: Vec::new(),
+        })
+    }
+
     fn apply(&mut self, op: &Op) -> Result<Outcome, redb::Error> {
         match op {
             Op::Lease(record) => self.put_lease(record)?,
