@@ -147,7 +147,11 @@ impl State {
             Event::Gone(why) => {
                 let since_ms = match self.link {
                     Link::Gone { since_ms, .. } => since_ms,
-                    Link::Connecting | Link::Up => self.now_ms,
+                    Link::Connecting | Link::Up => {
+                        // What became of an action matters less than that.
+                        self.notice = None;
+                        self.now_ms
+                    }
                 };
                 self.link = Link::Gone { since_ms, why };
                 // What it was asked for is not done to whoever answers next.
