@@ -3,12 +3,14 @@
 //! ```text
 //!   card, capacity ──► directory ──► quorum ──► matching         what a requester may rent
 //!   envelope ──► admission ──► lifecycle ──► statement ──► log   what becomes of a request
+//!   statement ──► account                                        what it brought and cost
 //!   receipt, refusal, status ◄── reply                           what the requester is told
 //! ```
 //!
 //! Every object is canonical CBOR with integer keys inside a signed object of souk-crypto; its page in `docs/` has the
 //! CDDL and the bounds. Everything that came from outside is a validated type before it can be read.
 
+pub mod account;
 pub mod admission;
 pub mod capacity;
 pub mod card;

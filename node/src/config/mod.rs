@@ -18,6 +18,7 @@ use std::{
 use libp2p::{Multiaddr, multiaddr::Protocol};
 use souk_crypto::{IssuerPublicKey, NetworkId, NetworkParams};
 use souk_market::{
+    account::Costs,
     card::{AnonymousLimits, MAX_ISSUERS, MAX_WORK_BITS, Policy, Role},
     price::{MAX_EXPONENT, Prices, Rounding},
     units::{Asset, DurationS, Money, OperatorId, Resources},
@@ -59,6 +60,9 @@ pub fn template(set: &[(&str, &str, &str)]) -> String {
     });
     lines.map(|line| line + "\n").collect()
 }
+
+/// The largest price: that of ten thousand cores for a year still fits in 64 bits.
+const MAX_PRICE: u64 = 100_000_000_000;
 
 /// A configuration file is no larger, in bytes.
 pub const MAX_BYTES: u64 = 256 * 1024;
@@ -127,6 +131,8 @@ pub struct Provider {
     pub max_processes: u32,
     /// What it asks.
     pub prices: Prices,
+    /// What it costs, in the same asset; nobody is told.
+    pub costs: Costs,
     /// Whom it serves.
     pub policy: Policy,
     /// Where direct leases are reached; `None` refuses them.
@@ -361,6 +367,7 @@ fn provider(reader: &mut Reader<'_>, node: &Node, folder: &Path) -> Provider {
         disk_mib: or_machine(reader.integer32(SECTION, "disk_mib", 0..=1_000_000_000)),
         max_processes: reader.integer32(SECTION, "max_processes", 16..=4_000_000),
         prices: prices(reader),
+        costs: costs(reader),
         policy: Policy { anonymous, issuers },
         direct_address: reader.optional(
             SECTION,
@@ -387,8 +394,7 @@ fn issuers(reader: &mut Reader<'_>) -> List<IssuerPublicKey, MAX_ISSUERS> {
 
 fn prices(reader: &mut Reader<'_>) -> Prices {
     const SECTION: &str = "provider";
-    // The price of ten thousand cores for a year still fits in 64 bits.
-    let mut price = |key| Money(reader.integer(SECTION, key, 0..=100_000_000_000));
+    let mut price = |key| Money(reader.integer(SECTION, key, 0..=MAX_PRICE));
     Prices {
         core_hour: price("price_core_hour"),
         memory_gib_hour: price("price_memory_gib_hour"),
@@ -405,6 +411,16 @@ fn prices(reader: &mut Reader<'_>) -> Prices {
         increment: DurationS(reader.integer32(SECTION, "price_increment_s", 1..=86_400)),
         minimum: DurationS(reader.integer32(SECTION, "price_minimum_s", 0..=86_400)),
         rounding: Rounding::Up,
+    }
+}
+
+fn costs(reader: &mut Reader<'_>) -> Costs {
+    let mut cost = |key| Money(reader.integer("provider", key, 0..=MAX_PRICE));
+    Costs {
+        core_hour: cost("cost_core_hour"),
+        memory_gib_hour: cost("cost_memory_gib_hour"),
+        disk_gib_hour: cost("cost_disk_gib_hour"),
+        gib_out: cost("cost_gib_out"),
     }
 }
 

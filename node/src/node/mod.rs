@@ -15,6 +15,7 @@
 //! Threats are those of the parts; this one has its own: two processes over one data folder would sign two histories,
 //! so the folder is locked for as long as the node runs.
 
+mod accounts;
 mod directory;
 mod evidence;
 mod keys;
@@ -48,6 +49,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    accounts::Accounts,
     directory::Cards,
     evidence::EvidenceFolder,
     keys::Keys,
@@ -318,6 +320,13 @@ impl Node {
             provider: provider.clone(),
         };
         tasks.spawn(observer.run(stop.clone()));
+        let (shown, account) = watch::channel(None);
+        let accounts = Accounts {
+            costs: config.provider.costs,
+            provider: provider.clone(),
+            shown,
+        };
+        tasks.spawn(accounts.run(stop.clone()));
         let running = Arc::new(Running {
             network: config.network.id.clone(),
             roles: config.node.roles.clone(),
@@ -332,6 +341,8 @@ impl Node {
             desk,
             metrics: registry.clone(),
             mean_delay: delay.mean(),
+            account,
+            prices: config.provider.prices,
             happenings,
             refresh,
             asked: CancellationToken::new(),

@@ -15,7 +15,9 @@ use prometheus_client::{
 use souk_backend::LeaseId;
 use souk_crypto::{NetworkId, NodeId, Signed, UnixTime, with_causes};
 use souk_market::{
+    account::Ledger,
     card::{Role, VerifiedCard},
+    price::Prices,
     reconcile::Totals,
     retirement::Succession,
     standing::Standing,
@@ -64,6 +66,10 @@ pub(super) struct Running {
     pub(super) desk: Arc<Desk>,
     /// What each hop adds on average.
     pub(super) mean_delay: Duration,
+    /// What closed leases brought and cost.
+    pub(super) account: watch::Receiver<Option<Arc<Ledger>>>,
+    /// What the provider asks.
+    pub(super) prices: Prices,
     /// What happened last.
     pub(super) happenings: Arc<Happenings>,
     /// Tells the publisher to make a new card.

@@ -4,8 +4,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use souk_market::{
+    account::Sum,
     card::{Role, VerifiedCard},
-    log::{Entry, OutcomeClass},
+    log::{Entry, HourBucket, OutcomeClass},
     units::{BackendName, Resources, Tee},
 };
 use souk_sphinx::{delay::POOL_CAPACITY, packet::PACKET_LEN};
@@ -19,10 +20,13 @@ use crate::{
     control::{Operations as _, v1},
     net::{NetInfo, peer_id},
     provider::{LeaseView, Provider},
+    unix_now,
 };
 
 /// Rows of a table that nobody reads whole: a screen holds fewer, and `Market` and `Orphans` give all.
 const MAX_ROWS: usize = 256;
+/// Hours that revenue and cost are shown for.
+const WINDOW_HOURS: u32 = 24;
 /// Entries of the usage log that are shown.
 const MAX_ENTRIES: u64 = 20;
 
@@ -74,7 +78,7 @@ pub(super) async fn snapshot(node: &Running) -> v1::Snapshot {
             relayed_bytes: totals.relayed_bytes,
         }),
         log: provider.as_ref().map(log),
-        account: None,
+        account: account(node),
         card: own.map(|card| own_card(&card, &cards)),
         leases: leases.into_iter().map(operations::lease).collect(),
         status: Some(status),
@@ -169,6 +173,28 @@ fn market(node: &Running, cards: &[Listed]) -> v1::Market {
     }
 }
 
+fn account(node: &Running) -> Option<v1::Account> {
+    let ledger = node.account.borrow().clone()?;
+    let last = HourBucket::of(unix_now());
+    let sum = |sum: Sum| v1::Sum {
+        leases: sum.leases,
+        revenue: sum.revenue.to_string(),
+        cost: sum.cost.to_string(),
+        with_unknown: sum.with_unknown,
+    };
+    let by_hour = ledger.hours(last, WINDOW_HOURS);
+    Some(v1::Account {
+        asset: node.prices.asset.to_string(),
+        exponent: node.prices.exponent.into(),
+        lifetime: Some(sum(*ledger.lifetime())),
+        window: Some(sum(ledger.window(last, WINDOW_HOURS))),
+        window_s: WINDOW_HOURS * 3_600,
+        revenue_by_hour: by_hour
+            .map(|hour| u64::try_from(hour.revenue).unwrap_or(u64::MAX))
+            .collect(),
+    })
+}
+
 fn listening(info: &NetInfo) -> Vec<String> {
     info.listening.iter().map(ToString::to_string).collect()
 }
@@ -186,8 +212,9 @@ fn peer(neighbour: crate::net::Neighbour) -> v1::Peer {
 }
 
 fn log(provider: &Provider) -> v1::Log {
-    let start = provider.head().borrow().size.saturating_sub(MAX_ENTRIES);
-    let records = provider.log_records(start).unwrap_or_else(|error| {
+    let size = provider.head().borrow().size;
+    let start = size.saturating_sub(MAX_ENTRIES);
+    let records = provider.log_records(start, size).unwrap_or_else(|error| {
         tracing::warn!(
             error = &error as &dyn std::error::Error,
             "the last entries of the usage log cannot be shown"

@@ -324,13 +324,13 @@ impl Provider {
         (at != 0).then_some(UnixTime(at))
     }
 
-    /// Entries of the log under the last checkpoint, from the one with this index on.
+    /// Entries of the log under the last checkpoint, from the first of these indices to before the last.
     ///
     /// # Errors
     /// [`StoreError`], also where a row is damaged.
-    pub fn log_records(&self, start: u64) -> Result<Vec<LogRecord>, StoreError> {
-        let size = self.shared.head.borrow().size;
-        self.shared.store.log_records(start.min(size), size)
+    pub fn log_records(&self, start: u64, end: u64) -> Result<Vec<LogRecord>, StoreError> {
+        let end = end.min(self.shared.head.borrow().size);
+        self.shared.store.log_records(start.min(end), end)
     }
 
     /// When the last lease closed, by the clock as it is now; none where no closed one is known.

@@ -218,21 +218,25 @@ fn money(snapshot: &v1::Snapshot, bars: usize) -> Vec<Line> {
     let Some(account) = &snapshot.account else {
         return vec![("account", "nothing is known yet".to_owned(), false)];
     };
-    let show = |sum: Option<v1::Sum>| {
-        let sum = sum.unwrap_or_default();
+    let show = |sum: Option<&v1::Sum>| {
+        let sum = sum.cloned().unwrap_or_default();
         let at_least = if sum.with_unknown > 0 { "≥" } else { "" };
         format!(
             "earned {} {asset}, cost {at_least}{} {asset}, {}",
-            amount(sum.revenue, account.exponent),
-            amount(sum.cost, account.exponent),
+            amount(&sum.revenue, account.exponent),
+            amount(&sum.cost, account.exponent),
             many(sum.leases, "lease"),
             asset = account.asset,
         )
     };
-    let loses = account.window.is_some_and(|sum| sum.cost > sum.revenue);
+    let number = |digits: &str| digits.parse::<u128>().unwrap_or_default();
+    let loses = account
+        .window
+        .as_ref()
+        .is_some_and(|sum| number(&sum.cost) > number(&sum.revenue));
     vec![
-        ("last day", show(account.window), loses),
-        ("ever", show(account.lifetime), false),
+        ("last day", show(account.window.as_ref()), loses),
+        ("ever", show(account.lifetime.as_ref()), false),
         ("by hour", spark(&account.revenue_by_hour, bars), false),
     ]
 }

@@ -416,7 +416,7 @@ pub(super) fn network(pen: &mut Pen<'_>, state: &State, snapshot: &v1::Snapshot)
             let texts = vec![
                 peer.node_id.clone(),
                 peer.transport.clone(),
-                format!("{sign}{}", amount(score.unsigned_abs(), 3)),
+                format!("{sign}{}", amount(&score.unsigned_abs().to_string(), 3)),
                 peer.topics.to_string(),
                 if peer.in_mesh { "yes" } else { "no" }.to_owned(),
             ];

@@ -227,14 +227,14 @@ pub(crate) fn busy(leases: u32) -> v1::Snapshot {
             exponent: 6,
             lifetime: Some(v1::Sum {
                 leases: 10_301,
-                revenue: 84_120_334_901,
-                cost: 31_002_118_400,
+                revenue: "84120334901".to_owned(),
+                cost: "31002118400".to_owned(),
                 with_unknown: 2,
             }),
             window: Some(v1::Sum {
                 leases: 212,
-                revenue: 1_830_221_400,
-                cost: 701_002_113,
+                revenue: "1830221400".to_owned(),
+                cost: "701002113".to_owned(),
                 with_unknown: 0,
             }),
             window_s: 86_400,
@@ -279,7 +279,7 @@ pub(crate) fn failing() -> v1::Snapshot {
         })
         .collect();
     let account = snapshot.account.as_mut().expect("there");
-    account.window.as_mut().expect("there").cost = 2_000_000_000;
+    account.window.as_mut().expect("there").cost = "2000000000".to_owned();
     snapshot
 }
 
