@@ -5,13 +5,13 @@ use std::fmt::Debug;
 
 use libfuzzer_sys::fuzz_target;
 use minicbor::{Decode, Encode};
-use souk_wire::{cards, log, mailbox, relay};
+use souk_wire::{cards, evidence, log, mailbox, relay};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((which, bytes)) = bytes.split_first() else {
         return;
     };
-    match which % 13 {
+    match which % 15 {
         0 => message::<cards::Request>(bytes, cards::REQUEST_CAP),
         1 => message::<cards::Head>(bytes, cards::HEAD_CAP),
         2 => page(bytes),
@@ -24,6 +24,8 @@ fuzz_target!(|bytes: &[u8]| {
         9 => message::<relay::Answer>(bytes, relay::ANSWER_CAP),
         10 => path(bytes),
         11 => message::<relay::Spliced>(bytes, bytes.len()),
+        12 => message::<evidence::Head>(bytes, evidence::HEAD_CAP),
+        13 => asked(bytes),
         _ => answer(bytes),
     }
 });
@@ -55,6 +57,16 @@ fn page(bytes: &[u8]) {
         cards::decode_page(&written, room, &mut again).expect("what is written decodes");
     }
     assert_eq!(again, objects);
+}
+
+fn asked(bytes: &[u8]) {
+    let Ok(request) = souk_wire::decode::<evidence::Request>(bytes) else {
+        return;
+    };
+    if let Ok(Some(names)) = request.asked() {
+        assert_eq!(evidence::Request::of(&names), request);
+        assert!(souk_wire::encode(&request).len() <= evidence::REQUEST_CAP);
+    }
 }
 
 fn batch(bytes: &[u8]) {

@@ -50,8 +50,8 @@ pub const MAX_CLASSES: usize = 4;
 pub const MAX_IMAGES: usize = 16;
 /// Most issuers that a provider can list.
 pub const MAX_ISSUERS: usize = 8;
-/// Most references to evidence.
-pub const MAX_EVIDENCE: usize = 4;
+/// Most references to evidence: of the machine, and of another TEE in it.
+pub const MAX_EVIDENCE: usize = 2;
 /// Most leading zero bits that a provider may ask of a proof of work: about 17 million hashes, seconds on one core.
 pub const MAX_WORK_BITS: u8 = 24;
 
@@ -158,9 +158,9 @@ wire_map! {
     pub struct EvidenceRef {
         /// What it is, by a registered number.
         0 => pub kind: u16,
-        /// What it speaks about: 0 the node, 1 an instance.
+        /// What it speaks about: [`EvidenceRef::NODE`] or [`EvidenceRef::INSTANCE`].
         1 => pub scope: u8,
-        /// Hash of the two digests: 0 is BLAKE3.
+        /// Hash of the digests: [`EvidenceRef::BLAKE3`].
         2 => pub algorithm: u8,
         /// The evidence.
         3 => pub digest: Digest,
@@ -168,6 +168,25 @@ wire_map! {
         4 => pub collateral: Option<Digest>,
         /// When it stops to count.
         5 => pub not_after: UnixTime,
+        /// Digest of the policy that its maker stands against, which the evidence binds; zero where it names none.
+        6 => pub policy: Digest,
+        /// The key epoch in which it was made, which the evidence binds.
+        7 => pub epoch: u32,
+    }
+}
+
+impl EvidenceRef {
+    /// It speaks about the node whose card names it.
+    pub const NODE: u8 = 0;
+    /// It speaks about an instance.
+    pub const INSTANCE: u8 = 1;
+    /// The only hash there is.
+    pub const BLAKE3: u8 = 0;
+
+    /// What it claims to prove, which nobody has verified; `None` for a kind that is not known here.
+    #[must_use]
+    pub fn claimed(&self) -> Option<Tee> {
+        Tee::from_code(self.kind.into()).filter(|tee| *tee != Tee::None)
     }
 }
 

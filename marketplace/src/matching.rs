@@ -3,7 +3,7 @@
 //! Threat: a choice that everybody makes the same way can be bought by one provider that is a little cheaper and
 //! watches who comes. So the order is by price, and who rents may draw among the first few.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use souk_crypto::{IssuerPublicKey, NodeId};
 
@@ -35,6 +35,8 @@ pub struct Wanted {
     pub issuer: Option<IssuerPublicKey>,
     /// Only this provider.
     pub provider: Option<NodeId>,
+    /// Only one of these, whose evidence was accepted; any where absent.
+    pub attested: Option<BTreeSet<NodeId>>,
 }
 
 /// A provider that can carry it.
@@ -57,6 +59,8 @@ pub struct Candidate {
 /// Why a provider is none, so that somebody who finds no match learns what to change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mismatch {
+    /// Its evidence was not accepted, or it has none.
+    Evidence,
     /// It does not have the image.
     Image,
     /// No offer of it is of this architecture.
@@ -82,6 +86,7 @@ impl Mismatch {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Evidence => "without evidence that the policy accepts",
             Self::Image => "without the image",
             Self::Arch => "of another architecture",
             Self::Size => "too small",
@@ -120,6 +125,10 @@ pub fn candidates(market: &Market, wanted: &Wanted) -> (Vec<Candidate>, Vec<(Nod
 
 fn candidate(listed: &MarketCard, wanted: &Wanted) -> Result<Candidate, Mismatch> {
     let card = &listed.card;
+    let attested = |nodes: &BTreeSet<NodeId>| nodes.contains(&card.node);
+    if !wanted.attested.as_ref().is_none_or(attested) {
+        return Err(Mismatch::Evidence);
+    }
     if !card.images.iter().any(|image| image.hash == wanted.image) {
         return Err(Mismatch::Image);
     }

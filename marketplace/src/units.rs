@@ -326,10 +326,16 @@ wire_enum! {
 }
 
 wire_enum! {
-    /// The trusted execution environment of an instance.
+    /// A trusted execution environment, by the number that evidence of it has on a card.
     pub enum Tee {
         /// None: whoever runs the host can look into the instance.
         None = 0 => "none",
+        /// Intel TDX.
+        Tdx = 1 => "tdx",
+        /// AMD SEV-SNP.
+        SevSnp = 2 => "sev-snp",
+        /// None: a test made what looks like evidence, and it proves nothing.
+        NoneTest = 3 => "none+test",
     }
 }
 

@@ -380,6 +380,7 @@ fn wanted() -> Wanted {
         shared_kernel: true,
         max_total: None,
         issuer: None,
+        attested: None,
         provider: None,
     }
 }

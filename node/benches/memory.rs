@@ -68,6 +68,7 @@ fn start(listen: bool) -> (Node, Arc<Cards>) {
     let services = Services {
         validator: cards.clone(),
         snapshot: cards.clone(),
+        pieces: None,
         log: None,
         frames,
         relayed,

@@ -75,6 +75,7 @@ async fn start() -> (Node, mpsc::Receiver<Arrival>, NodeAddress) {
     let services = Services {
         validator: Arc::new(Silent),
         snapshot: Arc::new(Silent),
+        pieces: None,
         log: None,
         frames,
         relayed,

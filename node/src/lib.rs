@@ -2,6 +2,7 @@
 //!
 //! Each role is a module, and none of them starts another: `node` composes them from a [`config::Config`].
 
+pub mod attest;
 pub mod client;
 pub mod config;
 pub mod control;

@@ -74,6 +74,7 @@ async fn start(
     let services = Services {
         validator: Arc::new(Silent),
         snapshot: Arc::new(Silent),
+        pieces: None,
         log: None,
         frames,
         relayed,

@@ -31,6 +31,8 @@ pub struct Plan {
     pub direct: bool,
     /// More lines of the provider's section: whom it serves.
     pub policy: String,
+    /// More of every node's configuration, behind everything else.
+    pub more: String,
     /// Nodes listen for QUIC, where nobody is told that a process was killed; else for TCP.
     pub quic: bool,
     /// Whom a node knows when it starts.
@@ -56,6 +58,7 @@ impl Default for Plan {
             sells: true,
             direct: false,
             policy: String::new(),
+            more: String::new(),
             quic: false,
             discovery: Discovery::Bootstrap,
         }
@@ -316,6 +319,8 @@ direct_address = {direct:?}
 
 [log]
 filter = "debug"
+
+{more}
 "#,
             port = if self.plan.quic {
                 "udp/0/quic-v1"
@@ -325,6 +330,7 @@ filter = "debug"
             mdns = role.is_some() && self.plan.discovery == Discovery::Mdns,
             delay = self.plan.mean_delay_ms,
             policy = self.plan.policy,
+            more = role.map_or("", |_| &self.plan.more),
             data = folder.join("data"),
         )
     }

@@ -2,6 +2,10 @@
 
 use std::{fmt, str::FromStr};
 
+use souk_crypto::domain;
+
+use crate::verified::Tee;
+
 /// Not the hex digits of a value of this length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not {} hex digits", bytes * 2)]
@@ -51,6 +55,22 @@ fixed_bytes! {
     CollateralDigest, 32;
     /// SHA-256 of a root certificate.
     RootId, 32;
+}
+
+impl EvidenceDigest {
+    /// The digest of bytes that are taken for evidence of `tee`.
+    #[must_use]
+    pub fn of(tee: Tee, bytes: &[u8]) -> Self {
+        Self(domain::EVIDENCE.hash_unbound(&[tee.as_str().as_bytes(), bytes]))
+    }
+}
+
+impl CollateralDigest {
+    /// The digest of bytes that are taken for collateral of `tee`.
+    #[must_use]
+    pub fn of(tee: Tee, bytes: &[u8]) -> Self {
+        Self(domain::COLLATERAL.hash_unbound(&[tee.as_str().as_bytes(), bytes]))
+    }
 }
 
 impl Measurement {

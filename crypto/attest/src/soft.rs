@@ -10,9 +10,11 @@
 //! Threat: test evidence that is taken for the real thing. No function here gives out a [`crate::Verified`].
 
 mod der;
+mod root;
 mod snp;
 mod tdx;
 
+pub use root::{MAX_ROOT_BYTES, TestRoot};
 pub use snp::{SnpRecipe, TestAmd, TestSnp};
 pub use tdx::{TdxRecipe, TestTdx};
 
@@ -24,6 +26,9 @@ pub enum SoftError {
     /// The source of randomness gave none.
     #[error("no randomness")]
     Randomness,
+    /// A file that holds no test root, or a certificate of another key.
+    #[error("this is no test root")]
+    Root,
     /// The recipe does not give what parses.
     #[error("the recipe gives something that does not parse")]
     Minted(#[source] Refusal),

@@ -153,12 +153,23 @@ pub enum Tee {
     SevSnp,
 }
 
-impl fmt::Display for Tee {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Tee {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Tdx, Self::SevSnp];
+
+    /// The name in policies and on screens.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Tdx => "tdx",
             Self::SevSnp => "sev-snp",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Tee {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

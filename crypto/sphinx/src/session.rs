@@ -46,6 +46,8 @@ pub const SUSPECTED_FOR: Duration = Duration::from_secs(300);
 pub struct Topology {
     epoch: Epoch,
     nodes: Vec<Hop>,
+    /// Those that may stand in the middle of a route.
+    mixes: Vec<Hop>,
 }
 
 impl Topology {
@@ -55,7 +57,25 @@ impl Topology {
         let mut nodes: Vec<Hop> = nodes.into_iter().collect();
         nodes.sort_by_key(|hop| hop.address);
         nodes.dedup_by_key(|hop| hop.address);
-        Self { epoch, nodes }
+        let mixes = nodes.clone();
+        Self {
+            epoch,
+            nodes,
+            mixes,
+        }
+    }
+
+    /// The same nodes, of which only these mix.
+    #[must_use]
+    pub fn over(mut self, mixes: impl Fn(HopAddress) -> bool) -> Self {
+        self.mixes.retain(|hop| mixes(hop.address));
+        self
+    }
+
+    /// The nodes that may stand between the ends of a route.
+    #[must_use]
+    pub fn mixes(&self) -> &[Hop] {
+        &self.mixes
     }
 
     /// The epoch of all keys.
@@ -442,7 +462,7 @@ impl Session {
             .ok_or(SessionError::UnknownEntry)?;
         Ok(Route::forward(
             entry,
-            topology.nodes(),
+            topology.mixes(),
             destination,
             avoid,
             rng,
@@ -465,7 +485,7 @@ impl Session {
         };
         Ok(Route::reply(
             entry,
-            topology.nodes(),
+            topology.mixes(),
             mailbox,
             correspondent,
             avoid,

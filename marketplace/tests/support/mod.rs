@@ -295,8 +295,10 @@ pub(crate) fn full_card(node: &Node, images: usize) -> Card {
             digest: Digest([1; 32]),
             collateral: Some(Digest([2; 32])),
             not_after: NOW,
+            policy: Digest([3; 32]),
+            epoch: u32::MAX,
         };
-        4
+        2
     ]);
     card
 }

@@ -3,7 +3,11 @@
 //! Threats: an entry sees the address of its client, so a client that takes a new one each time is seen by all of them in the
 //! end; a session that can be joined to an earlier one by its identity or its mailbox, so both are drawn anew.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use rand::seq::SliceRandom as _;
 use souk_crypto::{NodeId, UnixTime};
@@ -11,14 +15,19 @@ use souk_market::{
     card::{Role, VerifiedCard},
     quorum::Market,
 };
-use souk_sphinx::{EpochClock, Hop, HopAddress, MixPublic, Session, Topology, delay::MixDelay};
+use souk_sphinx::{
+    EpochClock, Hop, HopAddress, MixPublic, Session, Topology, delay::MixDelay, route::MIXES,
+};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{OnceCell, mpsc, watch},
     time::interval,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Client, MarketError, Progress, StateError, Watch, market, state::Home, unix_now};
+use super::{
+    Client, Judgements, MarketError, Progress, StateError, Watch, evidence, market, state::Home,
+    unix_now,
+};
 use crate::{
     mix::{MailboxCollector, Messenger, MessengerParts},
     net::{self, Client as NetClient, ConnectError as PeerError, MailboxError, NodeAddress},
@@ -41,6 +50,8 @@ pub struct Connected {
     pub(super) client: Client,
     pub(super) market: Arc<Market>,
     pub(super) messenger: Messenger,
+    net: NetClient,
+    judged: OnceCell<Judgements>,
     entry: NodeId,
     local: NodeId,
     _stop: DropGuard,
@@ -55,6 +66,16 @@ pub enum ConnectError {
     /// The market.
     #[error("the market could not be taken")]
     Market(#[from] MarketError),
+    /// Too few mixes are believed.
+    #[error(
+        "{attested} of {mixes} mixes have evidence that the policy accepts, and a route needs an entry and two more; `souk market --policy` tells why"
+    )]
+    TooFewAttested {
+        /// Mixes that are believed.
+        attested: usize,
+        /// Mixes of the market.
+        mixes: usize,
+    },
     /// No card can be an entry.
     #[error("none of the {cards} cards is an entry with a mix key for epoch {epoch}")]
     NoEntry {
@@ -83,7 +104,25 @@ impl Connected {
         let net = NetClient::start(&client.net_config());
         let market = Arc::new(market::gather(&net, &client.config, unix_now(), watch).await?);
         let clock = EpochClock::of(&client.config.params);
-        let topology = topology(&market, &clock, unix_now());
+        let judged = OnceCell::new();
+        let mut over = None;
+        if let Some(wanted) = &client.config.evidence
+            && wanted.attested_mixes
+        {
+            let judgements = judge(&net, &client, &market).await?;
+            over = Some(judgements.accepted().collect());
+            judged.set(judgements).expect("it is new");
+        }
+        let renewal = Renewal {
+            market: Arc::clone(&market),
+            clock,
+            over,
+        };
+        let topology = renewal.topology(unix_now());
+        let (attested, mixes) = (topology.mixes().len(), topology.nodes().len());
+        if renewal.over.is_some() && attested <= MIXES {
+            return Err(ConnectError::TooFewAttested { attested, mixes });
+        }
 
         let (card, mailbox) = open_entry(&client, &net, &market, &topology).await?;
         let entry = card.node;
@@ -104,18 +143,14 @@ impl Connected {
         });
         let stop = CancellationToken::new();
         let local = net.peers().local();
-        let renewal = Renewal {
-            market: Arc::clone(&market),
-            clock,
-            topology: new_topology,
-        };
+        let of_client = net.clone();
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             tokio::select! {
                 // Its end ends the session with the frames: who waits for a reply learns it.
                 ended = mailbox.run(frames) => if let Err(error) = ended {
                     tracing::warn!(%error, "the entry is lost");
                 },
-                () = renewal.run() => {}
+                () = renewal.run(new_topology) => {}
             }
             drop(net);
         }));
@@ -123,6 +158,8 @@ impl Connected {
             client,
             market,
             messenger,
+            net: of_client,
+            judged,
             entry,
             local,
             _stop: stop.drop_guard(),
@@ -133,6 +170,20 @@ impl Connected {
     #[must_use]
     pub fn market(&self) -> &Market {
         &self.market
+    }
+
+    /// What the policy of this client says of the nodes whose cards name evidence; `None` without a policy.
+    ///
+    /// # Errors
+    /// [`StateError`] where the folder for evidence cannot be used.
+    pub async fn judgements(&self) -> Result<Option<&Judgements>, StateError> {
+        if self.client.config.evidence.is_none() {
+            return Ok(None);
+        }
+        let judged = self
+            .judged
+            .get_or_try_init(|| judge(&self.net, &self.client, &self.market));
+        judged.await.map(Some)
     }
 
     /// The node through which this client sends and receives.
@@ -175,22 +226,20 @@ pub(super) fn kept_entry(home: &Home) -> Result<Option<KeptEntry>, StateError> {
     Ok(parse(&text))
 }
 
-/// Every node that has a mix key for the epoch that is built for now.
-fn topology(market: &Market, clock: &EpochClock, now: UnixTime) -> Topology {
-    let epoch = clock.sending(now);
-    let node = |card: &VerifiedCard| {
-        let key = card.sub_keys().mix_key(epoch.0)?;
-        // A weak key is the fault of its node, which then carries nothing.
-        let key = MixPublic::from_bytes(*key.key.as_bytes()).ok()?;
-        Some(Hop {
-            address: hop(&card.node),
-            key,
-        })
-    };
-    Topology::new(
-        epoch,
-        market.cards.iter().filter_map(|listed| node(&listed.card)),
-    )
+/// What the policy of `client` says of the nodes of a market; nothing without a policy.
+async fn judge(
+    net: &NetClient,
+    client: &Client,
+    market: &Market,
+) -> Result<Judgements, StateError> {
+    let config = &client.config;
+    match &config.evidence {
+        None => Ok(Judgements::default()),
+        Some(wanted) => {
+            let policy = Arc::clone(&wanted.policy);
+            evidence::judge(net, config, &client.home, market, policy, unix_now()).await
+        }
+    }
 }
 
 /// Opens a mailbox at the kept entry, or at a new one.
@@ -233,7 +282,10 @@ fn candidates(
     let usable = |card: &&Arc<VerifiedCard>| {
         card.has_role(Role::Entry)
             && !card.addresses.is_empty()
-            && topology.node(hop(&card.node)).is_some()
+            && topology
+                .mixes()
+                .iter()
+                .any(|mix| mix.address == hop(&card.node))
     };
     let cards = market.cards.iter().map(|listed| &listed.card);
     let mut found: Vec<_> = cards.filter(usable).cloned().collect();
@@ -265,22 +317,43 @@ fn keep(home: &Home, card: &VerifiedCard, now: UnixTime) -> Result<(), StateErro
     }
 }
 
-/// Renews what the session knows when an epoch begins.
+/// What the session knows of the nodes, renewed when an epoch begins.
 struct Renewal {
     market: Arc<Market>,
     clock: EpochClock,
-    topology: watch::Sender<Arc<Topology>>,
+    /// Nodes that may mix, where not all may.
+    over: Option<BTreeSet<NodeId>>,
 }
 
 impl Renewal {
-    async fn run(self) {
+    /// Every node that has a mix key for the epoch that is built for at `now`.
+    fn topology(&self, now: UnixTime) -> Topology {
+        let epoch = self.clock.sending(now);
+        let node = |card: &VerifiedCard| {
+            let key = card.sub_keys().mix_key(epoch.0)?;
+            // A weak key is the fault of its node, which then carries nothing.
+            let key = MixPublic::from_bytes(*key.key.as_bytes()).ok()?;
+            Some(Hop {
+                address: hop(&card.node),
+                key,
+            })
+        };
+        let cards = self.market.cards.iter();
+        let all = Topology::new(epoch, cards.filter_map(|listed| node(&listed.card)));
+        let Some(over) = &self.over else {
+            return all;
+        };
+        let over: HashSet<_> = over.iter().map(hop).collect();
+        all.over(|mix| over.contains(&mix))
+    }
+
+    async fn run(self, topology: watch::Sender<Arc<Topology>>) {
         let mut looks = interval(TOPOLOGY_LOOK);
         loop {
             looks.tick().await;
             let now = unix_now();
-            if self.topology.borrow().epoch() != self.clock.sending(now) {
-                let renewed = topology(&self.market, &self.clock, now);
-                self.topology.send_replace(Arc::new(renewed));
+            if topology.borrow().epoch() != self.clock.sending(now) {
+                topology.send_replace(Arc::new(self.topology(now)));
             }
         }
     }

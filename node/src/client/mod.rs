@@ -19,6 +19,7 @@
 
 mod audit;
 mod connect;
+mod evidence;
 mod lease;
 mod logs;
 mod market;
@@ -43,6 +44,7 @@ use crate::{
 
 pub use audit::{BundleError, LogError, VerifiedLog};
 pub use connect::{ConnectError, Connected};
+pub use evidence::{EvidencePolicy, Judgement, Judgements};
 pub use lease::{Dispute, Lease, RecordError, RelayWay, Stage};
 pub use logs::{ClaimFailure, KeptEvidence, OtherKey};
 pub use market::{EntryFailure, MarketError};
@@ -66,6 +68,8 @@ pub struct ClientConfig {
     pub quorum: usize,
     /// This program, for the `ProxyCommand` of `ssh`.
     pub souk: PathBuf,
+    /// What is asked of providers and mixes; nothing where absent.
+    pub evidence: Option<EvidencePolicy>,
 }
 
 impl ClientConfig {
@@ -84,6 +88,7 @@ impl ClientConfig {
             entries_asked: 3,
             quorum: 2,
             souk,
+            evidence: None,
         }
     }
 }
@@ -200,6 +205,12 @@ impl Client {
     #[must_use]
     pub fn network(&self) -> &NetworkId {
         &self.config.network
+    }
+
+    /// Whether a policy says which providers are accepted.
+    #[must_use]
+    pub fn has_policy(&self) -> bool {
+        self.config.evidence.is_some()
     }
 
     /// The node that is kept as entry, if one was chosen.

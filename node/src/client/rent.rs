@@ -178,6 +178,8 @@ impl Connected {
             wanted.issuer = Some(voucher.issuer());
             wanted.provider = wanted.provider.or(voucher.voucher.provider);
         }
+        let judgements = self.judgements().await?;
+        wanted.attested = judgements.map(|judged| judged.accepted().collect());
         let (mut found, others) = candidates(&self.market, &wanted);
         // A route cannot end where it begins.
         found.retain(|candidate| candidate.card.node != self.entry());

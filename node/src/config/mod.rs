@@ -76,6 +76,8 @@ pub struct Config {
     pub node: Node,
     /// What it sells, and to whom; without effect unless [`Role::Provider`] is among the roles.
     pub provider: Provider,
+    /// What proves what this node runs on, and by which policy that of the others is judged.
+    pub evidence: Evidence,
     /// Bounds on connections.
     pub limits: Limits,
     /// The Unix socket of the control API.
@@ -141,6 +143,39 @@ pub struct Provider {
     pub agent: Option<PathBuf>,
     /// Period of checkpoints, 1 to 3,600.
     pub checkpoint_s: u32,
+}
+
+/// Evidence of TEEs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Evidence {
+    /// Where this node's own comes from.
+    pub source: EvidenceSource,
+    /// A service with Intel's interface.
+    pub pccs: Option<String>,
+    /// A service with AMD's interface.
+    pub kds: Option<String>,
+    /// What this node stands against, and judges others by.
+    pub policy: Option<PathBuf>,
+    /// As a requester: only mixes that the policy accepts.
+    pub attested_mixes: bool,
+}
+
+/// Where a node's evidence comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum EvidenceSource {
+    /// Nowhere: the card names none.
+    #[default]
+    None,
+    /// The kernel's configfs-tsm.
+    Tsm {
+        /// Its folder of entries.
+        folder: PathBuf,
+    },
+    /// The software TEE, which proves nothing: kind `none+test`.
+    Test {
+        /// The file of the test root.
+        root: PathBuf,
+    },
 }
 
 /// Bounds on connections.
@@ -242,6 +277,7 @@ impl Config {
         let provider = provider(&mut reader, &node, folder);
         let config = Self {
             network: network(&mut reader),
+            evidence: evidence(&mut reader, folder),
             provider,
             limits: Limits {
                 inbound: reader.integer32("limits", "inbound", 8..=65_536),
@@ -376,6 +412,59 @@ fn provider(reader: &mut Reader<'_>, node: &Node, folder: &Path) -> Provider {
         ),
         agent: reader.optional(SECTION, "agent", |path| Ok(folder.join(path))),
         checkpoint_s: reader.integer32(SECTION, "checkpoint_s", 1..=3_600),
+    }
+}
+
+fn evidence(reader: &mut Reader<'_>, folder: &Path) -> Evidence {
+    const SECTION: &str = "evidence";
+    let in_folder = |path: String| (!path.is_empty()).then(|| folder.join(path));
+    let tsm = reader.string(SECTION, "tsm_folder");
+    let root = in_folder(reader.string(SECTION, "test_root"));
+    let source = match reader.string(SECTION, "source").as_str() {
+        "" => EvidenceSource::None,
+        "configfs-tsm" => EvidenceSource::Tsm {
+            folder: folder.join(tsm),
+        },
+        "test" => match root {
+            Some(root) => EvidenceSource::Test { root },
+            None => {
+                reader.misfit(
+                    SECTION,
+                    "test_root",
+                    "the software TEE has no test root",
+                    "name the root.key that `souk attest mint` made",
+                );
+                EvidenceSource::None
+            }
+        },
+        _ => {
+            let hint = r#"the sources are "configfs-tsm" and "test", and "" for none"#;
+            reader.misfit(SECTION, "source", "no such source of evidence", hint);
+            EvidenceSource::None
+        }
+    };
+    let policy = in_folder(reader.string(SECTION, "policy"));
+    let attested_mixes = reader.bool(SECTION, "attested_mixes");
+    if attested_mixes && policy.is_none() {
+        let hint = "name the policy that says which mixes are believed";
+        reader.misfit(SECTION, "policy", "attested_mixes without a policy", hint);
+    }
+    Evidence {
+        source,
+        pccs: reader.optional(SECTION, "pccs", service),
+        kds: reader.optional(SECTION, "kds", service),
+        policy,
+        attested_mixes,
+    }
+}
+
+fn service(text: &str) -> Result<String, Wrong> {
+    match text.starts_with("http://") {
+        true => Ok(text.to_owned()),
+        false => Err(Wrong::new(
+            "not an http:// address",
+            "name a caching service, such as \"http://pccs.example:8081\"; collateral proves itself",
+        )),
     }
 }
 

@@ -9,7 +9,8 @@
 //!     ├── Peers::snapshot     cards    the whole card set, in bulk                         │
 //!     ├── MailboxService      mailbox  replies for clients that are away       ────────────┘
 //!     ├── RelayRegistrations  relay    sessions to providers without an open port
-//!     └── Peers::open_log     log      usage logs, in bulk
+//!     ├── Peers::open_log     log      usage logs, in bulk
+//!     └── Peers::pieces       evidence quotes and collateral, in bulk
 //! ```
 //!
 //! Two personalities: [`Node`] has the identity of its node key, listens, gossips and serves; [`Client`] is a requester
@@ -27,6 +28,7 @@ mod conduct;
 mod config;
 mod counters;
 mod driver;
+mod evidence;
 mod frame;
 mod gate;
 mod gossip;
@@ -51,6 +53,7 @@ pub use address::{NodeAddress, NodeAddressError, is_public, node_id, peer_id};
 pub use conduct::Offence;
 pub use config::{ClientConfig, Limits, NodeConfig};
 pub use counters::Totals;
+pub use evidence::{MAX_PIECES, MAX_PIECES_BYTES, PieceSource, PiecesError};
 pub use frame::FrameError;
 pub use gossip::{CardValidator, MAX_CAPACITY_BYTES, MAX_CARD_BYTES, Topic, Verdict};
 pub use links::{LINK_QUEUE, MixLinks, STRANGER_PER_SECOND, Wanted};

@@ -12,6 +12,7 @@ pub(super) enum What {
     RelaySplice,
     RelayConnect,
     Log,
+    Evidence,
 }
 
 /// The names of one network.
@@ -37,6 +38,7 @@ impl Names {
             What::RelaySplice => "relay-splice",
             What::RelayConnect => "relay-connect",
             What::Log => "log",
+            What::Evidence => "evidence",
         };
         self.protocol(what)
     }

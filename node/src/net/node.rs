@@ -34,6 +34,7 @@ use super::{
     config::{ClientConfig, IDLE_CONNECTION, NodeConfig},
     counters::{Counters, Totals},
     driver::{self, Driver, NodePart},
+    evidence::{self, PieceSource},
     gossip::{CardValidator, Floodgate},
     links::MixLinks,
     log::{self, LogSource},
@@ -52,6 +53,8 @@ pub struct Services {
     pub validator: Arc<dyn CardValidator>,
     /// The card set, in bulk.
     pub snapshot: Arc<dyn SnapshotSource>,
+    /// Evidence and collateral that the cards name, in bulk; `None` where the node serves none.
+    pub pieces: Option<Arc<dyn PieceSource>>,
     /// The node's usage log; `None` where it is no provider.
     pub log: Option<Arc<dyn LogSource>>,
     /// Where mix frames of all links go. While it is full the links are not read.
@@ -83,6 +86,14 @@ pub enum StartError {
     /// The local network could not be searched.
     #[error("cannot start mDNS")]
     Mdns(#[source] io::Error),
+}
+
+/// What the streams of others are answered from.
+struct Served {
+    cards: Arc<dyn SnapshotSource>,
+    pieces: Option<Arc<dyn PieceSource>>,
+    log: Option<Arc<dyn LogSource>>,
+    frames: mpsc::Sender<Arrival>,
 }
 
 /// A node on the network. It runs until the last clone of its [`Peers`] is gone or [`Peers::stop`] is called.
@@ -163,9 +174,12 @@ impl Node {
         };
         node.serve(
             roles.into_iter().zip(acceptors),
-            services.snapshot,
-            services.log,
-            &services.frames,
+            Served {
+                cards: services.snapshot,
+                pieces: services.pieces,
+                log: services.log,
+                frames: services.frames,
+            },
             &counters,
         );
         Ok(node)
@@ -199,11 +213,15 @@ impl Node {
     fn serve(
         &self,
         acceptors: impl Iterator<Item = (What, Acceptor)>,
-        cards: Arc<dyn SnapshotSource>,
-        mut log: Option<Arc<dyn LogSource>>,
-        frames: &mpsc::Sender<Arrival>,
+        services: Served,
         counters: &Counters,
     ) {
+        let Served {
+            cards,
+            mut pieces,
+            mut log,
+            frames,
+        } = services;
         let relay = relay::Server::new(self.peers.clone(), counters.clone());
         for (what, streams) in acceptors {
             let peers = self.peers.clone();
@@ -213,6 +231,11 @@ impl Node {
                 }
                 What::Cards => {
                     tokio::spawn(snapshot::serve(peers, streams, cards.clone()));
+                }
+                What::Evidence => {
+                    if let Some(source) = pieces.take() {
+                        tokio::spawn(evidence::serve(peers, streams, source));
+                    }
                 }
                 What::Mailbox => {
                     tokio::spawn(mailbox::serve(peers, streams, self.mailboxes.clone()));
@@ -301,6 +324,9 @@ fn accepted(config: &NodeConfig, services: &Services) -> Vec<What> {
     }
     if config.relay {
         accepted.extend([What::RelayRegister, What::RelayConnect]);
+    }
+    if services.pieces.is_some() {
+        accepted.push(What::Evidence);
     }
     if services.log.is_some() {
         accepted.push(What::Log);

@@ -155,6 +155,12 @@ impl Cards {
             .collect()
     }
 
+    /// Who shares the room for what the card of a node names; nobody brought a card that is not here.
+    pub(super) fn source(&self, node: &NodeId) -> Source {
+        let known = self.directory().source_of(node);
+        known.unwrap_or(Source::Neighbour(Origin::AWAY.number()))
+    }
+
     /// Nodes with one of these roles, and the addresses that they can be dialed at.
     pub(super) fn dialable(&self, roles: &[Role]) -> Vec<(NodeId, Vec<Multiaddr>)> {
         let directory = self.directory();

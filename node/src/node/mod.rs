@@ -16,6 +16,7 @@
 //! so the folder is locked for as long as the node runs.
 
 mod accounts;
+mod attesting;
 mod directory;
 mod evidence;
 mod keys;
@@ -38,8 +39,9 @@ use std::{
 };
 
 use prometheus_client::registry::Registry;
+use souk_attest::{Policy, Trust};
 use souk_crypto::{NodeId, UnixTime};
-use souk_market::{card::Role, standing::Standing};
+use souk_market::{card::Role, standing::Standing, wire::List};
 use souk_sphinx::{EpochClock, HopAddress, delay::MixDelay};
 use tokio::{
     net::TcpListener,
@@ -50,6 +52,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     accounts::Accounts,
+    attesting::{Attester, Gatherer},
     directory::Cards,
     evidence::EvidenceFolder,
     keys::Keys,
@@ -63,6 +66,7 @@ pub use self::{
     keys::KeysError, publisher::PublisherError, selling::ShopError, standing::StandingFileError,
 };
 use crate::{
+    attest::{Pieces, PolicyError, Source, SourceError, Verifier, read_policy},
     config::Config,
     control::{self, Access, Happenings, Serving, Socket, SocketError},
     metrics,
@@ -126,6 +130,12 @@ pub enum StartError {
     /// The mix keys or the replay tags.
     #[error(transparent)]
     Mix(#[from] KeyRingError),
+    /// The policy for evidence.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The source of this node's evidence.
+    #[error("the evidence of this node cannot be made")]
+    Evidence(#[from] SourceError),
     /// The control socket.
     #[error(transparent)]
     Control(#[from] SocketError),
@@ -197,6 +207,18 @@ impl Node {
             None => None,
         };
 
+        let data = &config.node.data_dir;
+        let usable = |source| StartError::Data {
+            path: data.join("attestation"),
+            source,
+        };
+        let pieces = Arc::new(Pieces::open(&data.join("attestation")).map_err(usable)?);
+        let policy = config.evidence.policy.as_deref();
+        let policy = policy.map(read_policy).transpose()?.map(Arc::new);
+        let trust = policy.as_deref().map_or_else(Trust::vendors, Policy::trust);
+        let verifier = Verifier::start(trust, pieces.clone(), unix_now).map_err(usable)?;
+        let source = Source::open(&config.evidence, policy.as_deref(), data.join("collateral"))?;
+
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let mut registry = Registry::default();
@@ -205,6 +227,7 @@ impl Node {
         let services = Services {
             validator: cards.clone(),
             snapshot: cards.clone(),
+            pieces: Some(pieces.clone()),
             log: shop
                 .as_ref()
                 .map(|shop| Arc::new(shop.log.clone()) as Arc<dyn net::LogSource>),
@@ -250,6 +273,7 @@ impl Node {
         let (own, own_card) = watch::channel(None);
         let refresh = Arc::<Notify>::default();
         let happenings = Arc::<Happenings>::default();
+        let (references, evidence_of_card) = watch::channel(List::empty());
         let (working, provider) = watch::channel(None);
         let publisher = Publisher {
             profile: Profile {
@@ -267,6 +291,7 @@ impl Node {
             seen: cards.seen(),
             refusal: refusal.clone(),
             standing: desk.standing(),
+            evidence: evidence_of_card.clone(),
             own,
             file: config.node.data_dir.join("card"),
             now: unix_now,
@@ -274,6 +299,31 @@ impl Node {
             refresh: refresh.clone(),
         };
         tasks.spawn(publisher.run(stop.clone()));
+        if let Some(source) = source {
+            let attester = Attester {
+                network: config.network.id.clone(),
+                keys: keys.clone(),
+                clock,
+                source,
+                policy,
+                pieces: pieces.clone(),
+                references,
+                now: unix_now,
+            };
+            tasks.spawn(attester.run(stop.clone()));
+        }
+        let gatherer = Gatherer {
+            network: config.network.id.clone(),
+            clock,
+            peers: net.peers().clone(),
+            cards: cards.clone(),
+            bootstrap: config.node.bootstrap.clone(),
+            pieces,
+            verifier: verifier.clone(),
+            own: evidence_of_card,
+            now: unix_now,
+        };
+        tasks.spawn(gatherer.run(stop.clone()));
         tasks.spawn(Arc::clone(&desk).run(provider.clone(), shop.is_some(), stop.clone()));
         tasks.spawn(sync::run(
             net.peers().clone(),
@@ -310,6 +360,7 @@ impl Node {
             cards: cards.clone(),
             provider: provider.clone(),
             refusal: refusal.clone(),
+            verifier: verifier.clone(),
         }));
         let registry = Arc::new(registry);
         let observer = Observer {
@@ -338,6 +389,7 @@ impl Node {
             mix: counters,
             provider,
             refusal,
+            verifier,
             desk,
             metrics: registry.clone(),
             mean_delay: delay.mean(),

@@ -35,6 +35,7 @@ use super::{
     standing::{ChangeError, Desk},
 };
 use crate::{
+    attest::Verifier,
     clock::unix_ms,
     control::{
         ChangeRefused, EndError, Happening, Happenings, Operations, PauseError, ReapError, v1,
@@ -61,6 +62,7 @@ pub(super) struct Running {
     pub(super) provider: watch::Receiver<Option<Provider>>,
     /// Why nothing is signed of the usage log, while that is so.
     pub(super) refusal: watch::Receiver<Option<String>>,
+    pub(super) verifier: Verifier,
     pub(super) metrics: Arc<prometheus_client::registry::Registry>,
     /// How the node stands to new leases.
     pub(super) desk: Arc<Desk>,
@@ -113,6 +115,7 @@ impl Running {
     fn warnings(&self, peers: u32) -> Vec<String> {
         let mut warnings: Vec<_> = self.cards.clock_warning().into_iter().collect();
         warnings.extend(self.cards.log_warnings());
+        warnings.extend(evidence_warnings(self.peers.local(), &self.verifier));
         let refusal = self.refusal.borrow();
         warnings.extend(refusal.iter().map(|why| {
             format!("no checkpoints are signed, and leases go on without their proofs: {why}")
@@ -307,6 +310,30 @@ impl Operations for Running {
     }
 }
 
+/// So many nodes with bad evidence are told of; the metric counts the others.
+const MAX_EVIDENCE_WARNINGS: usize = 8;
+
+/// What is to be said about nodes whose evidence does not hold by their own fault, this node among them.
+fn evidence_warnings(local: NodeId, verifier: &Verifier) -> Vec<String> {
+    let found = verifier.found().into_iter();
+    let bad = found.filter(|(_, finding)| finding.bad > 0);
+    let told = bad.take(MAX_EVIDENCE_WARNINGS).map(|(node, finding)| {
+        let why = finding.flaw.map_or_else(
+            || "it held the last time".to_owned(),
+            |flaw| format!("{}: {flaw}", flaw.reason()),
+        );
+        match node == local {
+            true => format!("the evidence of this node does not hold: {why}"),
+            false => format!(
+                "provider {} published evidence that does not hold ({} times): {why}",
+                peer_id(&node),
+                finding.bad
+            ),
+        }
+    });
+    told.collect()
+}
+
 fn successor(successor: v1::Successor) -> Result<(NodeId, Signed<Succession>), ChangeRefused> {
     let agreement = Signed::from_bytes(&successor.agreement).map_err(ChangeRefused::Agreement)?;
     Ok((named(&successor.node_id)?, agreement))
@@ -439,6 +466,7 @@ pub(super) struct Readings {
     pub(super) cards: Arc<Cards>,
     pub(super) provider: watch::Receiver<Option<Provider>>,
     pub(super) refusal: watch::Receiver<Option<String>>,
+    pub(super) verifier: Verifier,
 }
 
 impl std::fmt::Debug for Readings {
@@ -470,6 +498,18 @@ impl Collector for Readings {
             "Providers against whose usage log there is evidence",
             self.cards.contradictions().len(),
         )?;
+        let (verified, refused) = self.verifier.totals();
+        let help = "Evidence of nodes that verified and binds what the card says";
+        counter(&mut encoder, "souk_evidence_verified", help, verified)?;
+        let mut family = encoder.encode_descriptor(
+            "souk_evidence_refused",
+            "Evidence of nodes that does not hold, by reason",
+            None,
+            MetricType::Counter,
+        )?;
+        for (reason, total) in refused {
+            ConstCounter::new(total).encode(family.encode_family(&[("reason", reason)])?)?;
+        }
         let Some(provider) = self.provider.borrow().clone() else {
             return Ok(());
         };

@@ -32,6 +32,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    attesting::References,
     directory::{Cards, card_address},
     keys::Keys,
 };
@@ -118,6 +119,8 @@ pub(super) struct Publisher {
     pub(super) refusal: watch::Receiver<Option<String>>,
     /// How the node stands to new leases.
     pub(super) standing: watch::Receiver<Standing>,
+    /// What proves what this node runs on.
+    pub(super) evidence: watch::Receiver<References>,
     /// The card that holds now.
     pub(super) own: watch::Sender<Option<Arc<VerifiedCard>>>,
     /// Where the last card is kept.
@@ -186,6 +189,7 @@ impl Publisher {
                 () = begins(&mut self.provider), if !selling => {}
                 () = self.refresh.notified() => wanted = true,
                 Ok(()) = self.standing.changed() => {}
+                Ok(()) = self.evidence.changed() => {}
                 changed = self.mix_keys.changed() => if changed.is_err() { return },
                 () = stop.cancelled() => return,
             }
@@ -220,6 +224,7 @@ impl Publisher {
         }
         let now = (self.now)();
         let mix_keys = self.mix_keys.borrow_and_update().clone();
+        let evidence = self.evidence.borrow_and_update().clone();
         let sales = self
             .profile
             .sales
@@ -232,6 +237,7 @@ impl Publisher {
                 && !is_over(card, now, self.said_at)
                 && card.addresses[..] == addresses[..]
                 && card.sub_keys().mix_keys == mix_keys
+                && card.evidence == evidence
                 && card.offers.is_empty() != sells
         };
         if old.as_deref().is_some_and(holds) {
@@ -241,7 +247,7 @@ impl Publisher {
             Some(card) => Some(card.sequence),
             None => self.last_sequence()?,
         };
-        let card = self.card(now, last, addresses, mix_keys, sales)?;
+        let card = self.card(now, last, addresses, (mix_keys, evidence), sales)?;
         self.write(&card)?;
         self.cards.take(card.as_bytes(), Source::Own);
         self.said_at = UnixTime(0);
@@ -255,7 +261,7 @@ impl Publisher {
         now: UnixTime,
         last: Option<Sequence>,
         addresses: List<Address, MAX_ADDRESSES>,
-        mix_keys: Vec<MixKey>,
+        (mix_keys, evidence): (Vec<MixKey>, References),
         sales: Option<Sales>,
     ) -> Result<VerifiedCard, PublisherError> {
         let profile = &self.profile;
@@ -292,7 +298,7 @@ impl Publisher {
                 .as_ref()
                 .map(|sales| sales.policy.clone())
                 .unwrap_or_default(),
-            evidence: List::empty(),
+            evidence,
             succeeds: None,
         };
         Ok(VerifiedCard::sign(card, &self.keys.card, &profile.network)?)

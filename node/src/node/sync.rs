@@ -110,7 +110,7 @@ async fn fetch(peers: &Peers, cards: &Cards, node: NodeId) -> bool {
 }
 
 /// Mixes whose cards are known, bootstrap nodes, and neighbours: on a LAN they may be all that a new node knows.
-async fn candidates(
+pub(super) async fn candidates(
     peers: &Peers,
     cards: &Cards,
     bootstrap: &[NodeAddress],

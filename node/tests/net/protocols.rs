@@ -375,6 +375,7 @@ async fn a_port_in_use_is_named_in_the_error() {
     let services = Services {
         validator: Judge::new(),
         snapshot: Arc::new(Shelf::default()),
+        pieces: None,
         log: None,
         frames,
         relayed,

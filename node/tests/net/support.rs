@@ -155,6 +155,7 @@ impl TestNode {
         let services = Services {
             validator: judge.clone(),
             snapshot: shelf.clone(),
+            pieces: None,
             log: Some(Arc::new(TinyLog)),
             frames: frames_in,
             relayed: relayed_in,

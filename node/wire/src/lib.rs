@@ -8,6 +8,7 @@
 //! encodes to what decodes to the same again. `docs/network.md` lists the forms.
 
 pub mod cards;
+pub mod evidence;
 pub mod log;
 pub mod mailbox;
 pub mod relay;

@@ -26,6 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "souk-node",
         &[
+            "souk-attest",
             "souk-backend",
             "souk-control",
             "souk-crypto",

@@ -5,12 +5,13 @@
 //! them, and finds those that belong to a report.
 
 use minicbor::{Decode, Encode, bytes::ByteVec};
-use souk_crypto::{UnixTime, cbor, domain};
+use souk_crypto::{UnixTime, cbor};
 
 use crate::{
     digest::CollateralDigest,
     refusal::{Part, Refusal},
     snp::{Product, SnpReport, vcek},
+    verified::Tee,
     x509::{self, Cert, Crl},
 };
 
@@ -88,7 +89,7 @@ impl SnpCollateral {
     /// Digest of the canonical form.
     #[must_use]
     pub fn digest(&self) -> CollateralDigest {
-        CollateralDigest(domain::COLLATERAL.hash_unbound(&[b"sev-snp", &self.to_bytes()]))
+        CollateralDigest::of(Tee::SevSnp, &self.to_bytes())
     }
 
     /// The certificate of the chip.

@@ -3,11 +3,10 @@
 //! Source: AMD, "SEV Secure Nested Paging Firmware ABI Specification" (56860), table 23 and section 10.1 of "Common
 //! Structures". Versions 2 to 5; TCB versions of Turin have another layout than those of Milan and Genoa.
 
-use souk_crypto::domain;
-
 use crate::{
     digest::{EvidenceDigest, Measurement, ReportData},
     refusal::{Part, Refusal},
+    verified::Tee,
 };
 
 /// A report has exactly this many bytes.
@@ -199,7 +198,7 @@ impl SnpReport {
     /// Digest of the report.
     #[must_use]
     pub fn digest(&self) -> EvidenceDigest {
-        EvidenceDigest(domain::EVIDENCE.hash_unbound(&[b"sev-snp", self.as_bytes()]))
+        EvidenceDigest::of(Tee::SevSnp, self.as_bytes())
     }
 
     /// Version of the report: 2 to 5.

@@ -19,6 +19,7 @@ use x509_cert::der::asn1::ObjectIdentifier;
 use super::{
     SoftError,
     der::{self, Algorithm, Key, ToSign},
+    root::{self, TestRoot},
 };
 use crate::{
     date,
@@ -29,7 +30,6 @@ use crate::{
 };
 
 const SGX_EXTENSION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113741.1.13.1");
-const ROOT: &str = "souk test root, proves nothing (TDX)";
 const PCK_CA: &str = "souk test PCK Platform CA, proves nothing";
 const PCK: &str = "souk test PCK, proves nothing";
 const SIGNER: &str = "souk test TCB signing, proves nothing";
@@ -148,7 +148,21 @@ impl TestTdx {
     /// # Errors
     /// [`SoftError`] if there is no randomness, or the recipe gives collateral that does not parse.
     pub fn new(recipe: TdxRecipe, rng: &dyn SecureRandom) -> Result<Self, SoftError> {
-        let [root, pck_ca, pck, signer] = [key(rng)?, key(rng)?, key(rng)?, key(rng)?];
+        let from = recipe.issued.minus_s(86_400);
+        let root = TestRoot::between(from, recipe.certificates_end, rng)?;
+        Self::under(&root, recipe, rng)
+    }
+
+    /// Draws everything below `root`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn under(
+        root: &TestRoot,
+        recipe: TdxRecipe,
+        rng: &dyn SecureRandom,
+    ) -> Result<Self, SoftError> {
+        let [pck_ca, pck, signer] = [key(rng)?, key(rng)?, key(rng)?];
         let from = recipe.issued.minus_s(86_400);
         let to = recipe.certificates_end;
         let issue = |serial,
@@ -173,12 +187,12 @@ impl TestTdx {
             Cert::from_der(&der::signed(&tbs, Algorithm::EcdsaSha256, &signature), part)
                 .map_err(SoftError::Minted)
         };
-        let by_root = (ROOT, &root);
+        let by_root = (root::NAME, root.key());
         let sgx = vec![(SGX_EXTENSION, sgx_extension(&recipe))];
         let chain = [
             issue(3, (PCK_CA, &pck_ca), PCK, &pck, false, sgx, Part::Pck)?,
             issue(2, by_root, PCK_CA, &pck_ca, true, Vec::new(), Part::PckCa)?,
-            issue(1, by_root, ROOT, &root, true, Vec::new(), Part::Root)?,
+            root.cert().clone(),
         ];
         let signer_cert = issue(
             4,
@@ -464,7 +478,7 @@ fn sign(key: &EcdsaKeyPair, message: &[u8], rng: &dyn SecureRandom) -> Result<[u
 }
 
 /// A signature as certificates have it.
-fn sign_der(
+pub(super) fn sign_der(
     key: &EcdsaKeyPair,
     message: &[u8],
     rng: &dyn SecureRandom,

@@ -7,11 +7,12 @@
 
 use dcap_qvl::{QeIdentity, QuoteCollateralV3, TcbInfo};
 use minicbor::{Decode, Encode, bytes::ByteVec};
-use souk_crypto::{UnixTime, cbor, domain, with_causes};
+use souk_crypto::{UnixTime, cbor, with_causes};
 
 use crate::{
     digest::CollateralDigest,
     refusal::{Part, Refusal, printable},
+    verified::Tee,
     x509::{self, Cert, Crl},
 };
 
@@ -148,7 +149,7 @@ impl TdxCollateral {
     /// Digest of the canonical form.
     #[must_use]
     pub fn digest(&self) -> CollateralDigest {
-        CollateralDigest(domain::COLLATERAL.hash_unbound(&[b"tdx", &self.to_bytes()]))
+        CollateralDigest::of(Tee::Tdx, &self.to_bytes())
     }
 
     /// FMSPC of the machines that it is for.

@@ -9,11 +9,11 @@
 //! may follow. Source: Intel, "TDX DCAP Quote Generation Library and Quote Verification Library", section A.3 and A.4.
 
 use dcap_qvl::quote::{AuthData, Quote, Report};
-use souk_crypto::domain;
 
 use crate::{
     digest::{EvidenceDigest, Measurement, ReportData, RootId},
     refusal::{Part, Refusal},
+    verified::Tee,
     x509::{self, Cert},
 };
 
@@ -113,7 +113,7 @@ impl TdxQuote {
     /// Digest of the quote without padding.
     #[must_use]
     pub fn digest(&self) -> EvidenceDigest {
-        EvidenceDigest(domain::EVIDENCE.hash_unbound(&[b"tdx", &self.raw]))
+        EvidenceDigest::of(Tee::Tdx, &self.raw)
     }
 
     /// Version of the quote: 4 or 5.

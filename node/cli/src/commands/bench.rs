@@ -195,6 +195,7 @@ fn smallest(connected: &Connected) -> Result<Wanted, Failure> {
         shared_kernel: true,
         max_total: None,
         issuer: None,
+        attested: None,
         provider: None,
     })
 }

@@ -4,8 +4,15 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde::Serialize;
-use souk_market::{card::Role, quorum::MarketCard};
-use souk_node::net::peer_id;
+use souk_market::{
+    card::{Role, VerifiedCard},
+    quorum::MarketCard,
+    units::Tee,
+};
+use souk_node::{
+    client::{Judgement, Judgements},
+    net::peer_id,
+};
 
 use super::{
     DONE,
@@ -40,6 +47,7 @@ struct Row {
     capacity: Option<String>,
     shared_kernel: bool,
     egress: bool,
+    evidence: Evidence,
     anonymous: bool,
     max_duration_s: Option<u32>,
     work_bits: Option<u8>,
@@ -60,7 +68,10 @@ impl Market {
             let progress = Progress::start("asking for cards");
             let connected = requester::connect(&client, &progress).await?;
             let market = connected.market();
-            let rows: Vec<_> = market.cards.iter().flat_map(rows).collect();
+            let judgements = connected.judgements().await;
+            let judgements = judgements.map_err(|error| requester::state(&error))?;
+            let of = |listed| rows(listed, judgements);
+            let rows: Vec<_> = market.cards.iter().flat_map(of).collect();
             Ok((rows, market.is_unanimous()))
         })?;
         if self.json {
@@ -77,8 +88,71 @@ impl Market {
     }
 }
 
-fn rows(listed: &MarketCard) -> impl Iterator<Item = Row> + '_ {
+/// What evidence proves, and whether the policy accepts it.
+#[derive(Clone, Serialize)]
+struct Evidence {
+    /// What the card claims; `null` where it names none.
+    claimed: Option<&'static str>,
+    /// What it proves; `null` where it does not hold, or nobody looked.
+    kind: Option<&'static str>,
+    /// `accepted`, `refused`, or `null` without a policy.
+    verdict: Option<&'static str>,
+    /// The name of the first reason against it.
+    reason: Option<&'static str>,
+    /// What was found.
+    why: Option<String>,
+}
+
+fn evidence(card: &VerifiedCard, judgements: Option<&Judgements>) -> Evidence {
+    let claimed = card.evidence.first();
+    let mut told = Evidence {
+        claimed: claimed.map(|named| named.claimed().map_or("unknown", Tee::as_str)),
+        kind: None,
+        verdict: None,
+        reason: None,
+        why: None,
+    };
+    let Some(judgements) = judgements else {
+        return told;
+    };
+    match judgements.of(&card.node) {
+        None => {
+            told.verdict = Some("refused");
+            told.reason = Some("no-evidence");
+        }
+        Some(Judgement::Accepted { kind }) => {
+            told.kind = Some(kind.as_str());
+            told.verdict = Some("accepted");
+        }
+        Some(Judgement::Refused { kind, reason, why }) => {
+            told.kind = kind.map(Tee::as_str);
+            told.verdict = Some("refused");
+            told.reason = Some(reason);
+            told.why = Some(why.clone());
+        }
+    }
+    told
+}
+
+impl Evidence {
+    fn text(&self) -> String {
+        let kind = self.kind.or(self.claimed).unwrap_or("none");
+        match (self.verdict, self.reason) {
+            // Nobody has looked at it.
+            (None, _) if self.claimed.is_some() => format!("{kind}, unchecked"),
+            (Some("refused"), Some(reason)) => format!("{kind}, refused: {reason}"),
+            (Some(verdict), _) => format!("{kind}, {verdict}"),
+            (None, _) => kind.to_owned(),
+        }
+    }
+}
+
+fn rows<'m>(
+    listed: &'m MarketCard,
+    judgements: Option<&Judgements>,
+) -> impl Iterator<Item = Row> + use<'m> {
     let card = &listed.card;
+    let evidence = evidence(card, judgements);
     let offers = card
         .offers
         .iter()
@@ -103,6 +177,7 @@ fn rows(listed: &MarketCard) -> impl Iterator<Item = Row> + '_ {
             capacity: listed.level(at, 0).map(|level| level.as_str().to_owned()),
             shared_kernel: offer.shared_kernel,
             egress: offer.egress,
+            evidence: evidence.clone(),
             anonymous: anonymous.is_some(),
             max_duration_s: anonymous.map(|limits| limits.max_duration.0),
             work_bits: anonymous.map(|limits| limits.work_bits),
@@ -134,6 +209,7 @@ fn text(rows: &[Row]) -> String {
         "KERNEL",
         "EGRESS",
         "ENFORCED",
+        "EVIDENCE",
     ];
     let head = head.map(str::to_owned).to_vec();
     let body = rows.iter().map(|row| {
@@ -149,6 +225,7 @@ fn text(rows: &[Row]) -> String {
             if row.shared_kernel { "shared" } else { "own" }.to_owned(),
             if row.egress { "open" } else { "none" }.to_owned(),
             row.enforced.join(","),
+            row.evidence.text(),
         ]
     });
     out::table(&std::iter::once(head).chain(body).collect::<Vec<_>>())

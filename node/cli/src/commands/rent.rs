@@ -74,6 +74,9 @@ pub(crate) struct Rent {
     /// The key the grant was signed for, from `souk grant holder`
     #[arg(long, value_name = "FILE", requires = "grant")]
     holder_key: Option<PathBuf>,
+    /// Fail where no policy says which evidence is accepted; with one, only providers that it accepts fit
+    #[arg(long)]
+    require_evidence: bool,
     /// Reach the instance straight at the provider, who then sees your address
     #[arg(long)]
     direct: bool,
@@ -119,6 +122,11 @@ struct Seen {
 impl Rent {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let client = self.requester.open()?;
+        if self.require_evidence && !client.has_policy() {
+            return Err(Failure::new("no policy says which evidence is accepted")
+                .hint("name one with --policy, or as evidence.policy in souk.toml")
+                .code(USAGE));
+        }
         let voucher = self.voucher(&client)?;
         // What cannot work is told before anybody is asked.
         let provider = self.provider.as_deref().map(provider).transpose()?;
@@ -211,6 +219,7 @@ impl Rent {
             shared_kernel: !self.own_kernel,
             max_total: self.asset.clone().zip(self.max_total.map(Money)),
             issuer: None,
+            attested: None,
             provider,
         })
     }

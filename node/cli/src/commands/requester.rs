@@ -1,10 +1,14 @@
 //! What the commands of a requester share: the folder, the network, and how errors are told.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::Args;
 use souk_node::{
-    client::{self, Client, ClientConfig, Connected, Lease, StateError},
+    attest::read_policy,
+    client::{self, Client, ClientConfig, Connected, EvidencePolicy, Lease, StateError},
     config::{self, Config},
 };
 
@@ -23,6 +27,12 @@ pub(crate) struct Requester {
     /// ~/.local/share/souk, the first that is set]
     #[arg(long, value_name = "FOLDER")]
     home: Option<PathBuf>,
+    /// Which evidence is accepted: only providers that this policy accepts fit [default: evidence.policy of souk.toml]
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Send over mixes only that the policy accepts
+    #[arg(long)]
+    attested_mixes: bool,
 }
 
 impl Requester {
@@ -54,9 +64,19 @@ impl Requester {
         } else {
             self.config.load()?
         };
+        // The flags are of this command only; the folder remembers what the configuration says.
+        let of_folder = config.clone();
+        let mut config = config;
+        if let Some(policy) = &self.policy {
+            let absolute = std::path::absolute(policy).map_err(|error| {
+                Failure::because(format_args!("cannot find {}", policy.display()), &error)
+            })?;
+            config.evidence.policy = Some(absolute);
+        }
+        config.evidence.attested_mixes |= self.attested_mixes;
         let client = client(&folder, &config)?;
         if !own.exists() {
-            remember(&own, &config).map_err(|error| {
+            remember(&own, &of_folder).map_err(|error| {
                 Failure::because(format_args!("cannot write {}", own.display()), &error)
             })?;
         }
@@ -71,8 +91,27 @@ pub(crate) fn client(folder: &Path, config: &Config) -> Result<Client, Failure> 
     })?;
     let network = &config.network;
     let entries = config.node.bootstrap.clone();
-    let settings = ClientConfig::new(network.id.clone(), network.params.clone(), entries, program);
+    let mut settings =
+        ClientConfig::new(network.id.clone(), network.params.clone(), entries, program);
+    settings.evidence = evidence(&config.evidence)?;
     Client::open(folder, settings).map_err(|error| state(&error))
+}
+
+/// What is asked of providers and mixes.
+fn evidence(config: &config::Evidence) -> Result<Option<EvidencePolicy>, Failure> {
+    let Some(policy) = &config.policy else {
+        return match config.attested_mixes {
+            false => Ok(None),
+            true => Err(Failure::new("which mixes are believed, a policy says")
+                .hint("name one with --policy, or as evidence.policy in souk.toml")
+                .code(USAGE)),
+        };
+    };
+    let policy = read_policy(policy).map_err(|error| Failure::of(&error).code(CONFIG))?;
+    Ok(Some(EvidencePolicy {
+        policy: Arc::new(policy),
+        attested_mixes: config.attested_mixes,
+    }))
 }
 
 /// Writes the network and the nodes to ask first.
@@ -90,6 +129,7 @@ fn remember(path: &Path, config: &Config) -> std::io::Result<()> {
         .iter()
         .map(|address| format!("{:?}", address.to_string()))
         .collect();
+    let policy = config.evidence.policy.as_deref().unwrap_or(Path::new(""));
     let text = config::template(&[
         ("network", "name", &format!("{name:?}")),
         (
@@ -105,6 +145,12 @@ fn remember(path: &Path, config: &Config) -> std::io::Result<()> {
         ("network", "epoch_s", &params.epoch_s().to_string()),
         ("network", "test", &params.is_test().to_string()),
         ("node", "bootstrap", &format!("[{}]", list.join(", "))),
+        ("evidence", "policy", &format!("{policy:?}")),
+        (
+            "evidence",
+            "attested_mixes",
+            &config.evidence.attested_mixes.to_string(),
+        ),
     ]);
     std::fs::write(path, text)
 }

@@ -64,6 +64,7 @@ impl Entry {
         let services = Services {
             validator: Arc::new(NoGossip),
             snapshot: Arc::clone(&shelf) as Arc<dyn SnapshotSource>,
+            pieces: None,
             log: None,
             frames: mpsc::channel(1).0,
             relayed: mpsc::channel(1).0,

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -11,9 +12,10 @@ use clap::{Args, ValueEnum};
 use ring::rand::SystemRandom;
 use souk_attest::{
     Product, ReportData, RootId,
-    soft::{SnpRecipe, SoftError, TdxRecipe, TestAmd, TestSnp, TestTdx},
+    soft::{SnpRecipe, SoftError, TdxRecipe, TestAmd, TestRoot, TestSnp, TestTdx},
 };
 use souk_node::unix_now;
+use zeroize::Zeroizing;
 
 use super::DONE;
 use crate::{failure::Failure, out};
@@ -41,6 +43,8 @@ struct Minted {
     evidence: Vec<u8>,
     collateral: Vec<u8>,
     root: RootId,
+    /// What a node needs to mint under the same root.
+    root_file: Option<Zeroizing<Vec<u8>>>,
     measurement: String,
 }
 
@@ -57,14 +61,21 @@ impl Mint {
             "# Accepts evidence that a test made, which proves nothing.\nversion = 1\nkinds = [\"none+test\"]\ntest_roots = [\"{}\"]\n\n[[measurement]]\nname = \"minted\"\n{}",
             minted.root, minted.measurement
         );
-        for (name, bytes) in [
-            ("evidence.bin", minted.evidence.as_slice()),
-            ("collateral.cbor", &minted.collateral),
-            ("policy.toml", policy.as_bytes()),
+        let root = minted.root_file.as_deref().map(Vec::as_slice);
+        for (name, bytes, mode) in [
+            ("evidence.bin", Some(minted.evidence.as_slice()), 0o644),
+            ("collateral.cbor", Some(minted.collateral.as_slice()), 0o644),
+            ("policy.toml", Some(policy.as_bytes()), 0o644),
+            ("root.key", root, 0o600),
         ] {
+            let Some(bytes) = bytes else { continue };
             let path = self.folder.join(name);
             // A policy that the operator wrote is not replaced by one that accepts what proves nothing.
-            File::create_new(&path)
+            File::options()
+                .write(true)
+                .create_new(true)
+                .mode(mode)
+                .open(&path)
                 .and_then(|mut file| file.write_all(bytes))
                 .map_err(|error| unwritten(&path, &error))?;
         }
@@ -84,11 +95,13 @@ fn tdx(data: ReportData) -> Result<Minted, SoftError> {
         "tee = \"tdx\"\nmr_td = \"{}\"\nrtmr0 = \"{rtmr0}\"\nrtmr1 = \"{rtmr1}\"\nrtmr2 = \"{rtmr2}\"\nrtmr3 = \"{rtmr3}\"\n",
         recipe.td.mr_td
     );
-    let machine = TestTdx::new(recipe, &rng)?;
+    let root = TestRoot::new(recipe.issued, &rng)?;
+    let machine = TestTdx::under(&root, recipe, &rng)?;
     Ok(Minted {
         evidence: machine.quote(data, &rng)?,
         collateral: machine.collateral().to_bytes(),
-        root: machine.root(),
+        root: root.id(),
+        root_file: Some(root.to_bytes()),
         measurement,
     })
 }
@@ -105,6 +118,7 @@ fn snp(data: ReportData) -> Result<Minted, SoftError> {
         evidence: machine.report(data, &rng)?,
         collateral: machine.collateral().to_bytes(),
         root: machine.root(),
+        root_file: None,
         measurement,
     })
 }

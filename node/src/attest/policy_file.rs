@@ -1,0 +1,50 @@
+//! The file of a policy.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use souk_attest::{MAX_POLICY_BYTES, Mistakes, Policy};
+
+/// Why the policy of a file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The policy has mistakes.
+    #[error("{} has mistakes; `souk attest policy check` explains them", path.display())]
+    Mistakes {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: Mistakes,
+    },
+}
+
+/// Reads a policy.
+///
+/// # Errors
+/// [`PolicyError`].
+pub fn read_policy(path: &Path) -> Result<Policy, PolicyError> {
+    let unreadable = |source| PolicyError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    if fs::metadata(path).map_err(unreadable)?.len() > MAX_POLICY_BYTES as u64 {
+        return Err(unreadable(io::ErrorKind::FileTooLarge.into()));
+    }
+    let text = fs::read_to_string(path).map_err(unreadable)?;
+    Policy::parse(&text).map_err(|source| PolicyError::Mistakes {
+        path: path.to_owned(),
+        source,
+    })
+}

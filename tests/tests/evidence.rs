@@ -1,0 +1,136 @@
+//! Evidence of nodes over separate processes: made by the software TEE, carried in bulk, judged by the requester's policy.
+
+use std::{fs, path::Path, process::Command};
+
+use serde_json::Value;
+use souk_tests::{Network, Plan, Requester, eventually, souk, succeed};
+use tempfile::TempDir;
+
+/// A test root and a policy that names it.
+fn mint(folder: &Path) -> String {
+    succeed(Command::new(souk()).args(["attest", "mint"]).arg(folder));
+    folder.join("policy.toml").display().to_string()
+}
+
+/// A network in which every node has evidence under the root in `minted`.
+fn attested(minted: &Path, policy: &str) -> Network {
+    let root = minted.join("root.key");
+    let more = format!("[evidence]\nsource = \"test\"\ntest_root = {root:?}\npolicy = {policy:?}");
+    Network::start(&Plan {
+        mixes: 3,
+        more,
+        ..Plan::default()
+    })
+}
+
+/// The market as this requester sees it, once every card names evidence and it has come to all.
+fn judged(requester: &Requester, policy: &str, verdict: &str) -> Value {
+    eventually("the evidence of the provider is judged", || {
+        let rows = requester.json(&["market", "--json", "--policy", policy]);
+        let evidence = rows[0]["evidence"].clone();
+        (evidence["claimed"] == "none+test" && evidence["reason"] != "evidence-missing")
+            .then(|| assert_eq!(evidence["verdict"], verdict, "{evidence}"))?;
+        Some(evidence)
+    })
+}
+
+fn fails(command: &mut Command) -> String {
+    let output = command.output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{said}");
+    said
+}
+
+#[test]
+fn a_lease_under_a_policy_that_names_the_test_root_and_none_under_one_that_does_not() {
+    let folder = TempDir::new().expect("a folder");
+    let (minted, other) = (folder.path().join("minted"), folder.path().join("other"));
+    let (policy, foreign) = (mint(&minted), mint(&other));
+    let network = attested(&minted, &policy);
+    let requester = network.requester("requester", None);
+
+    let accepted = judged(&requester, &policy, "accepted");
+    assert_eq!(accepted["kind"], "none+test", "it is told by its name");
+    let refused = judged(&requester, &foreign, "refused");
+    assert_eq!(refused["reason"], "unknown-root");
+    assert_eq!(
+        refused["kind"],
+        Value::Null,
+        "what does not verify proves nothing"
+    );
+    let screen = succeed(&mut requester.souk(&["market", "--policy", &policy]));
+    let screen = String::from_utf8_lossy(&screen.stdout).into_owned();
+    assert!(screen.contains("none+test, accepted"), "{screen}");
+
+    let said = fails(&mut requester.souk(&["rent", "--json", "--policy", &foreign]));
+    assert!(
+        said.contains("1 without evidence that the policy accepts"),
+        "{said}"
+    );
+    assert!(requester.leases().is_empty(), "nothing was rented");
+    let other = network.requester("careless", None);
+    let said = fails(&mut other.souk(&["rent", "--require-evidence"]));
+    assert!(
+        said.contains("no policy says which evidence is accepted"),
+        "{said}"
+    );
+
+    let lease = requester.rent(&[
+        "--require-evidence",
+        "--policy",
+        &policy,
+        "--attested-mixes",
+    ]);
+    assert_eq!(lease.text("provider"), network.provider().id());
+    let said = requester.exec(&lease, "echo up");
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "up\n");
+    let _ = requester.json(&["end", "--json", lease.lease()]);
+}
+
+#[test]
+fn routes_over_attested_mixes_need_enough_of_them_and_say_how_many_there_are() {
+    let folder = TempDir::new().expect("a folder");
+    let (minted, other) = (folder.path().join("minted"), folder.path().join("other"));
+    let (policy, foreign) = (mint(&minted), mint(&other));
+    let network = attested(&minted, &policy);
+    let requester = network.requester("requester", None);
+    let _ = judged(&requester, &policy, "accepted");
+    let said = fails(&mut requester.souk(&["rent", "--attested-mixes", "--policy", &foreign]));
+    assert!(
+        said.contains("0 of 4 mixes have evidence that the policy accepts"),
+        "{said}"
+    );
+    let said = fails(&mut requester.souk(&["market", "--attested-mixes"]));
+    assert!(
+        said.contains("which mixes are believed, a policy says"),
+        "{said}"
+    );
+}
+
+#[test]
+fn every_node_has_all_evidence_verified_and_warns_of_none() {
+    let folder = TempDir::new().expect("a folder");
+    let minted = folder.path().join("minted");
+    let policy = mint(&minted);
+    let network = attested(&minted, &policy);
+    for node in network.mixes() {
+        eventually("all evidence is verified", || {
+            let metrics = succeed(&mut node.souk(&["node", "metrics"]));
+            let metrics = String::from_utf8_lossy(&metrics.stdout).into_owned();
+            let line = metrics
+                .lines()
+                .find(|l| l.starts_with("souk_evidence_verified"))?;
+            let verified: u64 = line.split(' ').next_back()?.parse().ok()?;
+            (verified >= 4).then_some(())
+        });
+        let status = node.status().expect("it answers");
+        let warnings = status["warnings"].as_array().expect("a list");
+        let told = |w: &&Value| w.as_str().is_some_and(|w| w.contains("evidence"));
+        assert_eq!(warnings.iter().find(told), None);
+    }
+    let pieces = fs::read_dir(network.provider().folder().join("data/attestation"));
+    assert!(
+        pieces.expect("a folder").count() >= 8,
+        "evidence and collateral of four nodes"
+    );
+}
