@@ -45,37 +45,30 @@ pub const SUSPECTED_FOR: Duration = Duration::from_secs(300);
 #[derive(Clone, Debug)]
 pub struct Topology {
     epoch: Epoch,
+    /// By address: the mixes, and those at which packets only begin or end.
     nodes: Vec<Hop>,
-    /// Those that may stand in the middle of a route.
     mixes: Vec<Hop>,
 }
 
 impl Topology {
-    /// The nodes of `epoch`, each once; of a node given twice the first is taken.
+    /// The mixes of `epoch`, each once; of a node given twice the first is taken.
     #[must_use]
-    pub fn new(epoch: Epoch, nodes: impl IntoIterator<Item = Hop>) -> Self {
-        let mut nodes: Vec<Hop> = nodes.into_iter().collect();
-        nodes.sort_by_key(|hop| hop.address);
-        nodes.dedup_by_key(|hop| hop.address);
-        let mixes = nodes.clone();
+    pub fn new(epoch: Epoch, mixes: impl IntoIterator<Item = Hop>) -> Self {
+        let mixes = by_address(mixes);
         Self {
             epoch,
-            nodes,
+            nodes: mixes.clone(),
             mixes,
         }
     }
 
-    /// The same nodes, of which only these mix.
+    /// Adds nodes that no packet goes through: it begins there, at an entry, or ends there, at a provider.
     #[must_use]
-    pub fn over(mut self, mixes: impl Fn(HopAddress) -> bool) -> Self {
-        self.mixes.retain(|hop| mixes(hop.address));
-        self
-    }
-
-    /// The nodes that may stand between the ends of a route.
-    #[must_use]
-    pub fn mixes(&self) -> &[Hop] {
-        &self.mixes
+    pub fn with_ends(self, ends: impl IntoIterator<Item = Hop>) -> Self {
+        Self {
+            nodes: by_address(self.nodes.into_iter().chain(ends)),
+            ..self
+        }
     }
 
     /// The epoch of all keys.
@@ -90,6 +83,12 @@ impl Topology {
         &self.nodes
     }
 
+    /// The nodes that packets go through.
+    #[must_use]
+    pub fn mixes(&self) -> &[Hop] {
+        &self.mixes
+    }
+
     /// The node with this address.
     #[must_use]
     pub fn node(&self, address: HopAddress) -> Option<Hop> {
@@ -98,6 +97,13 @@ impl Topology {
             .ok()
             .map(|at| self.nodes[at])
     }
+}
+
+fn by_address(hops: impl IntoIterator<Item = Hop>) -> Vec<Hop> {
+    let mut hops: Vec<Hop> = hops.into_iter().collect();
+    hops.sort_by_key(|hop| hop.address);
+    hops.dedup_by_key(|hop| hop.address);
+    hops
 }
 
 /// A frame to be handed to a neighbour.
@@ -590,6 +596,32 @@ mod tests {
             Session::new(HopAddress([0; 32]), mailbox, delay, rng),
             topology,
         )
+    }
+
+    #[test]
+    fn nothing_goes_through_a_node_that_is_no_mix() {
+        let rng = &mut StdRng::seed_from_u64(1);
+        let (mut session, mixes) = session(rng);
+        let end = |n| Hop {
+            address: HopAddress([n; 32]),
+            key: MixSecret::generate(rng).public(),
+        };
+        // Far more providers than mixes, as a market has.
+        let ends: Vec<_> = (100..200).map(end).collect();
+        let (end, provider) = (ends[0].address, ends[1].address);
+        let topology = mixes.clone().with_ends(ends);
+        assert!(topology.node(end).is_some());
+        for _ in 0..100 {
+            let forward = session.forward_route(&topology, provider, &[], rng);
+            let forward = forward.expect("a route");
+            let (last, through) = forward.hops().split_last().expect("four hops");
+            assert_eq!(last.address, provider);
+            assert!(through.iter().all(|hop| mixes.node(hop.address).is_some()));
+            let made = session.reply_surbs(Instant::now(), 1, provider, &topology, rng);
+            let (id, _) = made.expect("a route")[0];
+            let over = session.awaited[&id].over;
+            assert!(over.iter().all(|mix| mixes.node(*mix).is_some()));
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! end; a session that can be joined to an earlier one by its identity or its mailbox, so both are drawn anew.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::BTreeSet,
     sync::Arc,
     time::Duration,
 };
@@ -119,12 +119,17 @@ impl Connected {
             over,
         };
         let topology = renewal.topology(unix_now());
-        let (attested, mixes) = (topology.mixes().len(), topology.nodes().len());
+        let attested = topology.mixes().len();
         if renewal.over.is_some() && attested <= MIXES {
-            return Err(ConnectError::TooFewAttested { attested, mixes });
+            let cards = market.cards.iter();
+            let mixes = cards.filter(|listed| listed.card.has_role(Role::Mix));
+            return Err(ConnectError::TooFewAttested {
+                attested,
+                mixes: mixes.count(),
+            });
         }
 
-        let (card, mailbox) = open_entry(&client, &net, &market, &topology).await?;
+        let (card, mailbox) = open_entry(&client, &net, &renewal, &topology).await?;
         let entry = card.node;
         watch(Progress::Entry { node: entry });
         net.links()
@@ -246,15 +251,15 @@ async fn judge(
 async fn open_entry(
     client: &Client,
     net: &NetClient,
-    market: &Market,
+    renewal: &Renewal,
     topology: &Topology,
 ) -> Result<(Arc<VerifiedCard>, MailboxCollector), ConnectError> {
     let now = unix_now();
     let kept = kept_entry(&client.home)?.filter(|kept| now.since_s(kept.since) < ENTRY_LIFE_S);
     let kept = kept.map(|kept| kept.address.node());
-    let candidates = candidates(market, topology, kept);
+    let candidates = candidates(renewal, topology, kept);
     let mut error = ConnectError::NoEntry {
-        cards: market.cards.len(),
+        cards: renewal.market.cards.len(),
         epoch: topology.epoch().0,
     };
     for card in candidates.into_iter().take(ENTRY_ATTEMPTS) {
@@ -275,19 +280,17 @@ async fn open_entry(
 /// Entries in the order in which they are tried: the kept one, then others at random. One that is also a provider comes
 /// last, because nobody can rent from the own entry.
 fn candidates(
-    market: &Market,
+    renewal: &Renewal,
     topology: &Topology,
     kept: Option<NodeId>,
 ) -> Vec<Arc<VerifiedCard>> {
     let usable = |card: &&Arc<VerifiedCard>| {
         card.has_role(Role::Entry)
             && !card.addresses.is_empty()
-            && topology
-                .mixes()
-                .iter()
-                .any(|mix| mix.address == hop(&card.node))
+            && topology.node(hop(&card.node)).is_some()
+            && renewal.trusts(&card.node)
     };
-    let cards = market.cards.iter().map(|listed| &listed.card);
+    let cards = renewal.market.cards.iter().map(|listed| &listed.card);
     let mut found: Vec<_> = cards.filter(usable).cloned().collect();
     found.shuffle(&mut rand::rng());
     found.sort_by_key(|card| (Some(card.node) != kept, card.has_role(Role::Provider)));
@@ -326,7 +329,13 @@ struct Renewal {
 }
 
 impl Renewal {
-    /// Every node that has a mix key for the epoch that is built for at `now`.
+    /// Whether packets may go through a node that mixes, or into the network at it.
+    fn trusts(&self, node: &NodeId) -> bool {
+        self.over.as_ref().is_none_or(|over| over.contains(node))
+    }
+
+    /// Every node that has a mix key for the epoch that is built for at `now`. A provider has one to be the last hop of what is
+    /// sent to it; whether packets go through a node says its role.
     fn topology(&self, now: UnixTime) -> Topology {
         let epoch = self.clock.sending(now);
         let node = |card: &VerifiedCard| {
@@ -338,13 +347,13 @@ impl Renewal {
                 key,
             })
         };
-        let cards = self.market.cards.iter();
-        let all = Topology::new(epoch, cards.filter_map(|listed| node(&listed.card)));
-        let Some(over) = &self.over else {
-            return all;
+        let hops_of = |mixes: bool| {
+            let cards = self.market.cards.iter().map(|listed| &listed.card);
+            let mixing = |card: &VerifiedCard| card.has_role(Role::Mix) && self.trusts(&card.node);
+            let wanted = cards.filter(move |card| mixing(card) == mixes);
+            wanted.filter_map(|card| node(card))
         };
-        let over: HashSet<_> = over.iter().map(hop).collect();
-        all.over(|mix| over.contains(&mix))
+        Topology::new(epoch, hops_of(true)).with_ends(hops_of(false))
     }
 
     async fn run(self, topology: watch::Sender<Arc<Topology>>) {
