@@ -6,7 +6,7 @@
 //!  set_links ──► connecting ──► open ──► writing ◄──► idle
 //!                  ▲  │ failed    │ the stream ends
 //!                  │  ▼           │
-//!                  waiting ◄──────┘   (doubling, with jitter, up to MAX_BACKOFF)
+//!                  waiting ◄──────┘   (doubling, with jitter, up to MAX_BACKOFF; at once if the node connects by itself)
 //! ```
 //!
 //! Frames have one size ([`Frame::LEN`]) and no length prefix. Each link has a queue of [`LINK_QUEUE`] frames; what does
@@ -287,10 +287,11 @@ async fn keep_link(
 ) {
     let mut backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
     loop {
-        let opened = match peers.connect(node, &addresses).await {
-            Ok(()) => peers.open(node, What::Mix).await.ok(),
-            Err(_) => None,
-        };
+        let (mut tried, mut opened) = (None, None);
+        if peers.connect(node, &addresses).await.is_ok() {
+            tried = peers.connection(node);
+            opened = peers.open(node, What::Mix).await.ok();
+        }
         if let Some(stream) = opened {
             let since = Instant::now();
             let _up = Up::begin(&counters, &is_up);
@@ -301,7 +302,7 @@ async fn keep_link(
             backoff.handle_success(since.elapsed());
         }
         let pause = backoff.pause(&mut rand::rng());
-        sleep(pause).await;
+        peers.pause(node, tried, pause).await;
     }
 }
 

@@ -14,6 +14,7 @@ use std::{
 };
 
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol, swarm::ConnectionId};
+use tokio::sync::watch;
 
 use super::address;
 
@@ -48,6 +49,8 @@ impl fmt::Debug for Origin {
 pub(super) struct Origins {
     key: [u8; 32],
     peers: Arc<RwLock<HashMap<PeerId, Connected>>>,
+    /// Changes with every connection that is made.
+    made: watch::Sender<()>,
 }
 
 /// The connection of a peer that was made last.
@@ -63,6 +66,7 @@ impl Origins {
         Self {
             key,
             peers: Arc::default(),
+            made: watch::Sender::new(()),
         }
     }
 
@@ -80,6 +84,21 @@ impl Origins {
         peers.get(peer).map(|connected| connected.is_quic)
     }
 
+    /// The connection of a peer; none where it is not connected.
+    pub(super) fn connection(&self, peer: &PeerId) -> Option<ConnectionId> {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        peers.get(peer).map(|connected| connected.id)
+    }
+
+    /// Waits until a peer has another connection than `tried`.
+    pub(super) async fn another(&self, peer: &PeerId, tried: Option<ConnectionId>) {
+        let mut made = self.made.subscribe();
+        while self.connection(peer).is_none_or(|id| Some(id) == tried) {
+            // The sender is our own.
+            let _ = made.changed().await;
+        }
+    }
+
     pub(super) fn handle_established(&self, peer: PeerId, id: ConnectionId, remote: &Multiaddr) {
         let origin = address::ip(remote).map_or(Origin::AWAY, |ip| self.hash(ip));
         let is_quic = remote.iter().any(|part| part == Protocol::QuicV1);
@@ -89,6 +108,7 @@ impl Origins {
             is_quic,
         };
         self.write().insert(peer, connected);
+        self.made.send_replace(());
     }
 
     pub(super) fn handle_closed(&self, peer: &PeerId, id: ConnectionId) {
@@ -133,6 +153,10 @@ pub(super) fn network_of(ip: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
     use super::*;
 
     #[test]
@@ -160,5 +184,34 @@ mod tests {
         assert_eq!(of(0), of(1));
         origins.handle_closed(&peers[0].0, ConnectionId::new_unchecked(0));
         assert_eq!(of(0), Origin::AWAY);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_a_peer_hears_of_another_connection_and_not_of_the_one_it_tried() {
+        let origins = Origins::new([1; 32]);
+        let (peer, other) = (PeerId::random(), PeerId::random());
+        let from: Multiaddr = "/ip4/192.0.2.1/tcp/1".parse().expect("an address");
+        let connect = |peer, id| {
+            let id = ConnectionId::new_unchecked(id);
+            origins.handle_established(peer, id, &from);
+        };
+        let hears = async |tried| {
+            let another = origins.another(&peer, tried);
+            timeout(Duration::from_secs(60), another).await.is_ok()
+        };
+        assert!(!hears(None).await);
+        connect(peer, 1);
+        let first = origins.connection(&peer);
+        assert!(hears(None).await);
+        assert!(!hears(first).await);
+
+        let waiting = origins.clone();
+        let waits = tokio::spawn(async move { waiting.another(&peer, first).await });
+        tokio::task::yield_now().await;
+        connect(other, 2);
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished());
+        connect(peer, 3);
+        assert!(timeout(Duration::from_secs(60), waits).await.is_ok());
     }
 }

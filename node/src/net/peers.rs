@@ -6,7 +6,7 @@ use bytes::Bytes;
 use libp2p::{
     Multiaddr, PeerId, TransportError,
     gossipsub::MessageId,
-    swarm::{ConnectionDenied, DialError},
+    swarm::{ConnectionDenied, ConnectionId, DialError},
 };
 use souk_crypto::{NodeId, causes};
 use tokio::{
@@ -266,6 +266,18 @@ impl Peers {
             .await
             .map_err(|_| PublishError::Stopped)?;
         answer.await.map_err(|_| PublishError::Stopped)?
+    }
+
+    /// By which connection `node` is reached now.
+    pub(super) fn connection(&self, node: NodeId) -> Option<ConnectionId> {
+        self.origins.connection(&address::peer_id(&node))
+    }
+
+    /// Waits for `pause`, but no longer than until `node` has another connection than the one that was `tried`: a node that
+    /// was away for long, or died often, is not left waiting once it is back.
+    pub(super) async fn pause(&self, node: NodeId, tried: Option<ConnectionId>, pause: Duration) {
+        // An error says that the pause is over.
+        let _ = timeout(pause, self.origins.another(&address::peer_id(&node), tried)).await;
     }
 
     /// Where `node` is connected from; [`Origin::AWAY`] where it is not.

@@ -1,13 +1,19 @@
 //! Nodes that vanish without a word, as by `kill -9` or a cut cable, and come back elsewhere.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use souk_crypto::{NodeKey, keys::Secret as _};
-use souk_node::net::{NodeAddress, NodeConfig, Peers, PublishError, Topic};
+use souk_node::{
+    mix::Links as _,
+    net::{NodeAddress, NodeConfig, Peers, PublishError, Topic},
+};
 use tokio::{net::UdpSocket, task::JoinHandle};
 
-use crate::support::{TestNode, config, until};
+use crate::support::{TestNode, config, frame, until};
 
 /// A cable between a QUIC node and whoever dials it through here. Cut, it is silent: neither side is told.
 struct Cable {
@@ -150,4 +156,45 @@ async fn a_node_that_vanished_and_came_back_is_heard_by_the_neighbour_it_had_dia
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_vanished_and_came_back_is_heard_by_the_neighbour_that_had_dialed_it() {
     is_heard_again(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_died_often_has_its_link_as_soon_as_it_is_back() {
+    // Over so many short lives the pause of its link grows to at least so long.
+    const DEATHS: u8 = 10;
+    const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+    let key = NodeKey::generate(&mut rand::rng());
+    let neighbour = TestNode::start(config()).await;
+    let home = neighbour.address("tcp").await;
+    let mut node = TestNode::start(config_of(&key)).await;
+    let address = node.address("tcp").await;
+    let to = souk_sphinx::HopAddress(*address.node().as_bytes());
+    let links = neighbour.node.links();
+    links.set_links(vec![(address.node(), vec![address.address().clone()])]);
+    for _ in 0..DEATHS {
+        has_a_link(&mut node, &home, &neighbour, to).await;
+        node.node.peers().stop().await;
+        drop(node);
+        node = TestNode::start(config_of(&key)).await;
+    }
+    let back = Instant::now();
+    has_a_link(&mut node, &home, &neighbour, to).await;
+    assert!(back.elapsed() < LONGEST_PAUSE, "{:?}", back.elapsed());
+}
+
+/// A node connects to a neighbour, as all do at their start, and waits until a frame of it arrives.
+async fn has_a_link(
+    node: &mut TestNode,
+    home: &NodeAddress,
+    neighbour: &TestNode,
+    to: souk_sphinx::HopAddress,
+) {
+    until("the link is there", async || {
+        // Refused for a moment where the two may have dialed each other at once.
+        let _ = node.node.peers().connect_to(home).await;
+        // Full or gone for now: what counts is what arrives.
+        let _ = neighbour.node.links().try_send(to, frame(1));
+        node.had_frame()
+    })
+    .await;
 }

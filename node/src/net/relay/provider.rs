@@ -27,7 +27,7 @@ use souk_wire::relay::{
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
-    time::{sleep, timeout_at},
+    time::timeout_at,
 };
 use tokio_util::{either::Either, sync::CancellationToken};
 
@@ -324,10 +324,16 @@ impl Registrar {
     async fn run(mut self) {
         let mut backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
         loop {
-            let opened = match self.peers.connect(self.relay, &self.addresses).await {
-                Ok(()) => self.peers.open(self.relay, What::RelayRegister).await.ok(),
-                Err(_) => None,
-            };
+            let (mut tried, mut opened) = (None, None);
+            if self
+                .peers
+                .connect(self.relay, &self.addresses)
+                .await
+                .is_ok()
+            {
+                tried = self.peers.connection(self.relay);
+                opened = self.peers.open(self.relay, What::RelayRegister).await.ok();
+            }
             if let Some(stream) = opened {
                 let since = Instant::now();
                 // Whatever ended it, the answer is the same: try again.
@@ -339,7 +345,7 @@ impl Registrar {
                 return;
             }
             let pause = backoff.pause(&mut rand::rng());
-            sleep(pause).await;
+            self.peers.pause(self.relay, tried, pause).await;
         }
     }
 
