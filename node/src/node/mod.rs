@@ -23,6 +23,7 @@ mod keys;
 mod observer;
 mod operations;
 mod publisher;
+mod replaced;
 mod selling;
 mod snapshot;
 mod standing;
@@ -59,6 +60,7 @@ use self::{
     observer::Observer,
     operations::{Readings, Running},
     publisher::{Profile, Publisher},
+    replaced::Replaced,
     selling::{Selling, Shop},
     standing::Desk,
 };
@@ -294,6 +296,7 @@ impl Node {
             evidence: evidence_of_card.clone(),
             own,
             file: config.node.data_dir.join("card"),
+            replaced: Replaced::new(&config.node.data_dir, config.network.id.clone()),
             now: unix_now,
             said_at: UnixTime(0),
             refresh: refresh.clone(),
@@ -350,6 +353,7 @@ impl Node {
                 messages,
                 streams,
                 working,
+                replaced: Replaced::new(&config.node.data_dir, config.network.id.clone()),
                 stop: stop.clone(),
             };
             tasks.spawn(selling.run(shop));

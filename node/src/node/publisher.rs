@@ -35,6 +35,7 @@ use super::{
     attesting::References,
     directory::{Cards, card_address},
     keys::Keys,
+    replaced::Replaced,
 };
 use crate::{
     durable,
@@ -125,6 +126,8 @@ pub(super) struct Publisher {
     pub(super) own: watch::Sender<Option<Arc<VerifiedCard>>>,
     /// Where the last card is kept.
     pub(super) file: PathBuf,
+    /// Where a provider keeps those before it.
+    pub(super) replaced: Replaced,
     pub(super) now: fn() -> UnixTime,
     /// When the last capacity message was signed, by its own word.
     pub(super) said_at: UnixTime,
@@ -248,6 +251,7 @@ impl Publisher {
             None => self.last_sequence()?,
         };
         let card = self.card(now, last, addresses, (mix_keys, evidence), sales)?;
+        self.keep_last(now);
         self.write(&card)?;
         self.cards.take(card.as_bytes(), Source::Own);
         self.said_at = UnixTime(0);
@@ -412,6 +416,21 @@ impl Publisher {
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Keeps the last card, whose offers hold on. Without room for it those who rent by it have to look at the market again.
+    fn keep_last(&self, now: UnixTime) {
+        if self.profile.sales.is_none() {
+            return;
+        }
+        let kept = match fs::read(&self.file) {
+            Ok(last) => self.replaced.add(&last, now),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
+            tracing::warn!(%error, "the offers of the last card are not honoured after a restart");
         }
     }
 

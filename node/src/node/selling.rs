@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{keys::Keys, publisher::Sales};
+use super::{keys::Keys, publisher::Sales, replaced::Replaced};
 use crate::{
     config::{self, Config},
     mix::Replier,
@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// Cards before the current one whose offers are still honoured: more are only made when addresses change all the time.
-const MAX_HONOURED: usize = 16;
+pub(super) const MAX_HONOURED: usize = 16;
 
 /// Streams that are carried to instances at once are bounded by the provider; this bounds those that wait to be told so.
 const MAX_CARRIED: usize = 1024;
@@ -148,6 +148,8 @@ pub(super) struct Selling {
     pub(super) streams: mpsc::Receiver<RelayedStream>,
     /// Shows the provider to the others once it works.
     pub(super) working: watch::Sender<Option<Provider>>,
+    /// The cards before this start.
+    pub(super) replaced: Replaced,
     pub(super) stop: CancellationToken,
 }
 
@@ -161,7 +163,12 @@ impl Selling {
         let Some(card) = card else {
             return;
         };
-        let mut honoured = vec![(card.to, card.digest())];
+        let before = self.replaced.honoured(&card, SystemClock.now());
+        let mut honoured = before.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the offers of earlier cards are not honoured");
+            Vec::new()
+        });
+        honoured.push((card.to, card.digest()));
         let (offers, on_offer) = watch::channel(Arc::new(offering(&card, &honoured)));
         let parts = ProviderParts {
             network: self.network,
