@@ -214,6 +214,8 @@ mod points {
     fn plan() -> &'static Plan {
         static PLAN: OnceLock<Plan> = OnceLock::new();
         PLAN.get_or_init(|| {
+            #[cfg(feature = "planted-bugs")]
+            super::bugs::of_process();
             let hits = env::var_os(HITS_VARIABLE).map(|path| {
                 let opened = OpenOptions::new().create(true).append(true).open(&path);
                 opened.unwrap_or_else(|error| refuse(&format!("{}: {error}", path.display())))
@@ -241,7 +243,7 @@ mod points {
     }
 
     /// A test that asks for what there is not must not pass by never dying.
-    fn refuse(why: &str) -> ! {
+    pub(super) fn refuse(why: &str) -> ! {
         tracing::error!("{why}");
         std::process::exit(64);
     }
@@ -284,6 +286,34 @@ mod points {
             assert_eq!(parse("closed:2"), Some((Failpoint::Closed, 2)));
             for wrong in ["closed", "closed:0", "nowhere:1", "closed:x"] {
                 assert_eq!(parse(wrong), None, "{wrong}");
+            }
+        }
+
+        /// What the next test has another process do.
+        #[test]
+        fn a_point_is_passed() {
+            hit(Failpoint::StoreOpened);
+        }
+
+        #[test]
+        fn a_process_that_is_asked_for_what_there_is_not_ends() {
+            let mut asks = vec![
+                (KILL_VARIABLE, "closed:1", 0),
+                (KILL_VARIABLE, "closed", 64),
+            ];
+            #[cfg(feature = "planted-bugs")]
+            {
+                use super::super::BUG_VARIABLE;
+                asks.push((BUG_VARIABLE, "double-append", 0));
+                asks.push((BUG_VARIABLE, "double-apend", 64));
+            }
+            for (variable, value, status) in asks {
+                let ended = std::process::Command::new(env::current_exe().expect("Linux says"))
+                    .args(["--exact", "failpoint::points::tests::a_point_is_passed"])
+                    .env(variable, value)
+                    .output()
+                    .expect("it starts");
+                assert_eq!(ended.status.code(), Some(status), "{variable}={value}");
             }
         }
     }
@@ -352,11 +382,19 @@ mod bugs {
     /// Whether a bug is planted, in this thread or by the environment of the process.
     #[must_use]
     pub fn is_planted(bug: PlantedBug) -> bool {
+        PLANTED.get() == Some(bug) || of_process() == Some(bug)
+    }
+
+    /// The bug that the environment asks of this process; the process ends where there is no such bug.
+    pub(super) fn of_process() -> Option<PlantedBug> {
         static OF_PROCESS: OnceLock<Option<PlantedBug>> = OnceLock::new();
-        let of_process = || {
-            let named = env::var(BUG_VARIABLE).ok();
-            named.and_then(|name| PlantedBug::named(&name))
-        };
-        PLANTED.get() == Some(bug) || *OF_PROCESS.get_or_init(of_process) == Some(bug)
+        *OF_PROCESS.get_or_init(|| {
+            let name = env::var(BUG_VARIABLE).ok()?;
+            let bug = PlantedBug::named(&name);
+            if bug.is_none() {
+                super::points::refuse(&format!("{BUG_VARIABLE}={name}: no such bug"));
+            }
+            bug
+        })
     }
 }
