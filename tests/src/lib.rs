@@ -12,6 +12,8 @@ mod hosts;
 mod instances;
 mod network;
 mod process;
+#[cfg(feature = "proof")]
+pub mod program;
 mod programs;
 mod requester;
 mod search;

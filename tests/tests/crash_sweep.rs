@@ -1,10 +1,38 @@
-//! The crash sweep finds planted bugs over real processes.
+//! The crash sweep, short: every failpoint that processes reach kills a provider once, and planted bugs are found.
 
 use souk_node::failpoint::{Failpoint, PlantedBug};
 use souk_tests::{
     simulation::Invariant,
     sweep::{Sweep, sweep},
 };
+
+/// Providers side by side: a run mostly waits.
+const WORKERS: u64 = 6;
+
+#[test]
+fn a_provider_that_is_killed_at_any_step_loses_and_doubles_nothing() {
+    let points: Vec<_> = Failpoint::ALL
+        .iter()
+        .copied()
+        .filter(|point| point.is_reached_by_processes())
+        .collect();
+    let swept = sweep(&Sweep {
+        runs: points.len() as u64,
+        seed: 0,
+        workers: WORKERS,
+        bug: None,
+        points: Vec::new(),
+        stops: false,
+        logs: None,
+    });
+    assert!(swept.failures.is_empty(), "{:#?}", swept.failures);
+    assert_eq!(swept.unreached(), Vec::<&str>::new());
+    let survived: Vec<_> = points
+        .iter()
+        .filter(|point| !swept.died_at.contains_key(point))
+        .collect();
+    assert!(survived.is_empty(), "nobody died at {survived:?}");
+}
 
 /// Kills providers that have a bug where it shows.
 fn is_found(bug: PlantedBug, at: Failpoint, invariant: Invariant) {
@@ -15,6 +43,7 @@ fn is_found(bug: PlantedBug, at: Failpoint, invariant: Invariant) {
         bug: Some(bug),
         points: vec![at],
         stops: true,
+        logs: None,
     });
     let mut broken = swept
         .failures

@@ -1,23 +1,26 @@
 //! `cargo xtask crash-sweep`: kills a real provider at every step of a lease, and looks at what is left.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a test program")]
 
-use std::{process::ExitCode, time::Instant};
+use std::process::ExitCode;
 
-use serde_json::{Value, json};
-use souk_node::failpoint::{Failpoint, PlantedBug};
-use souk_tests::sweep::{Sweep, Swept, sweep};
+use serde_json::json;
+use souk_node::failpoint::Failpoint;
+use souk_tests::{
+    program::{self, Report, Words, by_name, failures},
+    sweep::{Sweep, Swept, sweep},
+};
 
 const USAGE: &str = "\
-usage: cargo xtask crash-sweep [--runs N] [--seed S] [--workers N] [--bug NAME] [--at FAILPOINT]… [--json]
+usage: cargo xtask crash-sweep [--runs N] [--seed S] [--workers N] [--bug NAME] [--at FAILPOINT]… [--logs FOLDER] [--json]
 
   --runs N        leases (default: each failpoint once)
   --seed S        what instants of death are drawn from (default 0)
   --workers N     providers side by side (default 6)
   --bug NAME      plant a bug
   --at FAILPOINT  these failpoints only
-  --json          print one JSON object";
+  --logs FOLDER   keep there what all processes said of a run that breaks a promise
+  --json          print the report on one line";
 
-fn arguments() -> Result<(Sweep, bool), String> {
+fn arguments(words: &mut Words) -> Result<Sweep, String> {
     let reachable = Failpoint::ALL
         .iter()
         .filter(|point| point.is_reached_by_processes());
@@ -28,81 +31,48 @@ fn arguments() -> Result<(Sweep, bool), String> {
         bug: None,
         points: Vec::new(),
         stops: false,
+        logs: None,
     };
-    let mut is_json = false;
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or(format!("{word} needs a value"));
-        let number = |text: String| text.parse().map_err(|_| format!("`{text}` is no number"));
-        match word.as_str() {
-            "--runs" => plan.runs = number(value()?)?,
-            "--seed" => plan.seed = number(value()?)?,
-            "--workers" => plan.workers = number(value()?)?.max(1),
-            "--bug" => {
-                let name = value()?;
-                plan.bug = Some(PlantedBug::named(&name).ok_or(format!("no bug `{name}`"))?);
-            }
-            "--at" => {
-                let name = value()?;
-                let point = Failpoint::named(&name).ok_or(format!("no failpoint `{name}`"))?;
-                plan.points.push(point);
-            }
-            "--json" => is_json = true,
+    while let Some(option) = words.next_option() {
+        match option.as_str() {
+            "--runs" => plan.runs = words.number(&option)?,
+            "--seed" => plan.seed = words.number(&option)?,
+            "--workers" => plan.workers = words.number(&option)?.max(1),
+            "--bug" => plan.bug = Some(words.bug(&option)?),
+            "--at" => plan.points.push(words.failpoint(&option)?),
+            "--logs" => plan.logs = Some(words.value(&option)?.into()),
             other => return Err(format!("no option `{other}`")),
         }
     }
-    Ok((plan, is_json))
+    Ok(plan)
 }
 
 fn main() -> ExitCode {
-    let (plan, is_json) = match arguments() {
-        Ok(arguments) => arguments,
-        Err(error) => {
-            eprintln!("{error}\n\n{USAGE}");
-            return ExitCode::from(64);
-        }
-    };
-    let start = Instant::now();
-    let swept = sweep(&plan);
-    let unreached = if plan.points.is_empty() {
-        swept.unreached()
-    } else {
-        Vec::new()
-    };
-    let report = report(&swept, &unreached, start.elapsed().as_secs_f64());
-    if is_json {
-        println!("{report}");
-    } else {
-        println!("{report:#}");
-    }
-    if swept.failures.is_empty() && unreached.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    program::run(USAGE, arguments, |plan| {
+        let swept = sweep(&plan);
+        let unreached = if plan.points.is_empty() {
+            swept.unreached()
+        } else {
+            Vec::new()
+        };
+        report(&swept, &unreached)
+    })
 }
 
-fn report(swept: &Swept, unreached: &[&str], seconds: f64) -> Value {
-    let by_name = |counts: &std::collections::BTreeMap<Failpoint, u64>| -> Value {
-        let named = counts
-            .iter()
-            .map(|(point, n)| (point.name().to_owned(), json!(n)));
-        named.collect::<serde_json::Map<_, _>>().into()
-    };
-    let failures: Vec<_> = swept
-        .failures
-        .iter()
-        .map(|(run, v)| json!({"run": run, "invariant": v.invariant.name(), "seen": v.seen}))
-        .collect();
-    json!({
-        "runs": swept.runs,
-        "seconds": seconds,
-        "deaths": swept.deaths,
-        "died_at": by_name(&swept.died_at),
-        "hits": by_name(&swept.hits),
-        "closed": swept.closed,
-        "refused": swept.refused,
-        "unreached": unreached,
-        "failures": failures,
-    })
+fn report(swept: &Swept, unreached: &[&str]) -> Report {
+    let broken = swept.failures.iter();
+    let is_good = swept.failures.is_empty() && unreached.is_empty();
+    Report::new(
+        is_good,
+        [
+            ("runs", json!(swept.runs)),
+            ("deaths", json!(swept.deaths)),
+            ("died_at", by_name(&swept.died_at)),
+            ("hits", by_name(&swept.hits)),
+            ("closed", json!(swept.closed)),
+            ("refused", json!(swept.refused)),
+            ("unreached", json!(unreached)),
+            ("failures", failures(broken.map(|(run, v)| (json!(run), v)))),
+        ],
+    )
 }

@@ -1,13 +1,12 @@
 //! `cargo xtask soak`: many leases over a long time, with deaths now and then.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a test program")]
 
-use std::{
-    process::ExitCode,
-    time::{Duration, Instant},
+use std::{process::ExitCode, time::Duration};
+
+use serde_json::json;
+use souk_tests::{
+    program::{self, Report, Words, failures},
+    sweep::{Footprint, Growth, Soak, Soaked, soak},
 };
-
-use serde_json::{Value, json};
-use souk_tests::sweep::{Footprint, Soak, Soaked, soak};
 
 const USAGE: &str = "\
 usage: cargo xtask soak [--leases N] [--minutes N] [--seed S] [--workers N] [--json]
@@ -16,83 +15,51 @@ usage: cargo xtask soak [--leases N] [--minutes N] [--seed S] [--workers N] [--j
   --minutes N   for at least so long (default 0)
   --seed S      what deaths are drawn from (default 0)
   --workers N   providers side by side (default 4)
-  --json        print one JSON object";
+  --json        print the report on one line";
 
-fn arguments() -> Result<(Soak, bool), String> {
+fn arguments(words: &mut Words) -> Result<Soak, String> {
     let mut plan = Soak {
         leases: 40,
         lasts: Duration::ZERO,
         workers: 4,
         seed: 0,
     };
-    let mut is_json = false;
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let mut number = || {
-            let text = words.next().ok_or(format!("{word} needs a number"))?;
-            text.parse::<u64>()
-                .map_err(|_| format!("`{text}` is no number"))
-        };
-        match word.as_str() {
-            "--leases" => plan.leases = number()?,
-            "--minutes" => plan.lasts = Duration::from_secs(60 * number()?),
-            "--seed" => plan.seed = number()?,
-            "--workers" => plan.workers = number()?.max(1),
-            "--json" => is_json = true,
+    while let Some(option) = words.next_option() {
+        match option.as_str() {
+            "--leases" => plan.leases = words.number(&option)?,
+            "--minutes" => plan.lasts = Duration::from_secs(60 * words.number(&option)?),
+            "--seed" => plan.seed = words.number(&option)?,
+            "--workers" => plan.workers = words.number(&option)?.max(1),
             other => return Err(format!("no option `{other}`")),
         }
     }
-    Ok((plan, is_json))
+    Ok(plan)
 }
 
 fn main() -> ExitCode {
-    let (plan, is_json) = match arguments() {
-        Ok(arguments) => arguments,
-        Err(error) => {
-            eprintln!("{error}\n\n{USAGE}");
-            return ExitCode::from(64);
-        }
-    };
-    let start = Instant::now();
-    let soaked = soak(&plan);
-    let report = report(&soaked, start.elapsed().as_secs_f64());
-    if is_json {
-        println!("{report}");
-    } else {
-        println!("{report:#}");
-    }
-    if soaked.failures.is_empty() && soaked.growth.iter().all(|growth| growth.is_flat()) {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    program::run(USAGE, arguments, |plan| report(&soak(&plan)))
 }
 
-fn report(soaked: &Soaked, seconds: f64) -> Value {
+fn report(soaked: &Soaked) -> Report {
     let footprint = |seen: Footprint| json!({"resident_kib": seen.resident_kib, "descriptors": seen.descriptors});
-    let growth: Vec<_> = soaked
-        .growth
-        .iter()
-        .map(|growth| {
-            json!({
-                "process": growth.process,
-                "before": footprint(growth.before),
-                "after": footprint(growth.after),
-                "flat": growth.is_flat(),
-            })
+    let growth = |growth: &Growth| {
+        json!({
+            "process": growth.process,
+            "before": footprint(growth.before),
+            "after": footprint(growth.after),
+            "flat": growth.is_flat(),
         })
-        .collect();
-    let failures: Vec<_> = soaked
-        .failures
-        .iter()
-        .map(|(run, v)| json!({"run": run, "invariant": v.invariant.name(), "seen": v.seen}))
-        .collect();
-    json!({
-        "runs": soaked.runs,
-        "closed": soaked.closed,
-        "deaths": soaked.deaths,
-        "seconds": seconds,
-        "growth": growth,
-        "failures": failures,
-    })
+    };
+    let broken = soaked.failures.iter();
+    let is_good = soaked.failures.is_empty() && soaked.growth.iter().all(Growth::is_flat);
+    Report::new(
+        is_good,
+        [
+            ("runs", json!(soaked.runs)),
+            ("closed", json!(soaked.closed)),
+            ("deaths", json!(soaked.deaths)),
+            ("growth", soaked.growth.iter().map(growth).collect()),
+            ("failures", failures(broken.map(|(run, v)| (json!(run), v)))),
+        ],
+    )
 }

@@ -15,6 +15,8 @@ mod soak;
 
 use std::{
     collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -30,7 +32,7 @@ use souk_node::failpoint::{Failpoint, PlantedBug};
 use self::provider::Provider;
 pub use self::soak::{Footprint, Growth, Soak, Soaked, soak};
 use crate::{
-    network::{Network, Plan},
+    network::{Network, NodeUnderTest, Plan},
     process::Process,
     requester::Requester,
     simulation::{Invariant, Violation},
@@ -60,6 +62,8 @@ pub struct Sweep {
     pub points: Vec<Failpoint>,
     /// Ends with the first promise that is broken.
     pub stops: bool,
+    /// Where everything is put that the processes of a run said which broke a promise.
+    pub logs: Option<PathBuf>,
 }
 
 /// How a provider is killed.
@@ -127,7 +131,8 @@ pub fn sweep(plan: &Sweep) -> Swept {
         for worker in 0..plan.workers {
             let (network, points, next, swept) = (&network, &points, &next, &swept);
             scope.spawn(move || {
-                let mut provider = Provider::set_up(network, worker, plan.bug);
+                let logged = if plan.logs.is_some() { "debug" } else { "warn" };
+                let mut provider = Provider::set_up(network, worker, plan.bug, logged);
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= plan.runs {
@@ -135,10 +140,21 @@ pub fn sweep(plan: &Sweep) -> Swept {
                     }
                     let kill = kill(plan.seed, number, points);
                     provider.start(Some(kill));
-                    let mut run = run(network, &mut provider, number, Some(kill));
+                    let requester = network.requester(&format!("requester{number}"), None);
+                    let mut run = run(&requester, &mut provider, Some(kill));
                     // Whatever was promised must hold while it is dead, too.
                     provider.kill();
                     run.violations.extend(provider.look(None, true));
+                    if let (Some(logs), false) = (&plan.logs, run.violations.is_empty()) {
+                        keep_logs(
+                            &logs.join(number.to_string()),
+                            network,
+                            &provider,
+                            &requester,
+                        );
+                    }
+                    provider.forget_logs();
+                    leave(&requester);
                     let mut swept = swept.lock().unwrap_or_else(PoisonError::into_inner);
                     swept.add(number, kill, run);
                     if plan.stops && !swept.failures.is_empty() {
@@ -199,29 +215,52 @@ impl Swept {
 }
 
 /// One lease, with one death in it if there is to be one.
-fn run(network: &Network, provider: &mut Provider, number: u64, kill: Option<Kill>) -> Run {
+fn run(requester: &Requester, provider: &mut Provider, kill: Option<Kill>) -> Run {
     let mut run = Run::default();
-    let requester = network.requester(&format!("requester{number}"), None);
     let start = Instant::now();
     let mut scene = Scene {
         provider,
-        requester: &requester,
+        requester,
         run: &mut run,
         start,
         kill,
         rents: 0,
+        acts: 0,
         said: String::new(),
     };
     scene.play();
-    let leases = leases(&requester);
+    let leases = leases(requester);
     run.closed = leases.iter().any(|lease| lease.stage == "closed");
     run.refused = leases
         .iter()
         .filter(|lease| lease.stage == "refused")
         .count() as u64;
-    // Thousands of them would fill the disk. What cannot be removed goes with the network.
-    let _ = std::fs::remove_dir_all(requester.folder());
     run
+}
+
+/// A requester is done. Thousands of their folders would fill the disk; what cannot be removed goes with the network.
+fn leave(requester: &Requester) {
+    let _ = fs::remove_dir_all(requester.folder());
+}
+
+/// Copies what the processes of a run said into a folder of its own.
+fn keep_logs(to: &Path, network: &Network, provider: &Provider, requester: &Requester) {
+    fs::create_dir_all(to).expect("the folder for logs takes folders");
+    let mixes = network.mixes().iter().map(NodeUnderTest::folder);
+    for from in mixes.chain([provider.folder(), requester.folder()]) {
+        for path in logs_in(from) {
+            let name = path.file_name().expect("it was listed");
+            fs::copy(&path, to.join(name)).expect("the folder for logs takes files");
+        }
+    }
+}
+
+/// The files in a folder that hold what processes said.
+fn logs_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let files = fs::read_dir(folder).into_iter().flatten();
+    files
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|name| name == "log"))
 }
 
 /// A lease as its requester knows it.
@@ -265,6 +304,8 @@ struct Scene<'a> {
     start: Instant,
     kill: Option<Kill>,
     rents: u32,
+    /// Commands that the requester has run.
+    acts: u32,
     /// What the last command of the requester said.
     said: String,
 }
@@ -317,7 +358,9 @@ impl Scene<'_> {
     /// Lets a command of the requester run to its end, whatever the provider does meanwhile.
     fn act(&mut self, arguments: &[&str]) {
         let command = self.requester.souk(arguments);
-        let mut process = Process::start(arguments[0], command, self.requester.folder());
+        self.acts += 1;
+        let name = format!("requester-{}-{}", self.acts, arguments[0]);
+        let mut process = Process::start(&name, command, self.requester.folder());
         while process.ended().is_none() {
             self.tend();
             thread::sleep(LOOK_AGAIN);

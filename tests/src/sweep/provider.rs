@@ -13,7 +13,7 @@ use serde_json::Value;
 use souk_node::failpoint::{BUG_VARIABLE, Failpoint, HITS_VARIABLE, KILL_VARIABLE, PlantedBug};
 
 use super::{
-    Kill,
+    Kill, logs_in,
     look::{self, Seen},
     soak::Footprint,
 };
@@ -35,13 +35,20 @@ pub(super) struct Provider {
     id: String,
     bug: Option<PlantedBug>,
     process: Option<Process>,
+    /// How often it was started since its logs were forgotten.
+    lives: u32,
     instances: Instances,
     seen: Seen,
 }
 
 impl Provider {
     /// Makes its folder, its image and its configuration, and has it drawn a port.
-    pub(super) fn set_up(network: &Network, worker: u64, bug: Option<PlantedBug>) -> Self {
+    pub(super) fn set_up(
+        network: &Network,
+        worker: u64,
+        bug: Option<PlantedBug>,
+        logged: &str,
+    ) -> Self {
         let folder = network.folder().join(format!("provider{worker}"));
         fs::create_dir(&folder).expect("a new folder");
         let config = folder.join("souk.toml");
@@ -53,7 +60,7 @@ impl Provider {
             )
             .replace("allow_shared_kernel = false", "allow_shared_kernel = true")
             .replace("checkpoint_s = 10", "checkpoint_s = 1")
-            .replace("filter = \"debug\"", "filter = \"warn\"");
+            .replace("filter = \"debug\"", &format!("filter = {logged:?}"));
         fs::write(&config, &text).expect("written");
         succeed(
             Command::new(programs::souk())
@@ -67,6 +74,7 @@ impl Provider {
             id: String::new(),
             bug,
             process: None,
+            lives: 0,
             seen: Seen::default(),
         };
         provider.start(None);
@@ -78,6 +86,19 @@ impl Provider {
         fs::write(&provider.config, fixed).expect("written");
         provider.kill();
         provider
+    }
+
+    /// Its folder, with what each of its lives said.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Forgets what its lives have said so far.
+    pub(super) fn forget_logs(&mut self) {
+        self.lives = 0;
+        for path in logs_in(&self.folder) {
+            fs::remove_file(path).expect("it is ours");
+        }
     }
 
     pub(super) fn id(&self) -> &str {
@@ -98,7 +119,9 @@ impl Provider {
         if let Some(Kill::At(point, nth)) = kill {
             command.env(KILL_VARIABLE, format!("{}:{nth}", point.name()));
         }
-        self.process = Some(Process::start("provider", command, &self.folder));
+        self.lives += 1;
+        let name = format!("provider-{}", self.lives);
+        self.process = Some(Process::start(&name, command, &self.folder));
         self.until_ready();
     }
 

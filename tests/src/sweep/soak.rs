@@ -15,7 +15,7 @@ use std::{
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use super::{Kill, provider::Provider, run};
+use super::{Kill, leave, provider::Provider, run};
 use crate::{
     network::{Network, NodeUnderTest, Plan},
     simulation::Violation,
@@ -120,7 +120,7 @@ pub fn soak(plan: &Soak) -> Soaked {
         for worker in 0..plan.workers {
             let (network, next, warm, soaked) = (&network, &next, &warm, &soaked);
             scope.spawn(move || {
-                let mut provider = Provider::set_up(network, worker, None);
+                let mut provider = Provider::set_up(network, worker, None, "warn");
                 provider.start(None);
                 let mut life = Life::new(format!("provider {worker}"));
                 loop {
@@ -128,7 +128,9 @@ pub fn soak(plan: &Soak) -> Soaked {
                     if number >= plan.leases && start.elapsed() >= plan.lasts {
                         break;
                     }
-                    let run = run(network, &mut provider, number, death(plan.seed, number));
+                    let requester = network.requester(&format!("requester{number}"), None);
+                    let run = run(&requester, &mut provider, death(plan.seed, number));
+                    leave(&requester);
                     if number >= plan.leases / 4 {
                         let mut warm = warm.lock().unwrap_or_else(PoisonError::into_inner);
                         warm.get_or_insert_with(|| footprints(network.mixes()));
