@@ -45,6 +45,8 @@ struct Row {
     price_core_hour: Option<String>,
     price_memory_gib_hour: Option<String>,
     capacity: Option<String>,
+    /// Entries of the provider's usage log, as far as it told the network.
+    log_entries: Option<u64>,
     shared_kernel: bool,
     egress: bool,
     evidence: Evidence,
@@ -175,6 +177,11 @@ fn rows<'m>(
             price_core_hour: price(|prices| prices.core_hour),
             price_memory_gib_hour: price(|prices| prices.memory_gib_hour),
             capacity: listed.level(at, 0).map(|level| level.as_str().to_owned()),
+            log_entries: listed
+                .capacity
+                .as_ref()
+                .and_then(|capacity| capacity.log)
+                .map(|log| log.size),
             shared_kernel: offer.shared_kernel,
             egress: offer.egress,
             evidence: evidence.clone(),
