@@ -146,7 +146,7 @@ mod tests {
         }
 
         fn card(&self, at: UnixTime, policy: Policy) -> VerifiedCard {
-            let sub_keys = self.keys.list(&self.network, false, Vec::new(), NOW);
+            let sub_keys = self.keys.list(&self.network, false, Vec::new(), at.0, NOW);
             let card = Card {
                 node: self.keys.node.public(),
                 sequence: Sequence(at.0),
