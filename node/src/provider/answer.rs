@@ -72,12 +72,35 @@ impl Surbs {
     /// Each is journalled as spent before it is used: a copy of an envelope brings the same ones again, and a SURB that is
     /// used twice shows two packets of one header.
     pub(super) async fn send(&mut self, shared: &Shared, to: Addressee<'_>, body: Body) -> bool {
+        self.send_within(shared, to, body, MAX_KEPT).await
+    }
+
+    /// As [`Self::send`], but spends one SURB at most: for those who have no lease, since each that is spent is a row that
+    /// stays until its epoch is over, and a SURB that leads nowhere costs its maker nothing.
+    pub(super) async fn send_once(
+        &mut self,
+        shared: &Shared,
+        to: Addressee<'_>,
+        body: Body,
+    ) -> bool {
+        self.send_within(shared, to, body, 1).await
+    }
+
+    async fn send_within(
+        &mut self,
+        shared: &Shared,
+        to: Addressee<'_>,
+        body: Body,
+        mut tries: usize,
+    ) -> bool {
         #[cfg(feature = "failpoints")]
         let kind = Kind::of(&body);
         let Some(sealed) = seal(shared, &to, body) else {
             return false;
         };
-        while let Some(surb) = self.0.pop_back() {
+        while tries > 0
+            && let Some(surb) = self.0.pop_back()
+        {
             let epoch = surb.epoch();
             if !shared.epochs.accepts(epoch, shared.clock.now()) {
                 continue;
@@ -88,6 +111,7 @@ impl Surbs {
                 .await
             {
                 Ok(true) => {
+                    tries -= 1;
                     #[cfg(feature = "failpoints")]
                     kind.spent();
                 }

@@ -460,7 +460,7 @@ impl Router {
                 counter: Counter(0),
             };
             surbs
-                .send(&shared, to, Body::Refusal(Refusal { reason }))
+                .send_once(&shared, to, Body::Refusal(Refusal { reason }))
                 .await;
             drop(permit);
         });

@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -409,12 +412,23 @@ impl Relays for TestRelays {
     }
 }
 
-struct Captured(mpsc::UnboundedSender<([u8; 32], Vec<u8>)>);
+struct Captured {
+    sent: mpsc::UnboundedSender<([u8; 32], Vec<u8>)>,
+    /// No first hop is reached.
+    cut: AtomicBool,
+    tried: AtomicUsize,
+}
 
 impl ReplySink for Captured {
     fn reply(&self, surb: Surb, reply: &message::Reply) -> Result<(), String> {
+        self.tried.fetch_add(1, Ordering::Relaxed);
+        if self.cut.load(Ordering::Relaxed) {
+            return Err("the first hop is not reached".to_owned());
+        }
         let sent = (surb.fingerprint(), reply.clone().into_bytes());
-        self.0.send(sent).map_err(|_| "the test is over".to_owned())
+        self.sent
+            .send(sent)
+            .map_err(|_| "the test is over".to_owned())
     }
 }
 
@@ -473,7 +487,11 @@ impl World {
                 ..TestRelays::default()
             }),
             offer,
-            replies: Arc::new(Captured(captured)),
+            replies: Arc::new(Captured {
+                sent: captured,
+                cut: AtomicBool::new(false),
+                tried: AtomicUsize::new(0),
+            }),
             received,
             used: Vec::new(),
             life: None,
@@ -586,6 +604,16 @@ impl World {
         clock.send_modify(|now| now.wall = ClockStep(by).shift(now.wall));
     }
 
+    /// No reply leaves any more.
+    pub(super) fn cut_replies(&self) {
+        self.replies.cut.store(true, Ordering::Relaxed);
+    }
+
+    /// How many SURBs replies were tried by, each journalled before.
+    pub(super) fn tried_replies(&self) -> usize {
+        self.replies.tried.load(Ordering::Relaxed)
+    }
+
     /// The next reply, opened by its requester.
     pub(super) async fn reply(&mut self, tenant: &Tenant) -> Reply {
         let next = timeout(PATIENCE, self.received.recv())
@@ -682,7 +710,10 @@ impl Tenant {
 }
 
 /// SURBs over a route that leads nowhere: what is sent by them is caught before.
-fn surbs<const MAX: usize>(world: &World, count: usize) -> souk_market::wire::List<SurbBytes, MAX> {
+pub(super) fn surbs<const MAX: usize>(
+    world: &World,
+    count: usize,
+) -> souk_market::wire::List<SurbBytes, MAX> {
     let mut rng = rand::rng();
     let epoch = epochs().at(world.clock.now());
     let made = (0..count).map(|_| {

@@ -4,17 +4,18 @@ use std::sync::{Arc, atomic::Ordering};
 
 use souk_market::{
     capacity::Level,
+    envelope::MAX_SURBS,
     refusal::Reason,
     reply::{Body, LeaseState},
     request::Action,
     statement::Outcome,
     units::{Counter, ImageHash},
 };
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, task::yield_now, time::timeout};
 
 use super::{
     super::Intake,
-    harness::{Tenant, World},
+    harness::{PATIENCE, Tenant, World, surbs},
     statement,
 };
 
@@ -53,6 +54,25 @@ async fn a_flood_of_grants_is_refused_counted_and_slows_no_running_lease() {
         "nothing is kept of the others"
     );
     assert_eq!(world.machines.made(), 1);
+}
+
+#[tokio::test]
+async fn a_refusal_spends_one_surb_however_many_lead_nowhere() {
+    let world = World::started().await;
+    world.cut_replies();
+    let wrong = Tenant::new(&world, 1, |e| {
+        e.image = ImageHash([8; 32]);
+        e.surbs = surbs(&world, MAX_SURBS);
+    });
+    wrong.ask(&world).await;
+    let unanswered = &world.provider().counters().unanswered;
+    let given_up = async {
+        while unanswered.load(Ordering::Relaxed) == 0 {
+            yield_now().await;
+        }
+    };
+    timeout(PATIENCE, given_up).await.expect("it gives up");
+    assert_eq!(world.tried_replies(), 1);
 }
 
 #[tokio::test]
