@@ -24,7 +24,7 @@ use crate::{
     syscalls,
 };
 
-/// Descriptors of one process. A hard limit of the host that is lower stays.
+/// Descriptors of one process. Half of the host's hard limit, where that is lower, stays.
 const MAX_DESCRIPTORS: u64 = 16_384;
 
 /// Memory that may be locked; locked memory cannot be reclaimed under pressure.
@@ -61,9 +61,14 @@ pub(crate) fn limit(resources: &Resources, memory_is_enforced: bool) -> Result<(
         limits.push((Resource::Data, u64::from(resources.memory_mib) << 20));
     }
     for (resource, wanted) in limits {
-        let hard = getrlimit(resource)
-            .maximum
-            .map_or(wanted, |host| host.min(wanted));
+        let host = getrlimit(resource).maximum;
+        // The kernel counts descriptors on their way through sockets by user, and refuses more to whoever is past its own
+        // limit. A tenant with the node's uid stops far below the node's, which still hands some to the next keeper.
+        let host = match resource {
+            Resource::Nofile => host.map(|host| host / 2),
+            _ => host,
+        };
+        let hard = host.map_or(wanted, |host| host.min(wanted));
         let both = Rlimit {
             current: Some(hard),
             maximum: Some(hard),

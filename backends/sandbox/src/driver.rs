@@ -35,7 +35,7 @@ use crate::{
     USER,
     cgroup::CgroupParent,
     clock::unix_ms,
-    order::{ANSWER_WITHIN, KeeperProgram, ask, host, probe},
+    order::{ANSWER_WITHIN, KeeperProgram, ask, host, probe, raise_descriptor_limit},
     probe::Ability,
     process,
     state::{LeaseDir, StateDir},
@@ -90,6 +90,8 @@ impl Sandbox {
             source: Some(source),
         })?;
         open_agent(&config.agent)?;
+        raise_descriptor_limit()
+            .map_err(|e| host("cannot raise the limit on open files", state.path(), e))?;
         let mut ability = probe(&config.keeper, state.path())?;
         ability.overlay &= config.overlay;
         Ok(Self(Arc::new(Inner {

@@ -11,6 +11,7 @@ use std::{
 use rustix::{
     fs::{Mode, OFlags},
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 use souk_backend::{BackendError, UsageSample};
 
@@ -76,6 +77,14 @@ pub(crate) fn probe(keeper: &KeeperProgram, scratch: &Path) -> Result<Ability, B
     }
 }
 
+/// Lets this process have as many descriptors as it may: a tenant, which may have half of that, can then not use up what the
+/// kernel lets this user have on their way through sockets (see [`crate::confine::limit`]).
+pub(crate) fn raise_descriptor_limit() -> io::Result<()> {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let current = maximum;
+    Ok(setrlimit(Resource::Nofile, Rlimit { current, maximum })?)
+}
+
 /// Starts a keeper and gives it its order.
 pub(crate) fn order_keeper(
     keeper: &KeeperProgram,
@@ -90,7 +99,7 @@ pub(crate) fn order_keeper(
         None,
     )?;
     sockopt::set_socket_timeout(&ours, sockopt::Timeout::Recv, Some(patience))?;
-    let child = Command::new(&keeper.program)
+    let mut child = Command::new(&keeper.program)
         .args(&keeper.arguments)
         .env_clear()
         .current_dir("/")
@@ -98,7 +107,12 @@ pub(crate) fn order_keeper(
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    wire::send(&ours, order, descriptors)?;
+    if let Err(error) = wire::send(&ours, order, descriptors) {
+        // It may have exited already; unless it is waited for, its entry stays in the table of processes.
+        let _ = child.kill();
+        child.wait()?;
+        return Err(error);
+    }
     Ok((child, ours))
 }
 

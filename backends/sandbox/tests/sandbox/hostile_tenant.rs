@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Resource, getrlimit};
 use souk_backend::{Backend, Limit};
 
 use crate::common::{Fixture, Guest, for_both_users};
@@ -15,6 +16,7 @@ for_both_users!(
     a_fork_bomb_stops_at_its_limit_and_nobody_else_notices,
     a_memory_bomb_is_stopped_and_nobody_else_notices,
     a_disk_bomb_stops_at_its_size_and_nobody_else_notices,
+    descriptors_on_their_way_leave_room_for_those_of_the_node,
     a_cpu_hog_gets_its_share,
     what_the_kernel_lends_to_a_user_is_not_used_up,
     the_agent_survives_signals_and_shows_nothing,
@@ -109,6 +111,14 @@ fn what_the_kernel_lends_to_a_user_is_not_used_up(fixture: &Fixture) {
     let (made, status) = attack(fixture, "attack inotify 1000");
     assert_eq!(status, 0, "{made}");
     assert_eq!(made, "8");
+}
+
+/// The kernel lets each process have about as many under way, of all of one user, as its own limit of descriptors is.
+fn descriptors_on_their_way_leave_room_for_those_of_the_node(fixture: &Fixture) {
+    let guest = fixture.instance();
+    let tenant: u64 = guest.output("ulimit -Hn").parse().unwrap();
+    let node = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    assert!(tenant <= 16_384 && tenant <= node / 2, "{tenant} of {node}");
 }
 
 fn a_cpu_hog_gets_its_share(fixture: &Fixture) {
