@@ -3,11 +3,7 @@
 //! Threats: an entry sees the address of its client, so a client that takes a new one each time is seen by all of them in the
 //! end; a session that can be joined to an earlier one by its identity or its mailbox, so both are drawn anew.
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use rand::seq::SliceRandom as _;
 use souk_crypto::{NodeId, UnixTime};
