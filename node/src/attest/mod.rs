@@ -14,7 +14,7 @@
 //!
 //! Threats: evidence of another node, network, key or day (the binding is made from the card that was verified, never from what
 //! the evidence says); bytes without end (sizes are checked first, places on the disk are shared out by origin); a flood of
-//! evidence that does not hold (one thread with a bounded queue, and a node that published [`MAX_BAD`] of them is not looked at
+//! evidence that does not hold (one thread with a bounded queue, and a node that published three of them is not looked at
 //! for a while); an honest peer blamed for what it passed on (only who signed the card is).
 
 mod examine;
@@ -33,6 +33,3 @@ pub use policy_file::{PolicyError, read_policy};
 pub(crate) use source::Source;
 pub use source::SourceError;
 pub use verifier::Verifier;
-
-#[cfg(doc)]
-use verifier::MAX_BAD;

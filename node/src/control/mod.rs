@@ -11,7 +11,7 @@
 //!
 //! Threats: another user of the machine who wants to reach the socket or to put one of their own in its place; a
 //! requester whose traces an operator, or who takes the operator's place, could read: no reply holds any; a client that
-//! reads nothing and would have the node pile up what it is to be told ([`feed`]).
+//! reads nothing and would have the node pile up what it is to be told.
 
 mod feed;
 mod happenings;

@@ -11,7 +11,7 @@
 //! - Every write is durable when its future returns. A lease is closed and its log entry appended in *one* transaction.
 //! - Every row carries a checksum over its table, key and body. A row that fails it is [named](CorruptRow), moved to
 //!   quarantine, and the others go on.
-//! - The database says which [layout](format) it has; an older one is brought to this one in one transaction.
+//! - The database says which layout it has; an older one is brought to this one in one transaction.
 //! - A full disk is an [error](StoreError::Full) of the write that met it; what was written before stays, and writes
 //!   succeed again once there is room.
 //!
