@@ -118,3 +118,114 @@ impl VerifiedCache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ring::rand::SystemRandom;
+
+    use super::*;
+    use crate::{
+        digest::ReportData,
+        soft::{TdxRecipe, TestTdx},
+    };
+
+    const ISSUED: UnixTime = UnixTime(1_790_000_000);
+    const NOW: UnixTime = UnixTime(1_790_086_400);
+
+    /// One machine, whose quotes differ in what they bind.
+    struct Machine(TestTdx);
+
+    impl Machine {
+        fn new() -> Self {
+            let recipe = TdxRecipe::up_to_date(ISSUED);
+            Self(TestTdx::new(recipe, &SystemRandom::new()).expect("it mints"))
+        }
+
+        fn cache(&self) -> VerifiedCache {
+            VerifiedCache::new(Trust::with_test_roots([self.0.root()]))
+        }
+
+        fn quote(&self, number: u64) -> Evidence {
+            let mut data = [0; 64];
+            data[..8].copy_from_slice(&number.to_be_bytes());
+            let quote = self.0.quote(ReportData(data), &SystemRandom::new());
+            Evidence::parse(&quote.expect("it signs")).expect("it parses")
+        }
+
+        fn collateral(&self) -> Collateral {
+            Collateral::Tdx(Box::new(self.0.collateral().clone()))
+        }
+    }
+
+    fn get(
+        cache: &VerifiedCache,
+        evidence: &Evidence,
+        collateral: &Collateral,
+        now: UnixTime,
+    ) -> Option<Answer> {
+        cache.get(evidence.digest(), collateral.digest(), now)
+    }
+
+    #[test]
+    fn an_answer_is_given_again_from_when_it_was_found_until_what_it_stands_on_ends() {
+        let machine = Machine::new();
+        let (quote, collateral, mut cache) =
+            (machine.quote(1), machine.collateral(), machine.cache());
+        assert!(get(&cache, &quote, &collateral, NOW).is_none());
+        let answer = cache.verify(&quote, &collateral, NOW);
+        let end = answer.as_ref().as_ref().expect("it verifies").expires();
+        for (now, is_there) in [
+            (NOW, true),
+            (end, true),
+            (end.plus_s(1), false),
+            (NOW.minus_s(1), false),
+        ] {
+            let kept = get(&cache, &quote, &collateral, now);
+            assert_eq!(kept.is_some(), is_there, "{now}");
+            // The very same answer, not one found anew.
+            assert!(kept.is_none_or(|kept| Arc::ptr_eq(&kept, &answer)));
+        }
+        let late = cache.verify(&quote, &collateral, end.plus_s(1));
+        let refusal = late.as_ref().as_ref().expect_err("it ended");
+        assert_eq!(refusal.reason(), "expired");
+        assert_eq!(cache.len(), 1, "one answer a pair of digests");
+    }
+
+    #[test]
+    fn a_refusal_is_repeated_for_a_while_only() {
+        let machine = Machine::new();
+        let (quote, collateral, mut cache) =
+            (machine.quote(1), machine.collateral(), machine.cache());
+        let early = ISSUED.minus_s(REFUSAL_LIFE_S);
+        assert!(cache.verify(&quote, &collateral, early).is_err());
+        assert!(get(&cache, &quote, &collateral, ISSUED).is_some_and(|answer| answer.is_err()));
+        assert!(get(&cache, &quote, &collateral, ISSUED.plus_s(1)).is_none());
+        assert!(cache.verify(&quote, &collateral, ISSUED.plus_s(1)).is_ok());
+    }
+
+    #[test]
+    fn an_answer_is_for_its_evidence_and_its_collateral() {
+        let (machine, other) = (Machine::new(), Machine::new());
+        let (quote, collateral, mut cache) =
+            (machine.quote(1), machine.collateral(), machine.cache());
+        assert!(cache.verify(&quote, &collateral, NOW).is_ok());
+        assert!(get(&cache, &machine.quote(2), &collateral, NOW).is_none());
+        assert!(get(&cache, &quote, &other.collateral(), NOW).is_none());
+        assert!(cache.verify(&quote, &other.collateral(), NOW).is_err());
+        assert!(cache.verify(&quote, &collateral, NOW).is_ok());
+    }
+
+    #[test]
+    fn a_flood_of_evidence_pushes_out_the_oldest_and_takes_no_more_room() {
+        let machine = Machine::new();
+        // Refused for the collateral of another machine: that is found before any signature is checked.
+        let (other, mut cache) = (Machine::new().collateral(), machine.cache());
+        let first = machine.quote(0);
+        for number in 0..=MAX_ANSWERS as u64 {
+            let _ = cache.verify(&machine.quote(number), &other, NOW);
+            assert!(cache.len() <= MAX_ANSWERS && cache.order.len() <= MAX_ANSWERS);
+        }
+        assert_eq!(cache.len(), MAX_ANSWERS);
+        assert!(get(&cache, &first, &other, NOW).is_none());
+    }
+}

@@ -25,7 +25,7 @@ use std::{path::PathBuf, time::Duration};
 use souk_crypto::UnixTime;
 
 pub use http::HttpError;
-pub use plan::{Answer, PlanError, Request};
+pub use plan::{PlanError, Request, Response};
 use store::Store;
 pub use store::StoreError;
 
@@ -60,8 +60,8 @@ pub enum FetchError {
         /// `tdx` or `sev-snp`.
         tee: String,
     },
-    /// A service did not answer.
-    #[error("no answer to {path}")]
+    /// A request to a service brought nothing.
+    #[error("GET {path} failed")]
     Http {
         /// What was asked for.
         path: String,
@@ -70,10 +70,10 @@ pub enum FetchError {
         source: HttpError,
     },
     /// What was to be asked for, or what was answered, makes no sense.
-    #[error("the service and the evidence do not fit")]
+    #[error(transparent)]
     Plan(#[from] PlanError),
     /// What was answered does not verify with the evidence.
-    #[error("the answers do not verify with the evidence")]
+    #[error("what the service gave does not verify with the evidence")]
     Unverified(#[source] Refusal),
 }
 
@@ -131,17 +131,17 @@ async fn fetch(
     let base = base.as_deref().ok_or_else(|| FetchError::NoService {
         tee: evidence.tee().to_string(),
     })?;
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for request in plan::requests(evidence)? {
-        let answer = http::get(base, &request, ANSWER_WITHIN)
+        let response = http::get(base, &request, ANSWER_WITHIN)
             .await
             .map_err(|source| FetchError::Http {
                 path: request.path.clone(),
                 source,
             })?;
-        answers.push(answer);
+        responses.push(response);
     }
-    let collateral = plan::collateral(evidence, &answers)?;
+    let collateral = plan::collateral(evidence, &responses, now)?;
     verify(evidence, &collateral, trust, now).map_err(FetchError::Unverified)?;
     Ok(collateral)
 }

@@ -17,7 +17,7 @@ use souk_crypto::UnixTime;
 
 use crate::{
     refusal::{Part, Refusal},
-    snp::{SnpCollateral, SnpPieces},
+    snp::{SnpCollateral, SnpPieces, SnpReport},
     tdx::{MAX_COLLATERAL_BYTES, MAX_QUOTE_BYTES, TdxCollateral, TdxQuote},
     verified::{Collateral, Evidence},
 };
@@ -84,23 +84,7 @@ pub fn collateral(
     }
     let found = match evidence {
         Evidence::Tdx(quote) => tdx(&files, quote, now),
-        Evidence::Snp(report) => {
-            let mut pieces = SnpPieces::default();
-            let mut any = false;
-            for file in &files {
-                if let Ok(whole) = SnpCollateral::from_bytes(file) {
-                    return Ok(Ok(Collateral::Snp(Box::new(whole))));
-                }
-                match pieces.add(file) {
-                    Ok(held) => any |= held,
-                    Err(refusal) => return Ok(Err(refusal)),
-                }
-            }
-            any.then(|| {
-                let collateral = pieces.for_report(report)?;
-                Ok(Collateral::Snp(Box::new(collateral)))
-            })
-        }
+        Evidence::Snp(report) => snp(&files, report, now),
     };
     found.ok_or_else(|| FileError::NoCollateral {
         path: path.to_owned(),
@@ -142,6 +126,41 @@ fn tdx(files: &[Vec<u8>], quote: &TdxQuote, now: UnixTime) -> Option<Result<Coll
     match (best, refusal) {
         (Some((_, best)), _) => Some(Ok(Collateral::Tdx(Box::new(best)))),
         (None, refusal) => refusal.map(Err),
+    }
+}
+
+/// Whole collateral in its canonical form is taken as it stands; loose pieces of all other files together are one more choice.
+fn snp(
+    files: &[Vec<u8>],
+    report: &SnpReport,
+    now: UnixTime,
+) -> Option<Result<Collateral, Refusal>> {
+    let mut choices = Vec::new();
+    let mut pieces = SnpPieces::default();
+    let mut any = false;
+    for file in files {
+        if let Ok(whole) = SnpCollateral::from_bytes(file) {
+            choices.push(whole);
+            continue;
+        }
+        match pieces.add(file) {
+            Ok(held) => any |= held,
+            Err(refusal) => return Some(Err(refusal)),
+        }
+    }
+    let mut refusal = None;
+    if any {
+        match pieces.for_report(report, now) {
+            Ok(found) => choices.push(found),
+            Err(why) => refusal = Some(why),
+        }
+    }
+    match choices
+        .into_iter()
+        .max_by_key(|choice| choice.rank(report, now))
+    {
+        Some(best) => Some(Ok(Collateral::Snp(Box::new(best)))),
+        None => refusal.map(Err),
     }
 }
 

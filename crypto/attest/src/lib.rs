@@ -33,7 +33,7 @@ mod x509;
 pub use bundle::{Bundle, MAX_BUNDLE_BYTES};
 pub use cache::{Answer, MAX_ANSWERS, REFUSAL_LIFE_S, VerifiedCache};
 pub use digest::{CollateralDigest, EvidenceDigest, HexError, Measurement, ReportData, RootId};
-pub use policy::{Decision, Expected, Line, MAX_POLICY_BYTES, Mistake, Mistakes, Policy, Verdict};
+pub use policy::{Decision, Expected, Line, MAX_POLICY_BYTES, Policy, Verdict};
 pub use refusal::{Blame, Part, Refusal};
 pub use snp::{
     GuestPolicy, MAX_SNP_COLLATERAL_BYTES, Product, REPORT_BYTES, SnpCollateral, SnpFacts,

@@ -13,7 +13,6 @@ mod reader;
 use souk_crypto::UnixTime;
 
 pub use decision::{Decision, Line, Verdict};
-pub use reader::{Mistake, Mistakes};
 
 use crate::{
     date,

@@ -192,6 +192,14 @@ pub(crate) fn verify(
     check_root(quote, collateral, root_der)?;
     check_dates(quote, collateral, now)?;
     check_revocation(quote, collateral)?;
+    if let Some(chain) = &collateral.pck_chain
+        && !chain.iter().eq([quote.pck(), quote.pck_ca(), quote.root()])
+    {
+        return Err(Refusal::OtherPlatform {
+            expected: "the PCK certificate of the quote".to_owned(),
+            found: "another PCK certificate".to_owned(),
+        });
+    }
     let fmspc = quote.claimed_fmspc()?;
     if fmspc != collateral.fmspc {
         return Err(Refusal::OtherPlatform {

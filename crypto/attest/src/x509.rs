@@ -3,6 +3,7 @@
 //! Threat: bytes beside the signed ones. A certificate is taken only if encoding it again gives the same bytes, and only
 //! if the two places that name its signature algorithm agree, so that every byte is either signed or a signature.
 
+use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use souk_crypto::UnixTime;
 use x509_cert::{
     certificate::{CertificateInner, Raw},
@@ -87,6 +88,21 @@ impl Cert {
             (Some(one), None) => Some(one.extn_value.as_bytes()),
             _ => None,
         }
+    }
+
+    /// Whether an authority with a key of P-256, as all of Intel's have, signed it.
+    pub(crate) fn is_signed_by(&self, authority: &Self) -> bool {
+        let signed = self.parsed.tbs_certificate().to_der().ok();
+        let signature = self.parsed.signature().as_bytes();
+        let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, authority.public_key());
+        signed.zip(signature).is_some_and(|(signed, signature)| {
+            self.issuer() == authority.subject() && key.verify(&signed, signature).is_ok()
+        })
+    }
+
+    /// Whether `now` lies within its dates.
+    pub(crate) fn holds(&self, now: UnixTime) -> bool {
+        self.check_dates(Part::Collateral, now).is_ok()
     }
 
     /// Refuses a certificate outside its dates.

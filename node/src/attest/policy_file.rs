@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use souk_attest::{MAX_POLICY_BYTES, Mistakes, Policy};
+use souk_attest::{MAX_POLICY_BYTES, Policy};
+use souk_toml::Mistakes;
 
 /// Why the policy of a file cannot be used.
 #[derive(Debug, thiserror::Error)]

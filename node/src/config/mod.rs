@@ -6,7 +6,6 @@
 //! A configuration that was read is valid: addresses parse, ranges hold, and keys that contradict each other were
 //! found. What only the machine can tell (a port in use, a missing folder) is found when the node starts.
 
-mod mistake;
 mod reader;
 
 use std::{
@@ -24,10 +23,10 @@ use souk_market::{
     units::{Asset, DurationS, Money, OperatorId, Resources},
     wire::List,
 };
+use souk_toml::Mistakes;
 
 use crate::net::NodeAddress;
 
-pub use mistake::{Mistake, Mistakes};
 use reader::{Reader, Wrong, from_str};
 
 /// The commented defaults.

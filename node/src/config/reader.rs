@@ -4,40 +4,31 @@
 
 use std::{fmt::Display, ops::RangeInclusive, str::FromStr};
 
+use souk_toml::{Document, Mistakes, suggestion, whole_number};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
 
-use super::mistake::{Mistake, Mistakes};
-
-/// A name that is further than this from every known one is no misspelling of it.
-const MAX_TYPO_DISTANCE: usize = 3;
-
 /// Two documents, of which the user's wins, and the mistakes found so far.
 pub(super) struct Reader<'a> {
-    text: &'a str,
+    document: Document<'a>,
     user: DeTable<'a>,
     defaults: DeTable<'a>,
-    mistakes: Vec<Mistake>,
 }
 
 impl<'a> Reader<'a> {
     /// Parses both; syntax errors and unknown names become mistakes.
     pub(super) fn new(text: &'a str, defaults: &'a str) -> Self {
-        let (user, errors) = DeTable::parse_recoverable(text);
+        let hint =
+            "see https://toml.io for the syntax; `souk config default` prints a file that is right";
+        let (document, user) = Document::parse(text, hint);
         let defaults = DeTable::parse(defaults).expect("the built-in defaults are TOML");
         let mut reader = Self {
-            text,
-            user: user.into_inner(),
+            document,
+            user,
             defaults: defaults.into_inner(),
-            mistakes: Vec::new(),
         };
-        for error in errors {
-            let span = error.span().unwrap_or(0..0);
-            let hint = "see https://toml.io for the syntax; `souk config default` prints a file that is right";
-            reader.mistake(span, error.message().to_owned(), hint.to_owned());
-        }
         reader.find_unknown();
         reader
     }
@@ -47,12 +38,12 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// All mistakes.
     pub(super) fn finish(self) -> Result<(), Mistakes> {
-        Mistakes::check(self.mistakes)
+        self.document.finish()
     }
 
     /// How many mistakes were found so far.
     pub(super) fn mistakes(&self) -> usize {
-        self.mistakes.len()
+        self.document.mistakes()
     }
 
     pub(super) fn bool(&mut self, section: &str, key: &str) -> bool {
@@ -68,22 +59,19 @@ impl<'a> Reader<'a> {
     pub(super) fn integer(&mut self, section: &str, key: &str, range: RangeInclusive<u64>) -> u64 {
         let (value, span) = self.value(section, key);
         let (low, high) = (*range.start(), *range.end());
-        let number = |value: &DeValue<'_>| {
-            let digits = value.as_integer()?;
-            u64::from_str_radix(digits.as_str(), digits.radix()).ok()
-        };
-        match (number(&value), value.as_integer()) {
+        match (whole_number(&value), value.as_integer()) {
             (Some(number), _) if range.contains(&number) => return number,
             (_, Some(digits)) => {
                 let what = format!("{section}.{key} is {}", digits.as_str());
-                self.mistake(span, what, format!("it goes from {low} to {high}"));
+                self.document
+                    .mistake(span, what, format!("it goes from {low} to {high}"));
             }
             (_, None) => {
                 let wanted = format!("a whole number from {low} to {high}");
                 self.wrong_type(section, key, &wanted, &value, span);
             }
         }
-        number(self.default(section, key)).unwrap_or(high)
+        whole_number(self.default(section, key)).unwrap_or(high)
     }
 
     /// The same for a type of 32 bits.
@@ -170,7 +158,8 @@ impl<'a> Reader<'a> {
     /// Adds a mistake about a key whose value has the right form but does not fit the others.
     pub(super) fn misfit(&mut self, section: &str, key: &str, what: &str, hint: &str) {
         let (_, span) = self.value(section, key);
-        self.mistake(span, what.to_owned(), hint.to_owned());
+        self.document
+            .mistake(span, what.to_owned(), hint.to_owned());
     }
 
     fn take<T>(
@@ -184,7 +173,8 @@ impl<'a> Reader<'a> {
         match take(text) {
             Ok(value) => Some(value),
             Err(Wrong { why, hint }) => {
-                self.mistake(span, format!("{section}.{key} is {text:?}: {why}"), hint);
+                self.document
+                    .mistake(span, format!("{section}.{key} is {text:?}: {why}"), hint);
                 None
             }
         }
@@ -256,7 +246,7 @@ impl<'a> Reader<'a> {
             }
         }
         for (span, what, hint) in found {
-            self.mistake(span, what, hint);
+            self.document.mistake(span, what, hint);
         }
     }
 
@@ -277,18 +267,7 @@ impl<'a> Reader<'a> {
         span: std::ops::Range<usize>,
     ) {
         let what = format!("{section}.{key} is of type {}", found.type_str());
-        self.mistake(span, what, format!("write {wanted}"));
-    }
-
-    fn mistake(&mut self, span: std::ops::Range<usize>, what: String, hint: String) {
-        let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
-        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-        self.mistakes.push(Mistake {
-            span,
-            line,
-            what,
-            hint,
-        });
+        self.document.mistake(span, what, format!("write {wanted}"));
     }
 }
 
@@ -310,35 +289,4 @@ impl Wrong {
 /// Understands a string by its `FromStr`.
 pub(super) fn from_str<T: FromStr<Err: Display>>(hint: &str) -> impl Fn(&str) -> Result<T, Wrong> {
     move |text| text.parse().map_err(|why| Wrong::new(why, hint))
-}
-
-fn suggestion<'n>(wrong: &str, names: impl Iterator<Item = &'n str>, kind: &str) -> String {
-    let mut names: Vec<_> = names.collect();
-    names.sort_unstable();
-    let nearest = names
-        .iter()
-        .map(|name| (distance(wrong, name), *name))
-        .min();
-    match nearest {
-        Some((far, name)) if far <= MAX_TYPO_DISTANCE.min(name.len() / 2) => {
-            format!("did you mean `{name}`?")
-        }
-        _ => format!("its {kind} are {}", names.join(", ")),
-    }
-}
-
-/// Levenshtein's distance of two short names.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let swap = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = swap.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

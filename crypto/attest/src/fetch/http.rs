@@ -12,9 +12,9 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::plan::{Answer, Request};
+use super::plan::{Request, Response};
 
-/// Why there was no answer.
+/// Why a request brought nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// The address is not one of `http://host:port`.
@@ -36,20 +36,20 @@ pub enum HttpError {
     #[error("the exchange failed")]
     Exchange(#[source] hyper::Error),
     /// The service refused.
-    #[error("the service answered {status}")]
+    #[error("the service answered with status {status}")]
     Status {
         /// Its status.
         status: u16,
     },
-    /// The answer lacks a header that is needed.
-    #[error("the answer has no header {name}")]
+    /// The response lacks a header that is needed.
+    #[error("the response has no header {name}")]
     NoHeader {
         /// Its name.
         name: &'static str,
     },
-    /// The answer is too large, or ended early.
-    #[error("the answer cannot be read, or has more than {max} bytes")]
-    Body {
+    /// The body is larger than any that makes sense.
+    #[error("the body has more than {max} bytes")]
+    TooLarge {
         /// The bound.
         max: usize,
     },
@@ -60,16 +60,16 @@ pub(super) async fn get(
     base: &str,
     request: &Request,
     within: Duration,
-) -> Result<Answer, HttpError> {
+) -> Result<Response, HttpError> {
     match tokio::time::timeout(within, exchange(base, request)).await {
-        Ok(answer) => answer,
+        Ok(response) => response,
         Err(_) => Err(HttpError::TooSlow {
             within_s: within.as_secs(),
         }),
     }
 }
 
-async fn exchange(base: &str, request: &Request) -> Result<Answer, HttpError> {
+async fn exchange(base: &str, request: &Request) -> Result<Response, HttpError> {
     let no_address = || HttpError::Address {
         address: base.to_owned(),
     };
@@ -107,28 +107,27 @@ async fn exchange(base: &str, request: &Request) -> Result<Answer, HttpError> {
                 status: head.status.as_u16(),
             });
         }
-        let header = if request.header.is_empty() {
-            String::new()
-        } else {
-            let value = head.headers.get(request.header);
+        let header = request.header.map(|name| {
+            let value = head.headers.get(name);
             let text = value.and_then(|value| value.to_str().ok());
-            let name = request.header;
-            text.ok_or(HttpError::NoHeader { name })?.to_owned()
-        };
+            text.map(str::to_owned).ok_or(HttpError::NoHeader { name })
+        });
         let max = request.max_bytes;
-        let body = Limited::new(body, max)
-            .collect()
-            .await
-            .map_err(|_| HttpError::Body { max })?;
-        Ok(Answer {
-            header,
+        let body = Limited::new(body, max).collect().await.map_err(|error| {
+            match error.downcast::<hyper::Error>() {
+                Ok(error) => HttpError::Exchange(*error),
+                Err(_) => HttpError::TooLarge { max },
+            }
+        })?;
+        Ok(Response {
+            header: header.transpose()?,
             body: body.to_bytes().to_vec(),
         })
     };
     // The connection moves only while it is polled; it ends with the exchange.
     tokio::pin!(talk);
     tokio::select! {
-        answer = &mut talk => answer,
+        response = &mut talk => response,
         ended = connection => match ended {
             Ok(()) => talk.await,
             Err(error) => Err(HttpError::Exchange(error)),

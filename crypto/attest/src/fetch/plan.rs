@@ -1,10 +1,11 @@
-//! What to ask a service for, and what to make of its answers; without a connection.
+//! What to ask a service for, and what to make of its responses; without a connection.
 //!
 //! Sources: Intel, "API Documentation" of the Provisioning Certification Service, version 4; AMD, "VCEK Certificate and KDS
 //! Interface Specification" (57230), chapter 4.
 
 use dcap_qvl::QuoteCollateralV3;
 use serde::de::IgnoredAny;
+use souk_crypto::UnixTime;
 
 use crate::{
     refusal::{Part, Refusal},
@@ -18,22 +19,22 @@ use crate::{
 pub struct Request {
     /// Path and query, beginning with a slash.
     pub path: String,
-    /// The header of the answer that is needed, in lower case; empty for none.
-    pub header: &'static str,
-    /// Bytes that an answer may have.
+    /// The header that the response needs, in lower case.
+    pub header: Option<&'static str>,
+    /// Bytes that a response may have.
     pub max_bytes: usize,
 }
 
-/// One answer with status 200.
+/// What came back with status 200.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The header that was asked for.
-    pub header: String,
+pub struct Response {
+    /// The header that was asked for, if one was.
+    pub header: Option<String>,
     /// The body.
     pub body: Vec<u8>,
 }
 
-/// Why there is nothing to ask, or nothing to make of an answer.
+/// Why there is nothing to ask, or nothing to make of a response.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// The evidence does not say whom it is of.
@@ -42,14 +43,14 @@ pub enum PlanError {
     /// The report names no processor, as those of version 2, and no chip of a known kind.
     #[error("the report does not name its processor")]
     UnknownProcessor,
-    /// An answer is not what was asked for.
-    #[error("the answer about the {part} makes no sense")]
-    Answer {
+    /// A response is not what was asked for.
+    #[error("the response about the {part} makes no sense")]
+    Response {
         /// What it is about.
         part: Part,
     },
-    /// The answers are no collateral.
-    #[error("the answers are no collateral")]
+    /// The responses are no collateral.
+    #[error("the responses are no collateral")]
     Collateral(#[source] Refusal),
 }
 
@@ -68,19 +69,25 @@ pub fn requests(evidence: &Evidence) -> Result<Vec<Request>, PlanError> {
     }
 }
 
-/// Collateral from the answers, in the order of the requests.
+/// Collateral at `now` from the responses, in the order of the requests.
 ///
 /// # Errors
-/// [`PlanError::Answer`] or [`PlanError::Collateral`].
-pub fn collateral(evidence: &Evidence, answers: &[Answer]) -> Result<Collateral, PlanError> {
+/// [`PlanError::Response`] or [`PlanError::Collateral`].
+pub fn collateral(
+    evidence: &Evidence,
+    responses: &[Response],
+    now: UnixTime,
+) -> Result<Collateral, PlanError> {
     match evidence {
-        Evidence::Tdx(_) => tdx(answers),
+        Evidence::Tdx(_) => tdx(responses),
         Evidence::Snp(report) => {
             let mut pieces = SnpPieces::default();
-            for answer in answers {
-                pieces.add(&answer.body).map_err(PlanError::Collateral)?;
+            for response in responses {
+                pieces.add(&response.body).map_err(PlanError::Collateral)?;
             }
-            let found = pieces.for_report(report).map_err(PlanError::Collateral)?;
+            let found = pieces
+                .for_report(report, now)
+                .map_err(PlanError::Collateral)?;
             Ok(Collateral::Snp(Box::new(found)))
         }
     }
@@ -95,10 +102,10 @@ fn tdx_requests(quote: &TdxQuote) -> Result<Vec<Request>, PlanError> {
     };
     let ca = quote.claimed_ca();
     Ok(vec![
-        get("/sgx/certification/v4/rootcacrl".to_owned(), "", 64),
+        get("/sgx/certification/v4/rootcacrl".to_owned(), None, 64),
         get(
             format!("/sgx/certification/v4/pckcrl?ca={ca}&encoding=der"),
-            "",
+            None,
             256,
         ),
         get(
@@ -106,24 +113,24 @@ fn tdx_requests(quote: &TdxQuote) -> Result<Vec<Request>, PlanError> {
                 "/tdx/certification/v4/tcb?fmspc={}",
                 hex::encode_upper(fmspc)
             ),
-            TCB_INFO_CHAIN,
+            Some(TCB_INFO_CHAIN),
             128,
         ),
         get(
             "/tdx/certification/v4/qe/identity".to_owned(),
-            QE_IDENTITY_CHAIN,
+            Some(QE_IDENTITY_CHAIN),
             128,
         ),
     ])
 }
 
-/// Collateral of TDX from the answers about the root's list, the PCK's list, TCB info and identity, in this order.
+/// Collateral of TDX from the responses about the root's list, the PCK's list, TCB info and identity, in this order.
 ///
 /// # Errors
 /// As [`collateral`].
-pub fn tdx(answers: &[Answer]) -> Result<Collateral, PlanError> {
-    let [root_crl, pck_crl, tcb_info, qe_identity] = answers else {
-        return Err(PlanError::Answer {
+pub fn tdx(responses: &[Response]) -> Result<Collateral, PlanError> {
+    let [root_crl, pck_crl, tcb_info, qe_identity] = responses else {
+        return Err(PlanError::Response {
             part: Part::Collateral,
         });
     };
@@ -136,10 +143,16 @@ pub fn tdx(answers: &[Answer]) -> Result<Collateral, PlanError> {
         root_ca_crl: hex::decode(root_crl.body.trim_ascii())
             .unwrap_or_else(|_| root_crl.body.clone()),
         pck_crl: hex::decode(pck_crl.body.trim_ascii()).unwrap_or_else(|_| pck_crl.body.clone()),
-        tcb_info_issuer_chain: percent_decoded(&tcb_info.header),
+        tcb_info_issuer_chain: tcb_info
+            .header
+            .as_deref()
+            .map_or_else(String::new, percent_decoded),
         tcb_info: tcb_info_text,
         tcb_info_signature,
-        qe_identity_issuer_chain: percent_decoded(&qe_identity.header),
+        qe_identity_issuer_chain: qe_identity
+            .header
+            .as_deref()
+            .map_or_else(String::new, percent_decoded),
         qe_identity: identity_text,
         qe_identity_signature: identity_signature,
         pck_certificate_chain: None,
@@ -165,7 +178,7 @@ fn snp_requests(report: &SnpReport) -> Result<Vec<Request>, PlanError> {
     };
     let get = |path: String, kib| Request {
         path,
-        header: "",
+        header: None,
         max_bytes: kib * KIB,
     };
     Ok(vec![
@@ -185,14 +198,14 @@ fn snp_requests(report: &SnpReport) -> Result<Vec<Request>, PlanError> {
     ])
 }
 
-/// The text that was signed, byte for byte as it stands in the answer, and its signature.
-fn signed(answer: &Answer, name: &str, part: Part) -> Result<(String, Vec<u8>), PlanError> {
+/// The text that was signed, byte for byte as it stands in the response, and its signature.
+fn signed(response: &Response, name: &str, part: Part) -> Result<(String, Vec<u8>), PlanError> {
     #[derive(serde::Deserialize)]
     struct Signature {
         signature: String,
     }
-    let wrong = || PlanError::Answer { part };
-    let text = std::str::from_utf8(&answer.body).map_err(|_| wrong())?;
+    let wrong = || PlanError::Response { part };
+    let text = std::str::from_utf8(&response.body).map_err(|_| wrong())?;
     let whole: Signature = serde_json::from_str(text).map_err(|_| wrong())?;
     let signature = hex::decode(&whole.signature).map_err(|_| wrong())?;
     let key = format!("\"{name}\":");
@@ -228,12 +241,12 @@ mod tests {
 
     #[test]
     fn the_signed_text_is_taken_as_it_stands() {
-        let answer = |body: &str| Answer {
-            header: String::new(),
+        let response = |body: &str| Response {
+            header: None,
             body: body.as_bytes().to_vec(),
         };
         let body = r#"{ "tcbInfo": {"b": 1,  "a":"}"} , "signature":"00ff"}"#;
-        let (text, signature) = signed(&answer(body), "tcbInfo", Part::TcbInfo).expect("signed");
+        let (text, signature) = signed(&response(body), "tcbInfo", Part::TcbInfo).expect("signed");
         assert_eq!(text, r#"{"b": 1,  "a":"}"}"#);
         assert_eq!(signature, [0, 255]);
         for wrong in [
@@ -243,7 +256,7 @@ mod tests {
             r#"{"tcbInfo":{},"signature":"xy"}"#,
         ] {
             assert!(
-                signed(&answer(wrong), "tcbInfo", Part::TcbInfo).is_err(),
+                signed(&response(wrong), "tcbInfo", Part::TcbInfo).is_err(),
                 "{wrong}"
             );
         }

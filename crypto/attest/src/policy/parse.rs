@@ -1,9 +1,10 @@
 //! Reads `policy.toml` into a [`Policy`].
 
 use souk_crypto::domain;
+use souk_toml::Mistakes;
 
 use super::{
-    MAX_POLICY_BYTES, Mistakes, Policy, Reference, Register, SnpRules, TdxRules, Tolerated, Values,
+    MAX_POLICY_BYTES, Policy, Reference, Register, SnpRules, TdxRules, Tolerated, Values,
     reader::{Reader, Section, from_str},
 };
 use crate::{
@@ -81,7 +82,7 @@ impl Policy {
     /// All mistakes of the text.
     pub fn parse(text: &str) -> Result<Self, Mistakes> {
         let (mut reader, table) = Reader::new(text);
-        let root = reader.root(&table, ROOT_KEYS);
+        let root = reader.root("the policy", &table, ROOT_KEYS);
         match reader.integer(&root, "version", u64::MAX) {
             Some(1) => {}
             _ => reader.misfit(

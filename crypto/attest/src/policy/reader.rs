@@ -1,55 +1,15 @@
 //! Reads typed values out of a policy and collects every mistake, with its line and what to write instead.
 
-use std::{fmt, fmt::Display, ops::Range, str::FromStr};
+use std::{fmt::Display, ops::Range, str::FromStr};
 
-use toml::de::{DeTable, DeValue};
-
-/// A name that is further than this from every known one is no misspelling of it.
-const MAX_TYPO_DISTANCE: usize = 3;
-
-/// One mistake in a policy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
-    /// Where it is, in bytes of the text.
-    pub span: Range<usize>,
-    /// The line, from 1.
-    pub line: usize,
-    /// What is wrong.
-    pub what: String,
-    /// What to write instead.
-    pub hint: String,
-}
-
-/// All mistakes of one policy, in the order of their lines; never empty.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub struct Mistakes(Vec<Mistake>);
-
-impl Mistakes {
-    /// The mistakes, by line.
-    pub fn iter(&self) -> impl Iterator<Item = &Mistake> {
-        self.0.iter()
-    }
-}
-
-impl Display for Mistakes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, mistake) in self.0.iter().enumerate() {
-            let newline = if at == 0 { "" } else { "\n" };
-            write!(
-                f,
-                "{newline}line {}: {}; {}",
-                mistake.line, mistake.what, mistake.hint
-            )?;
-        }
-        Ok(())
-    }
-}
+use souk_toml::{Document, Mistakes, suggestion, whole_number};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
 /// The text and the mistakes found so far.
-pub(super) struct Reader<'a> {
-    text: &'a str,
-    mistakes: Vec<Mistake>,
-}
+pub(super) struct Reader<'a>(Document<'a>);
 
 /// A table of the text, the name it goes by, and where it stands.
 #[derive(Clone)]
@@ -62,31 +22,24 @@ pub(super) struct Section<'t, 'a> {
 impl<'a> Reader<'a> {
     /// Parses the text; errors of syntax become mistakes.
     pub(super) fn new(text: &'a str) -> (Self, DeTable<'a>) {
-        let (table, errors) = DeTable::parse_recoverable(text);
-        let mut reader = Self {
-            text,
-            mistakes: Vec::new(),
-        };
-        for error in errors {
-            let span = error.span().unwrap_or(0..0);
-            reader.mistake(span, error.message(), "see https://toml.io for the syntax");
-        }
-        (reader, table.into_inner())
+        let (document, table) = Document::parse(text, "see https://toml.io for the syntax");
+        (Self(document), table)
     }
 
     /// Ends the reading.
-    pub(super) fn finish<T>(mut self, value: T) -> Result<T, Mistakes> {
-        if self.mistakes.is_empty() {
-            return Ok(value);
-        }
-        self.mistakes
-            .sort_by_key(|mistake| (mistake.span.start, mistake.what.clone()));
-        Err(Mistakes(self.mistakes))
+    pub(super) fn finish<T>(self, value: T) -> Result<T, Mistakes> {
+        self.0.finish().map(|()| value)
     }
 
-    pub(super) fn root<'t>(&mut self, table: &'t DeTable<'a>, known: &[&str]) -> Section<'t, 'a> {
+    /// The whole text, which goes by `name`.
+    pub(super) fn root<'t>(
+        &mut self,
+        name: &'t str,
+        table: &'t DeTable<'a>,
+        known: &[&str],
+    ) -> Section<'t, 'a> {
         let section = Section {
-            name: "the policy",
+            name,
             table: Some(table),
             span: 0..0,
         };
@@ -101,21 +54,17 @@ impl<'a> Reader<'a> {
         key: &'t str,
         known: &[&str],
     ) -> Section<'t, 'a> {
-        let mut section = Section {
-            name: key,
-            table: None,
-            span: 0..0,
-        };
-        if let Some(value) = root.table.and_then(|table| table.get(key)) {
-            section.span = value.span();
-            section.table = value.get_ref().as_table();
-            if section.table.is_none() {
+        match root.table.and_then(|table| table.get(key)) {
+            Some(value) => {
                 let hint = format!("write [{key}] on a line of its own and its keys below");
-                self.mistake(value.span(), format!("`{key}` is a section"), hint);
+                self.table(key, value, known, "is a section", &hint)
             }
+            None => Section {
+                name: key,
+                table: None,
+                span: 0..0,
+            },
         }
-        self.find_unknown(&section, known);
-        section
     }
 
     /// The tables under `[[key]]`, at most `max`.
@@ -129,30 +78,41 @@ impl<'a> Reader<'a> {
         let Some(value) = root.table.and_then(|table| table.get(key)) else {
             return Vec::new();
         };
+        let what = "is a list of sections";
+        let hint = format!("write [[{key}]] on a line of its own and its keys below");
         let Some(items) = value.get_ref().as_array() else {
-            let hint = format!("write [[{key}]] on a line of its own and its keys below");
-            self.mistake(value.span(), format!("`{key}` is a list of sections"), hint);
+            self.mistake(value.span(), format!("`{key}` {what}"), hint);
             return Vec::new();
         };
         if items.len() > max {
             let what = format!("{} times [[{key}]]", items.len());
             self.mistake(value.span(), what, format!("write at most {max}"));
         }
-        let mut sections = Vec::new();
-        for item in items.iter().take(max) {
-            let section = Section {
-                name: key,
-                table: item.get_ref().as_table(),
-                span: item.span(),
-            };
-            if section.table.is_none() {
-                let hint = format!("write [[{key}]] on a line of its own and its keys below");
-                self.mistake(item.span(), format!("`{key}` is a list of sections"), hint);
-            }
-            self.find_unknown(&section, known);
-            sections.push(section);
+        let items = items.iter().take(max);
+        items
+            .map(|item| self.table(key, item, known, what, &hint))
+            .collect()
+    }
+
+    /// A value that has to be a table, by name; empty where it is none.
+    fn table<'t>(
+        &mut self,
+        name: &'t str,
+        value: &'t Spanned<DeValue<'a>>,
+        known: &[&str],
+        what: &str,
+        hint: &str,
+    ) -> Section<'t, 'a> {
+        let section = Section {
+            name,
+            table: value.get_ref().as_table(),
+            span: value.span(),
+        };
+        if section.table.is_none() {
+            self.mistake(value.span(), format!("`{name}` {what}"), hint);
         }
-        sections
+        self.find_unknown(&section, known);
+        section
     }
 
     pub(super) fn bool(&mut self, section: &Section<'_, 'a>, key: &str, default: bool) -> bool {
@@ -178,8 +138,8 @@ impl<'a> Reader<'a> {
             self.wrong_type(section, key, &wanted, value, span);
             return None;
         };
-        match u64::from_str_radix(digits.as_str(), digits.radix()) {
-            Ok(number) if number <= max => Some(number),
+        match whole_number(value) {
+            Some(number) if number <= max => Some(number),
             _ => {
                 let what = format!("{key} is {}", digits.as_str());
                 self.mistake(span, what, format!("it goes from 0 to {max}"));
@@ -262,7 +222,8 @@ impl<'a> Reader<'a> {
             let wrong = key.get_ref().as_ref();
             if !known.contains(&wrong) {
                 let what = format!("there is no key `{wrong}` in {}", section.name);
-                self.mistake(key.span(), what, suggestion(wrong, known));
+                let known = known.iter().copied();
+                self.mistake(key.span(), what, suggestion(wrong, known, "keys"));
             }
         }
     }
@@ -280,13 +241,7 @@ impl<'a> Reader<'a> {
     }
 
     fn mistake(&mut self, span: Range<usize>, what: impl Display, hint: impl Display) {
-        let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
-        self.mistakes.push(Mistake {
-            line: 1 + before.iter().filter(|byte| **byte == b'\n').count(),
-            span,
-            what: what.to_string(),
-            hint: hint.to_string(),
-        });
+        self.0.mistake(span, what, hint);
     }
 }
 
@@ -308,30 +263,4 @@ impl<'a> Section<'_, 'a> {
 /// Takes what `FromStr` understands.
 pub(super) fn from_str<T: FromStr>(text: &str) -> Option<T> {
     text.parse().ok()
-}
-
-fn suggestion(wrong: &str, known: &[&str]) -> String {
-    let nearest = known.iter().map(|name| (distance(wrong, name), name)).min();
-    match nearest {
-        Some((far, name)) if far <= MAX_TYPO_DISTANCE.min(name.len() / 2) => {
-            format!("did you mean `{name}`?")
-        }
-        _ => format!("its keys are {}", known.join(", ")),
-    }
-}
-
-/// Levenshtein's distance of two short names.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let swap = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = swap.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

@@ -122,6 +122,12 @@ impl SnpCollateral {
         self.crl.as_ref().map(Crl::this_update)
     }
 
+    /// How well it fits `report` at `now`: by chip and TCB first, then by its dates; the later list wins.
+    pub(crate) fn rank(&self, report: &SnpReport, now: UnixTime) -> impl Ord + use<> {
+        let holds = now < self.expires() && self.issued().is_none_or(|issued| issued <= now);
+        (vcek::fit(&self.vcek, report), holds, self.issued())
+    }
+
     /// The first date at which a part of it ends.
     #[must_use]
     pub fn expires(&self) -> UnixTime {
@@ -170,25 +176,30 @@ impl SnpPieces {
         Ok(len > before)
     }
 
-    /// The collateral of `report`: the certificate of its chip, and who issued that, from the pieces or, for AMD's own
-    /// authorities, from this program.
+    /// The collateral of `report` at `now`: the certificate of its chip, and who issued that, from the pieces or, for AMD's
+    /// own authorities, from this program.
+    ///
+    /// Of several that fit, the one that holds at `now` is taken: a chip has a certificate for each TCB, and a list that was
+    /// issued after `now` says nothing about it.
     ///
     /// # Errors
     /// [`Refusal::Missing`] with the part that is not there.
-    pub fn for_report(&self, report: &SnpReport) -> Result<SnpCollateral, Refusal> {
+    pub fn for_report(&self, report: &SnpReport, now: UnixTime) -> Result<SnpCollateral, Refusal> {
         let vcek = self
             .certs
             .iter()
-            .find(|cert| vcek::is_of_chip(cert, &report.chip_id()))
+            .filter(|cert| vcek::is_vcek(cert))
             // Any other certificate of a chip gets a better answer than none: its fields differ by name.
-            .or_else(|| self.certs.iter().find(|cert| vcek::is_vcek(cert)))
+            .max_by_key(|cert| (vcek::fit(cert, report), cert.holds(now)))
             .ok_or(Refusal::Missing { part: Part::Vcek })?;
         let built_in = built_in()?;
         let issuer = |of: &Cert, part| {
             self.certs
                 .iter()
                 .chain(&built_in)
-                .find(|cert| cert.subject() == of.issuer())
+                .filter(|cert| cert.subject() == of.issuer())
+                // Of several alike the first: what was given goes before what is built in.
+                .min_by_key(|cert| !cert.holds(now))
                 .ok_or(Refusal::Missing { part })
         };
         let ask = issuer(vcek, Part::Ask)?;
@@ -197,7 +208,7 @@ impl SnpPieces {
             .crls
             .iter()
             .filter(|crl| crl.issuer() == ark.subject())
-            .max_by_key(|crl| crl.this_update());
+            .max_by_key(|crl| (crl.this_update() <= now, crl.this_update()));
         Ok(SnpCollateral {
             vcek: vcek.clone(),
             ask: ask.clone(),

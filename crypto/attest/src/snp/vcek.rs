@@ -26,8 +26,8 @@ pub(super) fn is_vcek(cert: &Cert) -> bool {
     cert.extension(HARDWARE_ID).is_some()
 }
 
-/// Whether a certificate is the one of this chip; never for a chip id that is hidden.
-pub(super) fn is_of_chip(cert: &Cert, chip_id: &[u8; 64]) -> bool {
+/// Whether a certificate is one of this chip; never for a chip id that is hidden.
+fn is_of_chip(cert: &Cert, chip_id: &[u8; 64]) -> bool {
     if chip_id == &[0; 64] {
         return false;
     }
@@ -37,6 +37,27 @@ pub(super) fn is_of_chip(cert: &Cert, chip_id: &[u8; 64]) -> bool {
             id == &chip_id[..SHORT_ID] && chip_id[SHORT_ID..].iter().all(|byte| *byte == 0)
         }
         _ => false,
+    }
+}
+
+/// How well a certificate fits a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fit {
+    /// Of another chip.
+    No,
+    /// Of this chip, at another TCB.
+    Chip,
+    /// Of this chip at this TCB.
+    ChipAndTcb,
+}
+
+/// How well a certificate fits a report; [`check`] says what is wrong.
+pub(super) fn fit(cert: &Cert, report: &SnpReport) -> Fit {
+    let checked = product(cert).and_then(|product| check(cert, report, product));
+    match checked {
+        Ok(()) => Fit::ChipAndTcb,
+        Err(_) if is_of_chip(cert, &report.chip_id()) => Fit::Chip,
+        Err(_) => Fit::No,
     }
 }
 

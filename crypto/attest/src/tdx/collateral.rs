@@ -36,6 +36,9 @@ pub struct TdxCollateral {
     pub(super) tcb_info: Dated,
     pub(super) qe_identity: Dated,
     pub(super) fmspc: [u8; 6],
+    /// The chain of the PCK that a file carries along, from the PCK up. It is no part of the canonical form: the chain inside
+    /// the quote is the one that counts, and this one has to be the same.
+    pub(super) pck_chain: Option<Vec<Cert>>,
 }
 
 /// The dates of something that Intel signed as JSON.
@@ -97,7 +100,15 @@ impl TdxCollateral {
                 .try_into()
                 .map_err(|_| Refusal::malformed(part, "its chain is not signer and root"))
         };
-        Self::of(Wire {
+        let pck_chain = parts.pck_certificate_chain.as_deref().map(|pem| {
+            x509::from_pem(pem.as_bytes(), Part::PckChain, 3)
+                .map_err(|error| Refusal::malformed(Part::Collateral, error))
+        });
+        let pck_crl_issuer = match parts.pck_crl_issuer_chain.as_str() {
+            "" => None,
+            pem => Some(chain(pem, Part::PckCrl)?),
+        };
+        let found = Self::of(Wire {
             tcb_info_chain: chain(&parts.tcb_info_issuer_chain, Part::TcbInfoSigner)?,
             qe_identity_chain: chain(&parts.qe_identity_issuer_chain, Part::QeIdentitySigner)?,
             root_crl: parts.root_ca_crl.into(),
@@ -106,7 +117,31 @@ impl TdxCollateral {
             tcb_info_signature: parts.tcb_info_signature.into(),
             qe_identity: parts.qe_identity,
             qe_identity_signature: parts.qe_identity_signature.into(),
+        })?;
+        if let Some(ders) = pck_crl_issuer {
+            found.check_pck_crl_issuer(&ders)?;
+        }
+        Ok(Self {
+            pck_chain: pck_chain.transpose()?,
+            ..found
         })
+    }
+
+    /// Refuses a chain beside the list of the PCK's authority that is not of its issuer: nothing else looks at it, and nothing
+    /// in a file should be free.
+    fn check_pck_crl_issuer(&self, ders: &[ByteVec; 2]) -> Result<(), Refusal> {
+        let part = Part::PckCrl;
+        let [issuer, root] = chain(ders, part)?;
+        let is_issuer = root == self.tcb_info_chain[1]
+            && issuer.subject() == self.pck_crl.issuer()
+            && issuer.is_signed_by(&root);
+        if !is_issuer {
+            return Err(Refusal::malformed(
+                part,
+                "its chain is not that of its issuer",
+            ));
+        }
+        Ok(())
     }
 
     fn of(wire: Wire) -> Result<Self, Refusal> {
@@ -136,6 +171,7 @@ impl TdxCollateral {
             qe_identity_chain,
             tcb_info,
             fmspc,
+            pck_chain: None,
             wire,
         })
     }

@@ -56,7 +56,7 @@ pub(crate) fn milan() -> (Evidence, Collateral) {
     let mut pieces = SnpPieces::default();
     assert_eq!(pieces.add(&snp_sample("vcek_milan.der")), Ok(true));
     let collateral = pieces
-        .for_report(&report)
+        .for_report(&report, at("2026-11-20T00:00:00Z"))
         .expect("AMD's roots are built in");
     (Evidence::Snp(report), Collateral::Snp(Box::new(collateral)))
 }

@@ -349,7 +349,7 @@ async fn an_answer_that_is_too_large_or_something_else_is_refused() {
     assert!(matches!(
         ask(large).await,
         Err(FetchError::Http {
-            source: HttpError::Body { .. },
+            source: HttpError::TooLarge { .. },
             ..
         })
     ));

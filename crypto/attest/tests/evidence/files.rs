@@ -3,12 +3,17 @@
 use std::fs;
 
 use souk_attest::{
-    Evidence, Kind, Trust, date,
+    Collateral, Evidence, Kind, Product, SnpPieces, TdxCollateral, Trust, date,
     files::{FileError, collateral, evidence_bytes},
     verify,
 };
 
-use crate::common::{at, milan, package, tdx, tdx_sample};
+use souk_crypto::UnixTime;
+
+use crate::{
+    common::{at, milan, package, snp_sample, tdx, tdx_sample},
+    minted::{issued, mint_snp, now},
+};
 
 #[test]
 fn evidence_is_read_raw_and_as_hex_with_and_without_lines() {
@@ -78,6 +83,111 @@ fn the_canonical_form_is_read_from_a_file() {
             .expect("it is there")
             .expect("it parses");
         assert_eq!(found.digest(), known.digest());
+    }
+}
+
+#[test]
+fn of_whole_collateral_of_several_chips_that_of_the_report_is_taken() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let chips: Vec<_> = [Product::Milan, Product::Genoa, Product::Turin]
+        .into_iter()
+        .map(|product| mint_snp(product, 5, |_| {}))
+        .collect();
+    for (number, chip) in chips.iter().enumerate() {
+        let path = folder.path().join(format!("{number}.cbor"));
+        fs::write(path, chip.collateral.to_bytes()).expect("it is written");
+    }
+    // What stands beside them may be of no use at all.
+    fs::write(folder.path().join("0.pem"), snp_sample("cert_chain_turin")).expect("written");
+    for chip in &chips {
+        let found = collateral(folder.path(), &chip.evidence, now())
+            .expect("it is there")
+            .expect("it parses");
+        assert_eq!(found.digest(), chip.collateral.digest());
+    }
+}
+
+#[test]
+fn of_several_revocation_lists_the_newest_of_the_day_is_taken() {
+    let old = mint_snp(Product::Milan, 5, |_| {});
+    let (Evidence::Snp(report), Collateral::Snp(whole)) = (&old.evidence, &old.collateral) else {
+        panic!("a report of SNP");
+    };
+    let list_of = |issued: UnixTime| {
+        let minted = mint_snp(Product::Milan, 5, |recipe| {
+            recipe.issued = issued;
+            recipe.next_update = issued.plus_s(30 * 86_400);
+        });
+        let Collateral::Snp(minted) = minted.collateral else {
+            panic!("a report of SNP");
+        };
+        minted.crl_der().expect("a list").to_vec()
+    };
+    let mut pieces = SnpPieces::default();
+    for der in [whole.vcek_der(), whole.ask_der(), whole.ark_der()] {
+        assert_eq!(pieces.add(der), Ok(true));
+    }
+    let days = [0, 1, 40].map(|days| issued().plus_s(days * 86_400));
+    for day in days {
+        assert_eq!(pieces.add(&list_of(day)), Ok(true));
+    }
+    let taken = |now| {
+        let found = pieces.for_report(report, now).expect("all is there");
+        found.issued().expect("a list")
+    };
+    assert_eq!(taken(days[0]), days[0]);
+    assert_eq!(taken(days[1]), days[1]);
+    assert_eq!(taken(days[2].minus_s(1)), days[1]);
+    assert_eq!(taken(days[2]), days[2]);
+}
+
+#[test]
+fn of_several_certificates_of_a_chip_that_of_the_reported_tcb_is_taken() {
+    let minted = mint_snp(Product::Genoa, 3, |_| {});
+    let older = mint_snp(Product::Genoa, 3, |recipe| recipe.vcek_tcb.snp -= 1);
+    let (Evidence::Snp(report), Collateral::Snp(right), Collateral::Snp(wrong)) =
+        (&minted.evidence, &minted.collateral, &older.collateral)
+    else {
+        panic!("a report of SNP");
+    };
+    for order in [[right, wrong], [wrong, right]] {
+        let mut pieces = SnpPieces::default();
+        for whole in order {
+            for der in [whole.vcek_der(), whole.ask_der(), whole.ark_der()] {
+                assert_eq!(pieces.add(der), Ok(true));
+            }
+        }
+        let found = pieces.for_report(report, now()).expect("all is there");
+        assert_eq!(found.vcek_der(), right.vcek_der());
+    }
+}
+
+#[test]
+fn no_changed_byte_of_a_collateral_file_gives_other_collateral_that_verifies() {
+    // What may change is the form: white space, the case of hex digits, the words around a PEM block, keys that nobody reads.
+    for (name, day, step) in [
+        ("tdx_quote", "2025-06-20T00:00:00Z", 3),
+        ("tdx_quote_td15ex", "2026-10-09T00:00:00Z", 11),
+    ] {
+        let (quote, known) = tdx(name);
+        let text = tdx_sample(&format!("{name}_collateral.json"));
+        let mut same = 0;
+        for at_byte in (0..text.len()).step_by(step) {
+            let mut changed = text.clone();
+            changed[at_byte] ^= 1 << (at_byte % 7);
+            let Ok(found) = TdxCollateral::from_json(&changed) else {
+                continue;
+            };
+            let found = Collateral::Tdx(Box::new(found));
+            if verify(&quote, &found, &Trust::vendors(), at(day)).is_ok() {
+                assert_eq!(found.digest(), known.digest(), "{name}: byte {at_byte}");
+                same += 1;
+            }
+        }
+        assert!(
+            same < text.len() / step / 50,
+            "{name}: {same} bytes are free"
+        );
     }
 }
 

@@ -90,7 +90,7 @@ fn a_chip_has_its_own_certificate() {
     assert_eq!(pieces.add(&snp_sample("vcek_turin.der")), Ok(true));
     assert_eq!(pieces.add(&snp_sample("cert_chain_turin")), Ok(true));
     let collateral = pieces
-        .for_report(&report)
+        .for_report(&report, at(TODAY))
         .expect("certificates of another chip");
     let collateral = souk_attest::Collateral::Snp(Box::new(collateral));
     let evidence = Evidence::Snp(report);
@@ -103,7 +103,7 @@ fn every_root_that_is_built_in_is_a_root_of_amd() {
     let (Evidence::Snp(report), _) = milan() else {
         panic!("a report of SNP");
     };
-    let missing = SnpPieces::default().for_report(&report);
+    let missing = SnpPieces::default().for_report(&report, at(TODAY));
     assert_eq!(
         missing.expect_err("no piece"),
         Refusal::Missing { part: Part::Vcek }

@@ -19,7 +19,7 @@ use souk_attest::{
     verify,
 };
 use souk_crypto::UnixTime;
-use souk_node::{config::Mistake, unix_now};
+use souk_node::unix_now;
 
 use super::{DONE, config::mistakes};
 use crate::{
@@ -296,15 +296,7 @@ fn read_policy(path: &Path) -> Result<Policy, Failure> {
         return Err(too_large());
     }
     let text = fs::read_to_string(path).map_err(|error| unread(&error))?;
-    Policy::parse(&text).map_err(|found| {
-        let found = found.iter().map(|mistake| Mistake {
-            span: mistake.span.clone(),
-            line: mistake.line,
-            what: mistake.what.clone(),
-            hint: mistake.hint.clone(),
-        });
-        mistakes(path, &text, &found.collect::<Vec<_>>())
-    })
+    Policy::parse(&text).map_err(|found| mistakes(path, &text, &found))
 }
 
 /// Whether there is nothing to decide about: these bytes are no evidence at all, or only a part of some.

@@ -7,7 +7,8 @@ use std::{
 
 use clap::{Args, Subcommand};
 use miette::{Diagnostic, LabeledSpan, NamedSource, Severity};
-use souk_node::config::{self, ConfigError, Mistake};
+use souk_node::config::{self, ConfigError};
+use souk_toml::{Mistake, Mistakes};
 
 use super::DONE;
 use crate::{
@@ -65,7 +66,7 @@ pub(crate) fn explain(error: &ConfigError) -> Failure {
             path,
             text,
             mistakes,
-        } => self::mistakes(path, text, &mistakes.iter().cloned().collect::<Vec<_>>()),
+        } => self::mistakes(path, text, mistakes),
         ConfigError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             Failure::of(error).hint("make one with `souk node init`, or name another with --config")
         }
@@ -75,7 +76,7 @@ pub(crate) fn explain(error: &ConfigError) -> Failure {
 }
 
 /// What is wrong with a file that has mistakes, for people.
-pub(super) fn mistakes(path: &Path, text: &str, mistakes: &[Mistake]) -> Failure {
+pub(super) fn mistakes(path: &Path, text: &str, mistakes: &Mistakes) -> Failure {
     let name = path.display().to_string();
     let shown: Vec<_> = mistakes
         .iter()
