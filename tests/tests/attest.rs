@@ -13,7 +13,7 @@ use tempfile::TempDir;
 /// The folder of a package that souk-attest depends on, with the real samples in it.
 fn package(name: &str) -> PathBuf {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--offline"])
+        .args(["metadata", "--format-version", "1", "--locked"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo runs");

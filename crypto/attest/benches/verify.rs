@@ -22,7 +22,7 @@ const SIGNED_BYTES: usize = 1_024;
 
 fn sample(name: &str) -> Vec<u8> {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--offline"])
+        .args(["metadata", "--format-version", "1", "--locked"])
         .output()
         .expect("cargo runs");
     let metadata: serde_json::Value =

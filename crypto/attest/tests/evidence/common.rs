@@ -9,7 +9,7 @@ use souk_crypto::UnixTime;
 pub(crate) fn package(name: &str) -> PathBuf {
     static METADATA: LazyLock<serde_json::Value> = LazyLock::new(|| {
         let output = Command::new(env!("CARGO"))
-            .args(["metadata", "--format-version", "1", "--offline"])
+            .args(["metadata", "--format-version", "1", "--locked"])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .output()
             .expect("cargo runs");
