@@ -24,6 +24,7 @@ mod lease;
 mod logs;
 mod market;
 mod proof;
+mod reach;
 mod relays;
 mod rent;
 mod ssh;
@@ -37,10 +38,7 @@ use std::path::{Path, PathBuf};
 
 use souk_crypto::{HolderKey, HolderPublicKey, NetworkId, NetworkParams, NodeId, UnixTime};
 
-use crate::{
-    net::{self, NodeAddress, RelayConnectError, RelayStream},
-    unix_now,
-};
+use crate::{net::NodeAddress, unix_now};
 
 pub use audit::{BundleError, LogError, VerifiedLog};
 pub use connect::{ConnectError, Connected};
@@ -49,6 +47,7 @@ pub use lease::{Dispute, Lease, RecordError, RelayWay, Stage};
 pub use logs::{ClaimFailure, KeptEvidence, OtherKey};
 pub use market::{EntryFailure, MarketError};
 pub use proof::{ProvenStatement, StatementError, verify_statement};
+pub use reach::{PATIENCE, ReachError};
 pub use rent::{RentError, RentRequest, VoucherFile};
 pub use state::{MAX_LEASES, StateError};
 pub use talk::{Ended, TalkError};
@@ -166,22 +165,6 @@ pub struct Client {
     config: ClientConfig,
 }
 
-/// Why an instance could not be reached.
-#[derive(Debug, thiserror::Error)]
-pub enum ReachError {
-    /// The client's folder.
-    #[error("the lease could not be read")]
-    State(#[from] StateError),
-    /// The receipt names no relay that is neither entry nor provider.
-    #[error(
-        "no relay of the receipt is usable: each is the entry of this client; rent again, or --direct"
-    )]
-    NoRelay,
-    /// No relay let us through.
-    #[error("no relay leads to the instance")]
-    Relay(#[source] RelayConnectError),
-}
-
 impl Client {
     /// Opens the folder of a client, making it where there is none.
     ///
@@ -280,25 +263,6 @@ impl Client {
     /// [`ConnectError`].
     pub async fn connect(&self, watch: Watch<'_>) -> Result<Connected, ConnectError> {
         Connected::new(self.clone(), watch).await
-    }
-
-    /// Opens a stream to the SSH server of a lease over a relay that is neither this client's entry nor the provider,
-    /// with a network identity that is made for this stream alone.
-    ///
-    /// # Errors
-    /// [`ReachError`].
-    pub async fn relay_stream(&self, lease: &Lease) -> Result<RelayStream, ReachError> {
-        let entry = self.entry()?;
-        let config = self.net_config();
-        let mut outcome = ReachError::NoRelay;
-        for way in lease.relay_ways(entry)? {
-            let token = &way.token;
-            match net::connect_via(&config, &way.relay, way.provider, token).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => outcome = ReachError::Relay(error),
-            }
-        }
-        Err(outcome)
     }
 }
 

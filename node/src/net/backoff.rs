@@ -7,14 +7,14 @@ use rand::{Rng, RngExt as _};
 /// Pauses that double from `min` to `max`, each cut by a random part so that nodes that lost each other at the same time do
 /// not all come back at the same time.
 #[derive(Clone, Debug)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     min: Duration,
     max: Duration,
     next: Duration,
 }
 
 impl Backoff {
-    pub(super) fn new(min: Duration, max: Duration) -> Self {
+    pub(crate) fn new(min: Duration, max: Duration) -> Self {
         Self {
             min,
             max,
@@ -23,7 +23,7 @@ impl Backoff {
     }
 
     /// The pause before the next attempt.
-    pub(super) fn pause(&mut self, rng: &mut impl Rng) -> Duration {
+    pub(crate) fn pause(&mut self, rng: &mut impl Rng) -> Duration {
         let pause = self.next.mul_f64(rng.random_range(0.5..1.0));
         self.next = (self.next * 2).min(self.max);
         pause

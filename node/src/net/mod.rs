@@ -49,6 +49,8 @@ mod streams;
 
 pub use libp2p::Multiaddr;
 
+pub(crate) use backoff::Backoff;
+
 pub use address::{NodeAddress, NodeAddressError, is_public, node_id, peer_id};
 pub use conduct::Offence;
 pub use config::{ClientConfig, Limits, NodeConfig};

@@ -225,7 +225,7 @@ async fn one(
     let receipt = start.elapsed();
     let greeting = async {
         let mut stream = client
-            .relay_stream(&lease)
+            .relay_stream(&lease, |_| ())
             .await
             .map_err(|error| Failure::of(&error))?;
         let mut banner = [0; BANNER.len()];

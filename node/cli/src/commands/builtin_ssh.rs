@@ -23,7 +23,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::ssh::unreached;
+use super::ssh::{say_why, unreached};
 use crate::{
     failure::{Failure, UNAVAILABLE},
     stdio,
@@ -42,7 +42,7 @@ pub(super) async fn session(
     command: &str,
 ) -> Result<ExitCode, Failure> {
     let stream = lease_client
-        .relay_stream(lease)
+        .relay_stream(lease, say_why)
         .await
         .map_err(|error| unreached(&error))?;
     let receipt = lease

@@ -7,7 +7,10 @@ use std::{
 };
 
 use clap::Args;
-use souk_node::client::{Client, Lease, ReachError};
+use souk_node::{
+    client::{Client, Lease, PATIENCE, ReachError},
+    net::RelayConnectError,
+};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
 use super::{
@@ -17,6 +20,7 @@ use super::{
 };
 use crate::{
     failure::{Failure, UNAVAILABLE},
+    out::note,
     stdio,
 };
 
@@ -99,7 +103,7 @@ impl RelayConnect {
 
 async fn carry(client: &Client, lease: &Lease) -> Result<(), Failure> {
     let stream = client
-        .relay_stream(lease)
+        .relay_stream(lease, say_why)
         .await
         .map_err(|error| unreached(&error))?;
     let broken = |error: io::Error| Failure::because("cannot use stdin and stdout", &error);
@@ -130,6 +134,12 @@ async fn carry(client: &Client, lease: &Lease) -> Result<(), Failure> {
         () = up => {}
     }
     Ok(())
+}
+
+/// Tells a user who waits for an instance why.
+pub(super) fn say_why(error: &RelayConnectError) {
+    let patience = PATIENCE.as_secs();
+    note(format_args!("{error}; trying again for up to {patience} s"));
 }
 
 /// Why an instance was not reached.
