@@ -4,6 +4,11 @@ use std::{error::Error, fmt, process::ExitCode};
 
 use souk_crypto::causes;
 
+use crate::{
+    clean::{Line, Text},
+    out,
+};
+
 /// The command line makes no sense (`EX_USAGE` of sysexits.h).
 pub(crate) const USAGE: u8 = 64;
 /// Something that is needed is not there now (`EX_UNAVAILABLE`).
@@ -17,6 +22,7 @@ pub(crate) const FAILED: u8 = 1;
 #[derive(Debug)]
 pub(crate) struct Failure {
     what: String,
+    detail: Option<String>,
     causes: Vec<String>,
     hint: Option<String>,
     code: u8,
@@ -27,6 +33,7 @@ impl Failure {
     pub(crate) fn new(what: impl fmt::Display) -> Self {
         Self {
             what: what.to_string(),
+            detail: None,
             causes: Vec::new(),
             hint: None,
             code: FAILED,
@@ -49,6 +56,12 @@ impl Failure {
         }
     }
 
+    /// Adds lines that show what is wrong.
+    pub(crate) fn detail(self, detail: impl fmt::Display) -> Self {
+        let detail = Some(detail.to_string());
+        Self { detail, ..self }
+    }
+
     /// Adds what the user can do.
     pub(crate) fn hint(self, hint: impl fmt::Display) -> Self {
         let hint = Some(hint.to_string());
@@ -62,21 +75,24 @@ impl Failure {
 
     /// Prints it on stderr and gives the exit status.
     pub(crate) fn show(&self) -> ExitCode {
-        use std::io::Write as _;
-        // Where stderr is closed there is nobody to tell.
-        let _ = write!(std::io::stderr().lock(), "{self}");
+        out::note(self.to_string().trim_end());
         ExitCode::from(self.code)
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "error: {}", self.what)?;
+        writeln!(f, "error: {}", Line(&self.what))?;
+        if let Some(detail) = &self.detail {
+            writeln!(f, "{}", Text(detail))?;
+        }
         for cause in &self.causes {
-            writeln!(f, "  because {cause}")?;
+            // A cause of several lines stays one cause.
+            let lines: Vec<_> = cause.lines().map(|line| Line(line).to_string()).collect();
+            writeln!(f, "  because {}", lines.join("\n    "))?;
         }
         match &self.hint {
-            Some(hint) => writeln!(f, "  try: {hint}"),
+            Some(hint) => writeln!(f, "  try: {}", Line(hint)),
             None => Ok(()),
         }
     }
@@ -95,6 +111,22 @@ mod tests {
         error: cannot read the key
           because permission denied
           try: run it as the user of the node
+        ");
+    }
+
+    #[test]
+    fn no_part_of_a_failure_pretends_to_be_another() {
+        let why = std::io::Error::other("b\u{1b}[2J\n  try: c");
+        let failure = Failure::because("a\n  try: d", &why)
+            .detail("e\u{9b}2J\nf")
+            .hint("g\nh");
+        insta::assert_snapshot!(failure, @r"
+        error: a\u000a  try: d
+        e\u009b2J
+        f
+          because b\u001b[2J
+              try: c
+          try: g\u000ah
         ");
     }
 }

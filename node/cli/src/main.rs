@@ -7,6 +7,7 @@
 //! ```
 
 mod args;
+mod clean;
 mod commands;
 mod failure;
 mod logging;
@@ -30,12 +31,19 @@ fn main() -> ExitCode {
         return ExitCode::from(u8::try_from(souk_sandbox::keeper_main()).unwrap_or(1));
     }
     match Cli::try_parse() {
-        Ok(cli) => cli.run().unwrap_or_else(|failure: Failure| failure.show()),
-        Err(error) => {
-            // Where stderr is closed there is nobody to tell.
-            let _ = error.print();
-            // Help and version are no mistakes.
-            ExitCode::from(if error.use_stderr() { USAGE } else { 0 })
+        Ok(cli) => cli
+            .run()
+            .and_then(|code| out::arrived().map(|()| code))
+            .unwrap_or_else(|failure: Failure| failure.show()),
+        // It repeats what it was given, which may have come from anywhere.
+        Err(error) if error.use_stderr() => {
+            out::note(error.render().to_string().trim_end());
+            ExitCode::from(USAGE)
         }
+        // Help and version are no mistakes.
+        Err(help) => match help.print() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => out::unwritten(&error).show(),
+        },
     }
 }

@@ -1,19 +1,47 @@
 //! What a command prints: text for people, JSON for scripts.
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    sync::OnceLock,
+};
 
 use serde::Serialize;
 use souk_crypto::UnixTime;
 use time::{OffsetDateTime, macros::format_description};
 
-/// Prints one line on stdout. A reader that went away (`souk market | head`) is no failure.
+use crate::{
+    clean::{Line, Text},
+    failure::Failure,
+};
+
+/// The first thing that stdout did not take.
+static LOST: OnceLock<io::Error> = OnceLock::new();
+
+/// Prints one line on stdout. A reader that went away (`souk market | head`) is no failure; for any other, see
+/// [`arrived`].
 pub(crate) fn line(text: impl std::fmt::Display) {
-    let _ = writeln!(io::stdout().lock(), "{text}");
+    if let Err(error) = writeln!(io::stdout().lock(), "{}", Text(text))
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        // Of several, the first is told.
+        let _ = LOST.set(error);
+    }
+}
+
+/// Whether everything that was printed on stdout got there.
+pub(crate) fn arrived() -> Result<(), Failure> {
+    LOST.get().map_or(Ok(()), |error| Err(unwritten(error)))
+}
+
+/// Why what was asked for is not on stdout.
+pub(crate) fn unwritten(error: &io::Error) -> Failure {
+    Failure::because("cannot write to stdout", error)
 }
 
 /// Prints one line on stderr: progress and advice, which scripts do not read.
 pub(crate) fn note(text: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    // Where stderr is closed there is nobody to tell.
+    let _ = writeln!(io::stderr().lock(), "{}", Text(text));
 }
 
 /// Prints one text that other commands take, plain or as the only field of an object.
@@ -31,8 +59,10 @@ pub(crate) fn json(value: &impl Serialize) {
     line(text);
 }
 
-/// Lines up columns; the first row is the heading.
+/// Lines up columns; the first row is the heading. No cell leaves its row.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let clean = |row: &Vec<String>| row.iter().map(|cell| Line(cell).to_string()).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(clean).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
         .map(|at| {

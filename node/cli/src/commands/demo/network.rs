@@ -245,16 +245,12 @@ impl Running {
             }
             let log = || fs::read_to_string(folder.join("log")).unwrap_or_default();
             if let Some(status) = child.try_wait().map_err(failed)? {
-                return Err(Failure::new(format_args!(
-                    "{name} stopped at its start ({status})\n{}",
-                    log().trim_end()
-                )));
+                let what = format_args!("{name} stopped at its start ({status})");
+                return Err(Failure::new(what).detail(log().trim_end()));
             }
             if Instant::now() > deadline {
-                return Err(Failure::new(format_args!(
-                    "{name} is not ready\n{}",
-                    log().trim_end()
-                )));
+                let what = format_args!("{name} is not ready");
+                return Err(Failure::new(what).detail(log().trim_end()));
             }
             tokio::time::sleep(LOOK).await;
         };

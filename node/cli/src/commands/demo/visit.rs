@@ -159,10 +159,8 @@ async fn souk<T: DeserializeOwned>(folder: &Path, args: &[&str]) -> Result<T, Fa
         .map_err(|error| Failure::because(format_args!("`souk {name}` did not run"), &error))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        return Err(Failure::new(format_args!(
-            "`souk {name}` failed\n{}",
-            said.trim_end()
-        )));
+        let what = format_args!("`souk {name}` failed");
+        return Err(Failure::new(what).detail(said.trim_end()));
     }
     serde_json::from_slice(&output.stdout).map_err(|error| {
         Failure::because(
