@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -57,7 +58,65 @@ fn the_demo_holds_and_leaves_nothing_behind() {
         "{object}"
     );
     assert!(object["timings_ms"]["rent"].is_u64(), "{object}");
+    // Of one entry the proof would be empty.
+    assert!(
+        object["proof_hashes"]
+            .as_u64()
+            .is_some_and(|hashes| hashes > 0),
+        "{object}"
+    );
+    let search = &object["search"];
+    assert_eq!(search["found"], Value::Array(Vec::new()), "{object}");
+    for some in ["needles", "files", "bytes", "found_own"] {
+        assert!(search[some].as_u64().is_some_and(|n| n > 0), "{object}");
+    }
     assert_eq!(entries(temporary.path()), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_step_that_fails_is_told_to_scripts_and_by_the_exit_status() {
+    let temporary = tempfile::tempdir().expect("a temporary folder");
+    let missing = temporary.path().join("no-agent");
+    let mut demo = demo(temporary.path());
+    let output = demo.env("SOUK_AGENT_BIN", &missing).output();
+    let output = output.expect("souk starts");
+    assert_eq!(output.status.code(), Some(69), "EX_UNAVAILABLE");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("cargo xtask build"), "{said}");
+    let object: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!(object["step"], "machine", "{object}");
+    assert_eq!(object["lease"], Value::Null, "{object}");
+    let failures = object["failures"].to_string();
+    assert!(failures.contains("no-agent"), "{object}");
+    assert_eq!(entries(temporary.path()), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_demo_that_is_kept_says_where_and_goes_on() {
+    let temporary = tempfile::tempdir().expect("a temporary folder");
+    let mut demo = demo(temporary.path())
+        .arg("--keep")
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("souk starts");
+    let mut lines = BufReader::new(demo.stdout.take().expect("piped")).lines();
+    let line = lines.next().expect("a line").expect("text");
+    let object: Value = serde_json::from_str(&line).expect("one JSON object");
+    assert_eq!(object["failures"], Value::Array(Vec::new()), "{object}");
+    let folder = Path::new(object["folder"].as_str().expect("where it is"));
+    assert!(folder.join("mix-1/ready").exists(), "{object}");
+    let mut market = Command::new(souk());
+    market
+        .args(["market", "--json"])
+        .env("SOUK_HOME", folder.join("requester"));
+    let market = market.output().expect("souk starts");
+    let rows: Value = serde_json::from_slice(&market.stdout).expect("rows");
+    assert_eq!(rows.as_array().map(Vec::len), Some(1), "{rows}");
+    demo.kill().expect("it runs");
+    demo.wait().expect("it is ours");
+    eventually("the first mix has stopped", || {
+        (!folder.join("mix-1/ready").exists()).then_some(())
+    });
 }
 
 #[test]

@@ -387,7 +387,8 @@ fn open_agent(path: &Path) -> Result<OwnedFd, BackendError> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).map_err(|e| BackendError::Host {
         what: format!("cannot open the agent program {}", path.display()),
-        hint: "build it, or set its path in the configuration".to_owned(),
+        hint: "`cargo xtask build` makes it beside souk; or name it as provider.agent in souk.toml"
+            .to_owned(),
         source: Some(e.into()),
     })
 }

@@ -73,10 +73,21 @@ impl Failure {
         Self { code, ..self }
     }
 
+    /// What failed and why, for a list of failures.
+    pub(crate) fn in_one_line(&self) -> String {
+        let parts = std::iter::once(&self.what).chain(&self.causes);
+        parts.cloned().collect::<Vec<_>>().join(": ")
+    }
+
+    /// The exit status.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.code)
+    }
+
     /// Prints it on stderr and gives the exit status.
     pub(crate) fn show(&self) -> ExitCode {
         out::note(self.to_string().trim_end());
-        ExitCode::from(self.code)
+        self.exit_code()
     }
 }
 

@@ -83,6 +83,14 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
+/// A number of things, by their word for one and for more.
+pub(crate) fn count(number: impl TryInto<u64>, one: &str, more: &str) -> String {
+    match number.try_into().unwrap_or(u64::MAX) {
+        1 => format!("1 {one}"),
+        number => format!("{number} {more}"),
+    }
+}
+
 /// An instant for people: the date in UTC, and how far away it is.
 pub(crate) fn time(at: UnixTime, now: UnixTime) -> String {
     let date = i64::try_from(at.0)

@@ -581,11 +581,15 @@ fn relays(local: NodeId, cards: &Cards) -> Vec<(NodeId, Vec<net::Multiaddr>)> {
     relays
 }
 
-/// The agent of the configuration, or the one beside this program.
+/// The agent of the configuration, or else the one beside this program.
 fn agent_of(config: &Config) -> PathBuf {
-    let beside = || {
-        let program = std::env::current_exe().unwrap_or_default();
-        program.with_file_name("souk-agent")
-    };
-    config.provider.agent.clone().unwrap_or_else(beside)
+    let configured = config.provider.agent.clone();
+    configured.unwrap_or_else(agent_beside)
+}
+
+/// Where the agent lies that no configuration names: beside this program.
+#[must_use]
+pub fn agent_beside() -> PathBuf {
+    let program = std::env::current_exe().unwrap_or_default();
+    program.with_file_name("souk-agent")
 }

@@ -22,7 +22,7 @@ use tokio::io::AsyncReadExt as _;
 
 use super::{
     DONE,
-    demo::{Network, build_image, check_machine},
+    demo::{Network, REQUESTER, build_image, check_machine},
     requester, wait,
 };
 use crate::{
@@ -123,7 +123,7 @@ impl Leases {
         network.start_provider(folder).await?;
         network.agree().await?;
 
-        let client = open(&folder.join("requester"))?;
+        let client = open(&folder.join(REQUESTER))?;
         let connected = requester::connect(&client, &progress).await?;
         let wanted = smallest(&connected)?;
         let mut control = network.provider().await?;

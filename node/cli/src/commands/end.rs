@@ -5,7 +5,10 @@ use std::{process::ExitCode, time::Duration};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use souk_market::units::Meter;
-use souk_node::client::{Ended, Lease, ProvenStatement, TalkError};
+use souk_node::{
+    client::{Ended, Lease, ProvenStatement, TalkError},
+    net::peer_id,
+};
 
 use super::{
     DONE,
@@ -46,6 +49,8 @@ pub(crate) struct Account {
     pub(crate) proof_hashes: Option<usize>,
     pub(crate) root: Option<String>,
     pub(crate) checkpoint: Option<String>,
+    /// The network identity of this session, which nobody sees again; none where nobody was asked.
+    pub(crate) client_peer_id: Option<String>,
 }
 
 /// What was used; a meter that failed is `null`, which is not zero.
@@ -73,10 +78,14 @@ impl End {
                 let patience = Duration::from_secs(self.wait_s);
                 let mut watch = |step| progress.step(&requester::step_text(&step));
                 let ended = connected.end(&mut lease, patience, &mut watch).await;
-                match ended.map_err(|error| unended(&error))? {
-                    Ended::Proven(proven) => Ok(account(&lease, &proven)),
-                    Ended::Pending(state) => Ok(pending(&lease, state.as_str())),
-                }
+                let account = match ended.map_err(|error| unended(&error))? {
+                    Ended::Proven(proven) => account(&lease, &proven),
+                    Ended::Pending(state) => pending(&lease, state.as_str()),
+                };
+                Ok(Account {
+                    client_peer_id: Some(peer_id(&connected.local()).to_string()),
+                    ..account
+                })
             })?,
         };
         if self.json {
@@ -113,6 +122,7 @@ fn account(lease: &Lease, proven: &ProvenStatement) -> Account {
         proof_hashes: Some(proven.path_len),
         root: Some(proven.root.to_string()),
         checkpoint: Some(proven.checkpoint.clone()),
+        client_peer_id: None,
     }
 }
 
@@ -127,6 +137,7 @@ fn pending(lease: &Lease, state: &str) -> Account {
         proof_hashes: None,
         root: None,
         checkpoint: None,
+        client_peer_id: None,
     }
 }
 
@@ -162,10 +173,10 @@ fn text(account: &Account) -> String {
         (
             "usage log",
             format!(
-                "entry {} of {}, inclusion proven by {} hashes under root {}",
-                account.log_index.unwrap_or_default(),
+                "entry {} of {}, inclusion proven by {} under root {}",
+                account.log_index.unwrap_or_default() + 1,
                 account.log_size.unwrap_or_default(),
-                account.proof_hashes.unwrap_or_default(),
+                out::count(account.proof_hashes.unwrap_or_default(), "hash", "hashes"),
                 account.root.as_deref().unwrap_or_default(),
             ),
         ),

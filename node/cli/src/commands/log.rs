@@ -53,6 +53,8 @@ pub(crate) struct Verified {
     pub(crate) error: Option<String>,
     /// What the provider signed that cannot all be true, from now and from before.
     pub(crate) evidence: Vec<Evidence>,
+    /// The network identity of this session, which nobody sees again; empty where there was none.
+    pub(crate) client_peer_id: String,
 }
 
 /// A file that proves a contradiction.
@@ -67,10 +69,12 @@ impl Log {
         let Self::Verify(args) = self;
         let client = args.requester.open()?;
         let node = provider(&args.provider)?;
+        let mut session = String::new();
         let outcome = wait(async {
             let progress = Progress::start("asking for cards");
             let connected = requester::connect(&client, &progress).await?;
             progress.step("fetching the log");
+            session = peer_id(&connected.local()).to_string();
             connected
                 .verify_log(node)
                 .await
@@ -86,6 +90,7 @@ impl Log {
             verified: log.is_some(),
             error: outcome.as_ref().err().map(ToString::to_string),
             evidence: evidence.into_iter().map(evidence_row).collect(),
+            client_peer_id: session,
         };
         if args.json {
             out::json(&verified);

@@ -34,6 +34,12 @@ const ENDED_WITHIN: Duration = Duration::from_secs(10);
 /// Lines of a node's log that are shown when the demo fails.
 const LOG_LINES: usize = 12;
 
+/// The folder of the requester.
+pub(crate) const REQUESTER: &str = "requester";
+
+/// The folder of one more requester, of whom the log has an entry too.
+pub(super) const NEIGHBOUR: &str = "neighbour";
+
 /// Nodes that run, all on one configuration.
 pub(crate) struct Network {
     /// Mean mixing delay.
@@ -57,7 +63,8 @@ impl Network {
         }
     }
 
-    /// Starts three nodes that are mix, entry and relay. The first is where the others begin.
+    /// Starts three nodes that are mix, entry and relay, the first of which is where the others begin, and makes the
+    /// folders of the requesters.
     pub(crate) async fn start_mixes(&mut self, folder: &Path) -> Result<(), Failure> {
         let first = Running::start(folder, "mix-1", &[], self.mean_delay_ms).await?;
         let bootstrap = first.ready.addresses.clone();
@@ -73,12 +80,10 @@ impl Network {
             .flat_map(|node| node.ready.addresses.first())
             .cloned()
             .collect();
-        write_config(
-            &folder.join("requester"),
-            &addresses,
-            self.mean_delay_ms,
-            false,
-        )
+        for name in [REQUESTER, NEIGHBOUR] {
+            write_config(&folder.join(name), &addresses, self.mean_delay_ms, false)?;
+        }
+        Ok(())
     }
 
     /// Starts the provider.
@@ -134,6 +139,25 @@ impl Network {
             all.push((node.name, status));
         }
         Ok(all)
+    }
+
+    /// Waits until the log of the provider has an entry.
+    pub(super) async fn has_entry(&self) -> Result<(), Failure> {
+        let mut control = self.provider().await?;
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            let status = control.status().await;
+            let status = status.map_err(|error| crate::commands::unreached(&error))?;
+            if status.log.is_some_and(|log| log.size > 0) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(
+                    Failure::new("the lease of the neighbour is not in the log").code(UNAVAILABLE)
+                );
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// The control socket of the provider.

@@ -10,10 +10,14 @@ use std::{
 use serde::Serialize;
 use souk_node::control::v1;
 
-use super::{network::Network, visit::Session};
+use super::{
+    network::{Network, REQUESTER},
+    search::Findings,
+    visit::Session,
+};
 use crate::{
     commands::{end::Account, log::Verified, rent::Rented},
-    failure::FAILED,
+    failure::{FAILED, Failure},
     out,
 };
 
@@ -26,26 +30,48 @@ pub(super) enum Step {
     Ssh,
     End,
     Verify,
+    Search,
+}
+
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Machine => "machine",
+            Self::Network => "network",
+            Self::Rent => "rent",
+            Self::Ssh => "use",
+            Self::End => "end",
+            Self::Verify => "verify",
+            Self::Search => "search",
+        }
+    }
 }
 
 /// What happened so far.
 pub(super) struct Report {
     json: bool,
     object: Object,
-    failures: Vec<String>,
 }
 
 /// The object of `souk demo --json`.
 #[derive(Default, Serialize)]
 struct Object {
-    lease: String,
+    lease: Option<String>,
     ssh_exit_code: Option<i32>,
-    receipt_bytes: usize,
+    receipt_bytes: Option<usize>,
     usage: Option<crate::commands::end::Usage>,
     proof_verified: bool,
+    /// Hashes of the inclusion proof; that of a log with one entry has none.
+    proof_hashes: Option<usize>,
     checkpoint: Option<String>,
     /// Milliseconds by part; `mixing_mean` is how much of them is mixing delay, on average.
     timings_ms: BTreeMap<String, u64>,
+    /// What a search of the provider's files for the requester came to.
+    search: Option<Findings>,
+    /// Where the network that was left running has its files, with `--keep`.
+    folder: Option<PathBuf>,
+    /// The step that was begun last.
+    step: Option<&'static str>,
     /// What did not hold; empty on success.
     failures: Vec<String>,
 }
@@ -55,7 +81,6 @@ impl Report {
         Self {
             json,
             object: Object::default(),
-            failures: Vec::new(),
         }
     }
 
@@ -67,20 +92,23 @@ impl Report {
     }
 
     /// Says what begins, for whoever waits.
-    pub(super) fn step(&self, step: Step) {
+    pub(super) fn step(&mut self, step: Step) {
+        self.object.step = Some(step.name());
         let text = match step {
             Step::Machine => {
-                "1 machine   may this user make namespaces? an image from this machine's own programs; three mixes"
+                "may this user make namespaces? an image from this machine's own programs; three mixes"
             }
-            Step::Network => "2 network   a provider joins",
-            Step::Rent => "3 rent      by a requester with a fresh identity, over three mixes",
-            Step::Ssh => {
-                "4 use       over a relay that is neither the requester's entry nor the provider"
+            Step::Network => "a provider joins",
+            Step::Rent => {
+                "by a requester with a fresh identity, over three mixes; a neighbour rents beside it"
             }
-            Step::End => "5 end       and wait for the provider's next checkpoint",
-            Step::Verify => "6 verify    the whole usage log, as anybody can",
+            Step::Ssh => "over a relay that is neither the requester's entry nor the provider",
+            Step::End => "and wait for the provider's next checkpoint",
+            Step::Verify => "the whole usage log, as anybody can",
+            Step::Search => "what the provider wrote, for anything of the requester's",
         };
-        self.say(format_args!("\n{text}"));
+        let (number, name) = (step as usize + 1, step.name());
+        self.say(format_args!("\n{number} {name:<9} {text}"));
     }
 
     pub(super) fn image(&mut self, image: &BTreeMap<&'static str, String>, took: Duration) {
@@ -114,8 +142,8 @@ impl Report {
         for (part, ms) in &rented.timings_ms {
             self.object.timings_ms.insert(format!("rent_{part}"), *ms);
         }
-        self.object.lease.clone_from(&rented.lease);
-        self.object.receipt_bytes = rented.receipt_bytes;
+        self.object.lease = Some(rented.lease.clone());
+        self.object.receipt_bytes = Some(rented.receipt_bytes);
         self.tell(
             took,
             format_args!("lease {} for {}", rented.lease, rented.price),
@@ -157,6 +185,7 @@ impl Report {
     pub(super) fn account(&mut self, account: &Account, took: Duration) {
         self.time("end", took);
         self.object.proof_verified = account.proof_verified;
+        self.object.proof_hashes = account.proof_hashes;
         self.object.checkpoint.clone_from(&account.checkpoint);
         if let Some(usage) = &account.usage {
             let reading = |reading: Option<u64>| {
@@ -175,9 +204,10 @@ impl Report {
                 ),
             );
             self.say(format_args!(
-                "            entry {} of {}, inclusion proven under the signed root {}",
-                account.log_index.unwrap_or_default(),
+                "            entry {} of {}, inclusion proven by {} under the signed root {}",
+                account.log_index.unwrap_or_default() + 1,
                 account.log_size.unwrap_or_default(),
+                out::count(account.proof_hashes.unwrap_or_default(), "hash", "hashes"),
                 account.root.as_deref().unwrap_or_default(),
             ));
         }
@@ -187,25 +217,47 @@ impl Report {
             account.proof_verified,
             "the inclusion proof was not verified",
         );
+        // With one entry in the log, the proof would show nothing.
+        self.hold(
+            account.proof_hashes.is_some_and(|hashes| hashes > 0),
+            "the inclusion proof is empty",
+        );
     }
 
-    pub(super) fn verified(&mut self, log: &Verified, traces: &[PathBuf], took: Duration) {
+    pub(super) fn verified(&mut self, log: &Verified, took: Duration) {
         self.time("verify", took);
         self.tell(
             took,
             format_args!(
-                "{} entries lead to the root {}",
-                log.size.unwrap_or_default(),
+                "{} lead to the root {}",
+                out::count(log.size.unwrap_or_default(), "entry", "entries"),
                 log.root.as_deref().unwrap_or("none")
             ),
         );
         self.hold(log.verified, "the usage log does not verify");
-        for path in traces {
-            self.failures.push(format!(
-                "the requester's identity stands in {}",
-                path.display()
-            ));
-        }
+    }
+
+    pub(super) fn searched(&mut self, findings: Findings, took: Duration) {
+        self.time("search", took);
+        let found = match findings.found.len() {
+            0 => "none stands in them".to_owned(),
+            files => format!("FOUND in {files}"),
+        };
+        self.tell(
+            took,
+            format_args!(
+                "{} identities and keys of the requester in {} files of {} KiB, the store and the log of the process among them: {found}",
+                findings.needles,
+                findings.files,
+                findings.bytes.div_ceil(1024),
+            ),
+        );
+        self.say(format_args!(
+            "            (the provider's own id, by the same search: in {}; addresses are all alike on loopback)",
+            out::count(findings.found_own, "file", "files")
+        ));
+        self.object.failures.extend(findings.failures());
+        self.object.search = Some(findings);
     }
 
     /// What each party saw, as far as it counts at all.
@@ -221,7 +273,7 @@ impl Report {
             };
             if status.log.is_some() {
                 self.say(format_args!(
-                    "  {name:<9} {} messages of one size from mixes; keys for this lease alone. The requester's identity stands in none of its files",
+                    "  {name:<9} {} messages of one size from mixes; keys for this lease alone",
                     count("messages")
                 ));
             } else {
@@ -239,17 +291,12 @@ impl Report {
         self.say(format_args!("  relay     an address and an encrypted session of SSH; not who rents, not what is typed"));
     }
 
-    pub(super) fn finish(&mut self, took: Duration, mixing: Duration) {
+    pub(super) fn took(&mut self, took: Duration, mixing: Duration) {
         self.time("total", took);
         self.time("mixing_mean", mixing);
-        self.object.failures.clone_from(&self.failures);
-        if self.json {
-            out::json(&self.object);
-            return;
-        }
         self.say(format_args!(
             "\n{} in {:.1} s, of which about {:.1} s are mixing delay",
-            if self.failures.is_empty() {
+            if self.object.failures.is_empty() {
                 "everything held"
             } else {
                 "NOT everything held"
@@ -257,13 +304,27 @@ impl Report {
             took.as_secs_f64(),
             mixing.as_secs_f64(),
         ));
-        for failure in &self.failures {
+        for failure in &self.object.failures {
             self.say(format_args!("  {failure}"));
         }
     }
 
+    /// Tells scripts.
+    pub(super) fn finish(&self) {
+        if self.json {
+            out::json(&self.object);
+        }
+    }
+
+    /// Tells scripts how far it came, and what went wrong then.
+    pub(super) fn failed(&mut self, failure: &Failure) {
+        self.object.failures.push(failure.in_one_line());
+        self.finish();
+    }
+
     /// What to try while the network is left running.
-    pub(super) fn keep(&self, folder: &Path, network: &Network) {
+    pub(super) fn keep(&mut self, folder: &Path, network: &Network) {
+        self.object.folder = Some(folder.to_owned());
         self.say(format_args!(
             "\nthe network goes on until Ctrl-C; in another terminal:\n"
         ));
@@ -271,7 +332,7 @@ impl Report {
         let souk = program.display();
         self.say(format_args!(
             "  export SOUK_HOME={}",
-            folder.join("requester").display()
+            folder.join(REQUESTER).display()
         ));
         for command in ["market", "rent", "leases", "ssh LEASE", "end LEASE"] {
             self.say(format_args!("  {souk} {command}"));
@@ -295,12 +356,16 @@ impl Report {
     }
 
     pub(super) fn exit_code(&self) -> ExitCode {
-        ExitCode::from(if self.failures.is_empty() { 0 } else { FAILED })
+        ExitCode::from(if self.object.failures.is_empty() {
+            0
+        } else {
+            FAILED
+        })
     }
 
     fn hold(&mut self, held: bool, otherwise: &str) {
         if !held {
-            self.failures.push(otherwise.to_owned());
+            self.object.failures.push(otherwise.to_owned());
         }
     }
 

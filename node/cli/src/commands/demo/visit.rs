@@ -1,14 +1,13 @@
 //! What the requester of the demo does, each step a process of its own.
 
 use std::{
-    fs, io,
-    path::{Path, PathBuf},
+    io,
+    path::Path,
     process::{Output, Stdio},
     time::Duration,
 };
 
 use serde::de::DeserializeOwned;
-use souk_node::net::NodeAddress;
 use tokio::process::Command;
 
 use crate::{
@@ -38,39 +37,38 @@ pub(super) struct Session {
 }
 
 /// Rents for five minutes.
-pub(super) async fn rent(folder: &Path) -> Result<Rented, Failure> {
-    souk(
-        folder,
-        &[
-            "rent",
-            "--json",
-            "--duration-s",
-            "300",
-            "--cpu-millicores",
-            "1000",
-            "--memory-mib",
-            "256",
-            "--disk-mib",
-            "64",
-        ],
-    )
-    .await
+pub(super) async fn rent(home: &Path, cpu_millicores: u32) -> Result<Rented, Failure> {
+    let cpu = cpu_millicores.to_string();
+    let machine = [
+        "--cpu-millicores",
+        &cpu,
+        "--memory-mib",
+        "256",
+        "--disk-mib",
+        "64",
+    ];
+    let args = [
+        ["rent", "--json", "--duration-s", "300"].as_slice(),
+        &machine,
+    ]
+    .concat();
+    souk(home, &args).await
 }
 
 /// Runs the command over the system's `ssh`, or over our own client where there is none.
-pub(super) async fn ssh(folder: &Path, rented: &Rented) -> Result<Session, Failure> {
+pub(super) async fn ssh(home: &Path, rented: &Rented) -> Result<Session, Failure> {
     let mut command = Command::new("ssh");
     command
         .arg("-F")
         .arg(&rented.ssh_config)
         .arg(&rented.ssh_alias)
         .arg(COMMAND);
-    match run(&mut command, folder).await {
+    match run(&mut command, home).await {
         Ok(output) => Ok(Session::of("ssh", &output)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut builtin = program()?;
             builtin.args(["ssh", "--builtin", &rented.name, COMMAND]);
-            let output = run(&mut builtin, folder).await;
+            let output = run(&mut builtin, home).await;
             let output = output
                 .map_err(|error| Failure::because("the built-in SSH client failed", &error))?;
             Ok(Session::of("the built-in SSH client", &output))
@@ -80,56 +78,18 @@ pub(super) async fn ssh(folder: &Path, rented: &Rented) -> Result<Session, Failu
 }
 
 /// Ends the lease and waits for its account.
-pub(super) async fn end(folder: &Path, rented: &Rented) -> Result<Account, Failure> {
-    souk(folder, &["end", "--json", &rented.name]).await
+pub(super) async fn end(home: &Path, rented: &Rented) -> Result<Account, Failure> {
+    souk(home, &["end", "--json", &rented.name]).await
+}
+
+/// Ends the lease without waiting for its account.
+pub(super) async fn end_only(home: &Path, rented: &Rented) -> Result<Account, Failure> {
+    souk(home, &["end", "--json", "--wait-s", "0", &rented.name]).await
 }
 
 /// Verifies the whole log of the provider, as anybody can.
-pub(super) async fn verify_log(folder: &Path, rented: &Rented) -> Result<Verified, Failure> {
-    souk(folder, &["log", "verify", "--json", &rented.provider]).await
-}
-
-/// Files of the provider in which the requester's identity stands, as text or as bytes.
-pub(super) fn traces(provider: &Path, peer: &str) -> Result<Vec<PathBuf>, Failure> {
-    let address = format!("/ip4/127.0.0.1/tcp/1/p2p/{peer}");
-    let node = address
-        .parse::<NodeAddress>()
-        .map_err(|error| Failure::because("the requester's identity is not one", &error))?
-        .node();
-    let needles = [
-        peer.as_bytes().to_vec(),
-        node.as_bytes().to_vec(),
-        hex::encode(node.as_bytes()).into_bytes(),
-    ];
-    let mut found = Vec::new();
-    // The image is the machine's own programs; everything else that the provider wrote is looked at.
-    let mut folders = vec![provider.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let entries = fs::read_dir(&folder);
-        let entries = entries.map_err(|error| {
-            Failure::because(
-                format_args!("cannot look into {}", folder.display()),
-                &error,
-            )
-        })?;
-        for entry in entries.flatten() {
-            let (path, kind) = (entry.path(), entry.file_type());
-            match kind {
-                Ok(kind) if kind.is_dir() && entry.file_name() != "images" => folders.push(path),
-                Ok(kind) if kind.is_file() => {
-                    let bytes = fs::read(&path).unwrap_or_default();
-                    let holds = |needle: &Vec<u8>| {
-                        bytes.windows(needle.len()).any(|window| window == needle)
-                    };
-                    if needles.iter().any(holds) {
-                        found.push(path);
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok(found)
+pub(super) async fn verify_log(home: &Path, rented: &Rented) -> Result<Verified, Failure> {
+    souk(home, &["log", "verify", "--json", &rented.provider]).await
 }
 
 impl Session {
@@ -152,9 +112,9 @@ fn program() -> Result<Command, Failure> {
 }
 
 /// Runs one of our own commands as the requester, and reads the JSON that it prints.
-async fn souk<T: DeserializeOwned>(folder: &Path, args: &[&str]) -> Result<T, Failure> {
+async fn souk<T: DeserializeOwned>(home: &Path, args: &[&str]) -> Result<T, Failure> {
     let name = args[0];
-    let output = run(program()?.args(args), folder)
+    let output = run(program()?.args(args), home)
         .await
         .map_err(|error| Failure::because(format_args!("`souk {name}` did not run"), &error))?;
     if !output.status.success() {
@@ -170,9 +130,9 @@ async fn souk<T: DeserializeOwned>(folder: &Path, args: &[&str]) -> Result<T, Fa
     })
 }
 
-async fn run(command: &mut Command, folder: &Path) -> io::Result<Output> {
+async fn run(command: &mut Command, home: &Path) -> io::Result<Output> {
     command
-        .env("SOUK_HOME", folder.join("requester"))
+        .env("SOUK_HOME", home)
         .env_remove("SOUK_CONFIG")
         .stdin(Stdio::null())
         .kill_on_drop(true);
