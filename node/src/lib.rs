@@ -20,6 +20,7 @@ mod durable;
 pub mod failpoint;
 #[cfg(not(feature = "failpoints"))]
 mod failpoint;
+mod process;
 
 #[cfg(all(feature = "failpoints", not(debug_assertions)))]
 compile_error!("failpoints and planted bugs are for test builds; a release must not have them");

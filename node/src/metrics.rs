@@ -15,8 +15,20 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
-/// Where the text comes from, at each scrape.
-pub type Source = Arc<dyn Fn() -> String + Send + Sync>;
+/// Where the answers come from, at each request.
+#[derive(Clone)]
+pub struct Source {
+    /// The metrics as OpenMetrics text.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Why the node is not ready, a line each; nothing where it is.
+    pub missing: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").finish_non_exhaustive()
+    }
+}
 
 /// Scrapes at once; more wait in the backlog of the listener.
 const MAX_CONNECTIONS: usize = 8;
@@ -36,7 +48,8 @@ pub fn text(registry: &prometheus_client::registry::Registry) -> String {
     text
 }
 
-/// Serves `GET /metrics` until `stop` is cancelled.
+/// Serves `GET /metrics`, `/healthz` (the node answers) and `/readyz` (it does all that it was told to do, or 503 and why not)
+/// until `stop` is cancelled.
 pub async fn serve(listener: TcpListener, source: Source, stop: CancellationToken) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let accepting = async {
@@ -77,18 +90,23 @@ pub async fn serve(listener: TcpListener, source: Source, stop: CancellationToke
 
 fn answer(request: &Request<Incoming>, source: &Source) -> Response<Full<Bytes>> {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    const TEXT: &str = "text/plain; charset=utf-8";
+    const ONLY: &str = "/metrics, /healthz and /readyz are here, for GET\n";
     let (status, kind, body) = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => (StatusCode::OK, OPEN_METRICS, source()),
-        (_, "/metrics") => (
-            StatusCode::METHOD_NOT_ALLOWED,
-            "text/plain",
-            "only GET\n".to_owned(),
-        ),
-        _ => (
-            StatusCode::NOT_FOUND,
-            "text/plain",
-            "metrics are at /metrics\n".to_owned(),
-        ),
+        (&Method::GET, "/metrics") => (StatusCode::OK, OPEN_METRICS, (source.metrics)()),
+        (&Method::GET, "/healthz") => (StatusCode::OK, TEXT, "ok\n".to_owned()),
+        (&Method::GET, "/readyz") => match (source.missing)() {
+            missing if missing.is_empty() => (StatusCode::OK, TEXT, "ready\n".to_owned()),
+            missing => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                TEXT,
+                missing.join("\n") + "\n",
+            ),
+        },
+        (_, "/metrics" | "/healthz" | "/readyz") => {
+            (StatusCode::METHOD_NOT_ALLOWED, TEXT, ONLY.to_owned())
+        }
+        _ => (StatusCode::NOT_FOUND, TEXT, ONLY.to_owned()),
     };
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
@@ -100,6 +118,8 @@ fn answer(request: &Request<Incoming>, source: &Source) -> Response<Full<Bytes>>
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use prometheus_client::{metrics::counter::Counter, registry::Registry};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -121,12 +141,17 @@ mod tests {
         let counter = Counter::<u64>::default();
         registry.register("souk_tests", "How often this was tested", counter.clone());
         counter.inc_by(3);
+        let lacking = Arc::new(Mutex::new(Vec::new()));
+        let missing = Arc::clone(&lacking);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("binds");
         let address = listener.local_addr().expect("bound");
         let stop = CancellationToken::new();
         let server = tokio::spawn(serve(
             listener,
-            Arc::new(move || text(&registry)),
+            Source {
+                metrics: Arc::new(move || text(&registry)),
+                missing: Arc::new(move || missing.lock().expect("whole").clone()),
+            },
             stop.clone(),
         ));
 
@@ -137,6 +162,15 @@ mod tests {
         assert!(missing.starts_with("HTTP/1.1 404"), "{missing}");
         let wrong = asked(address, "POST /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
         assert!(wrong.starts_with("HTTP/1.1 405"), "{wrong}");
+        let health = asked(address, "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+        assert!(health.starts_with("HTTP/1.1 200"), "{health}");
+        let ready = "GET /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        let found = asked(address, ready).await;
+        assert!(found.starts_with("HTTP/1.1 200"), "{found}");
+        *lacking.lock().expect("whole") = vec!["no card".to_owned(), "no peer".to_owned()];
+        let found = asked(address, ready).await;
+        assert!(found.starts_with("HTTP/1.1 503"), "{found}");
+        assert!(found.ends_with("\r\n\r\nno card\nno peer\n"), "{found}");
         let garbage = asked(address, "\0\0\0\r\n\r\n").await;
         assert!(garbage.starts_with("HTTP/1.1 400"), "{garbage}");
 

@@ -378,6 +378,19 @@ impl NodeUnderTest {
         list.filter_map(|a| a.as_str().map(str::to_owned)).collect()
     }
 
+    /// Where its metrics are served, as address and port.
+    ///
+    /// # Panics
+    /// If it serves none.
+    #[must_use]
+    pub fn metrics_address(&self) -> String {
+        let url = self.ready["metrics"].as_str().expect("it serves metrics");
+        let address = url
+            .strip_prefix("http://")
+            .and_then(|url| url.split('/').next());
+        address.expect("an address").to_owned()
+    }
+
     /// The id of its network.
     ///
     /// # Panics

@@ -60,7 +60,7 @@ pub(super) struct Counters {
 
 impl Counters {
     pub(super) fn register(&self, registry: &mut Registry) {
-        let registry = registry.sub_registry_with_prefix("net");
+        let registry = registry.sub_registry_with_prefix("souk_net");
         registry.register(
             "offences",
             "Neighbours that broke the protocol, by kind",

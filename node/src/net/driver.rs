@@ -299,7 +299,11 @@ impl Driver {
     }
 
     fn handle_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
-        if let Some(metrics) = &self.metrics {
+        // An address at which a stranger says it sees us is labelled with its protocols, of which it can make up as many as
+        // it likes; such a series would never go.
+        if let Some(metrics) = &self.metrics
+            && !matches!(event, SwarmEvent::NewExternalAddrCandidate { .. })
+        {
             metrics.record(&event);
         }
         match event {

@@ -23,6 +23,7 @@ mod keys;
 mod observer;
 mod operations;
 mod publisher;
+mod readings;
 mod replaced;
 mod selling;
 mod snapshot;
@@ -58,8 +59,9 @@ use self::{
     evidence::EvidenceFolder,
     keys::Keys,
     observer::Observer,
-    operations::{Readings, Running},
+    operations::Running,
     publisher::{Profile, Publisher},
+    readings::{Readiness, Readings},
     replaced::Replaced,
     selling::{Selling, Shop},
     standing::Desk,
@@ -359,14 +361,6 @@ impl Node {
             tasks.spawn(selling.run(shop));
         }
 
-        registry.register_collector(Box::new(Readings {
-            mix: counters.clone(),
-            cards: cards.clone(),
-            provider: provider.clone(),
-            refusal: refusal.clone(),
-            verifier: verifier.clone(),
-        }));
-        let registry = Arc::new(registry);
         let observer = Observer {
             happenings: happenings.clone(),
             peers: net.peers().clone(),
@@ -382,6 +376,23 @@ impl Node {
             shown,
         };
         tasks.spawn(accounts.run(stop.clone()));
+        let readiness = Readiness {
+            sells: config.has(Role::Provider),
+            own: own_card.clone(),
+            cards: cards.clone(),
+            provider: provider.clone(),
+            standing: desk.standing(),
+            refusal: refusal.clone(),
+        };
+        registry.register_collector(Box::new(Readings {
+            started: now,
+            mix: counters.clone(),
+            verifier: verifier.clone(),
+            readiness: readiness.clone(),
+            account: account.clone(),
+            prices: config.provider.prices.clone(),
+        }));
+        let registry = Arc::new(registry);
         let running = Arc::new(Running {
             network: config.network.id.clone(),
             roles: config.node.roles.clone(),
@@ -424,7 +435,10 @@ impl Node {
         if let Some(listener) = scraped {
             tasks.spawn(metrics::serve(
                 listener,
-                Arc::new(move || metrics::text(&registry)),
+                metrics::Source {
+                    metrics: Arc::new(move || metrics::text(&registry)),
+                    missing: Arc::new(move || readiness.missing()),
+                },
                 stop.clone(),
             ));
         }

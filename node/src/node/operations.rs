@@ -1,24 +1,15 @@
 //! What the control API shows of a running node, and its metrics: one reading for both.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use libp2p::PeerId;
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric as _},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
-};
 use souk_backend::LeaseId;
 use souk_crypto::{NetworkId, NodeId, Signed, UnixTime, with_causes};
 use souk_market::{
     account::Ledger,
     card::{Role, VerifiedCard},
     price::Prices,
-    reconcile::Totals,
     retirement::Succession,
     standing::Standing,
     units::{self, BackendName, Meter},
@@ -458,180 +449,4 @@ pub(super) fn offers<'a>(
             warning: warning.clone(),
         }
     })
-}
-
-/// Totals and levels that are read when they are asked for.
-pub(super) struct Readings {
-    pub(super) mix: Arc<MixCounters>,
-    pub(super) cards: Arc<Cards>,
-    pub(super) provider: watch::Receiver<Option<Provider>>,
-    pub(super) refusal: watch::Receiver<Option<String>>,
-    pub(super) verifier: Verifier,
-}
-
-impl std::fmt::Debug for Readings {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Readings").finish_non_exhaustive()
-    }
-}
-
-impl Collector for Readings {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        for (name, help, total) in self.mix.all() {
-            counter(&mut encoder, &format!("souk_mix_{name}"), help, total)?;
-        }
-        gauge(
-            &mut encoder,
-            "souk_cards",
-            "Valid cards",
-            self.cards.all().len(),
-        )?;
-        gauge(
-            &mut encoder,
-            "souk_clock_suspect",
-            "1 while the cards of the others are not of the time of this machine",
-            usize::from(self.cards.clock_warning().is_some()),
-        )?;
-        gauge(
-            &mut encoder,
-            "souk_log_contradictions",
-            "Providers against whose usage log there is evidence",
-            self.cards.contradictions().len(),
-        )?;
-        let (verified, refused) = self.verifier.totals();
-        let help = "Evidence of nodes that verified and binds what the card says";
-        counter(&mut encoder, "souk_evidence_verified", help, verified)?;
-        let mut family = encoder.encode_descriptor(
-            "souk_evidence_refused",
-            "Evidence of nodes that does not hold, by reason",
-            None,
-            MetricType::Counter,
-        )?;
-        for (reason, total) in refused {
-            ConstCounter::new(total).encode(family.encode_family(&[("reason", reason)])?)?;
-        }
-        let Some(provider) = self.provider.borrow().clone() else {
-            return Ok(());
-        };
-        gauge(
-            &mut encoder,
-            "souk_leases",
-            "Leases that are not closed",
-            provider.leases().len(),
-        )?;
-        let findings = provider.findings();
-        gauge(
-            &mut encoder,
-            "souk_orphans",
-            "Instances at the backends that no lease owns",
-            findings.values().map(|found| found.orphans.len()).sum(),
-        )?;
-        gauge(
-            &mut encoder,
-            "souk_backends_unlisted",
-            "Backends whose last list failed, or that were not listed yet",
-            findings
-                .values()
-                .filter(|found| found.failures > 0 || found.listed.is_none())
-                .count(),
-        )?;
-        let sum = |total: fn(&Totals) -> u64| {
-            findings
-                .values()
-                .map(|found| total(&found.totals))
-                .sum::<u64>()
-        };
-        for (name, help, total) in [
-            (
-                "souk_orphans_found",
-                "Instances that were found without an owner",
-                sum(|totals| totals.found),
-            ),
-            (
-                "souk_orphans_removed",
-                "Instances without an owner that were removed",
-                sum(|totals| totals.removed),
-            ),
-            (
-                "souk_backend_lists_failed",
-                "Lists of a backend that failed",
-                sum(|totals| totals.failed_lists),
-            ),
-        ] {
-            counter(&mut encoder, name, help, total)?;
-        }
-        gauge(
-            &mut encoder,
-            "souk_log_refused",
-            "1 while no checkpoint is signed, because the network remembers more of the usage log than the store has",
-            usize::from(self.refusal.borrow().is_some()),
-        )?;
-        let refusals = provider.refusals();
-        let metric = "souk_refusals";
-        let mut family = encoder.encode_descriptor(
-            metric,
-            "Refused requests by reason",
-            None,
-            MetricType::Counter,
-        )?;
-        for (reason, total) in refusals.iter() {
-            ConstCounter::new(total)
-                .encode(family.encode_family(&[("reason", reason.as_str())])?)?;
-        }
-        let counters = provider.counters();
-        for (name, help, total) in [
-            (
-                "souk_provider_replies",
-                "Replies that went out",
-                &counters.replies,
-            ),
-            (
-                "souk_provider_unanswered",
-                "Replies without a SURB that could be used",
-                &counters.unanswered,
-            ),
-            (
-                "souk_provider_unreadable",
-                "Messages that are no requests",
-                &counters.unreadable,
-            ),
-            (
-                "souk_provider_strays",
-                "Requests about unknown leases",
-                &counters.strays,
-            ),
-            (
-                "souk_provider_dropped",
-                "Messages dropped because too much was waiting",
-                &counters.dropped,
-            ),
-        ] {
-            counter(&mut encoder, name, help, total.load(Ordering::Relaxed))?;
-        }
-        Ok(())
-    }
-}
-
-fn counter(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    total: u64,
-) -> Result<(), std::fmt::Error> {
-    let counter = ConstCounter::new(total);
-    // The format of the registry ends each help text with a dot of its own.
-    let help = help.trim_end_matches('.');
-    let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
-    counter.encode(metric)
-}
-
-fn gauge(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    value: usize,
-) -> Result<(), std::fmt::Error> {
-    let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-    let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
-    gauge.encode(metric)
 }

@@ -35,7 +35,10 @@ async fn an_oversized_announcement_ends_the_connection_on_every_protocol() {
         let address = node.address("tcp").await;
         is_thrown_out_for(&address, what, &[0xff; 4]).await;
     }
-    assert_eq!(node.metric("net_offences_total"), PROTOCOLS.len() as u64);
+    assert_eq!(
+        node.metric("souk_net_offences_total"),
+        PROTOCOLS.len() as u64
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -75,7 +78,7 @@ async fn a_frame_that_never_ends_ends_the_connection() {
         trickle("cards", &[0, 0, 0, 4, 1]),
         trickle("log", &[0])
     );
-    assert_eq!(node.metric("net_offences_total"), 3);
+    assert_eq!(node.metric("souk_net_offences_total"), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -92,7 +95,7 @@ async fn packets_that_open_nothing_cost_their_carrier_nothing() {
         assert_eq!(node.next_frame().await, Some(frame(n)));
     }
     assert!(carrier.is_connected());
-    assert_eq!(node.metric("net_offences_total"), 0);
+    assert_eq!(node.metric("souk_net_offences_total"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -111,7 +114,7 @@ async fn a_stream_that_breaks_off_is_nobodys_fault() {
     stream.write_all(&*frame(1).to_bytes()).await.unwrap();
     stream.flush().await.unwrap();
     assert_eq!(node.next_frame().await, Some(frame(1)));
-    assert_eq!(node.metric("net_offences_total"), 0);
+    assert_eq!(node.metric("souk_net_offences_total"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -202,7 +205,7 @@ async fn a_flood_of_streams_and_frames_leaves_memory_bounded_and_the_node_at_wor
     node.judge.wait_for(b"+card").await;
     drop(held);
     while node.had_frame() {}
-    assert!(node.metric("net_link_frames_received_total") as usize * Frame::LEN < 64 << 20);
+    assert!(node.metric("souk_net_link_frames_received_total") as usize * Frame::LEN < 64 << 20);
 }
 
 fn resident_mib() -> usize {

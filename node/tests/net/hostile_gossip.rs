@@ -96,7 +96,7 @@ async fn cards_above_their_size_are_dropped_unread_and_cost_their_sender_alone()
 
     let too_long = [b"+", &[0; MAX_CARD_BYTES][..]].concat();
     publish(&address, vec![too_long], async || {
-        node.metric("net_offences_total") == 1 && peers().await == 1
+        node.metric("souk_net_offences_total") == 1 && peers().await == 1
     })
     .await;
     assert!(node.judge.asked_so_far().is_empty());

@@ -323,7 +323,7 @@ async fn networks_do_not_mix() {
     })
     .await;
     // It is nobody's fault.
-    assert_eq!(node.metric("net_offences_total"), 0);
+    assert_eq!(node.metric("souk_net_offences_total"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -130,7 +130,7 @@ async fn a_relay_is_not_blamed_for_its_clients_and_other_leases_get_through() {
     let mut seen = [0; 4];
     far.stream.read_exact(&mut seen).await.unwrap();
     assert_eq!(&seen, b"souk");
-    assert_eq!(provider.metric("net_offences_total"), 0);
+    assert_eq!(provider.metric("souk_net_offences_total"), 0);
     assert_eq!(provider.node.peers().info().await.connections, 1);
 }
 
@@ -150,14 +150,14 @@ async fn more_spliced_streams_than_there_are_places_cost_the_neighbour_nothing()
         .unwrap();
     futures::AsyncWriteExt::flush(&mut link).await.unwrap();
     assert_eq!(node.next_frame().await, Some(frame(1)));
-    assert_eq!(node.metric("net_offences_total"), 0);
+    assert_eq!(node.metric("souk_net_offences_total"), 0);
     assert!(neighbour.is_connected());
     // Too many of its own are its own doing.
     for _ in 0..30 {
         held.push(neighbour.open("log").await);
     }
     until("the offences are counted", async || {
-        node.metric("net_offences_total") >= 6
+        node.metric("souk_net_offences_total") >= 6
     })
     .await;
 }
@@ -227,7 +227,7 @@ async fn pass_a_frame(from: &TestNode, to: &mut TestNode) {
     from.node.links().try_send(hop, frame(5)).unwrap();
     let arrived = tokio::time::timeout(PATIENCE, to.next_frame()).await;
     assert_eq!(arrived.unwrap(), Some(frame(5)));
-    assert_eq!(from.metric("net_offences_total"), 0);
+    assert_eq!(from.metric("souk_net_offences_total"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

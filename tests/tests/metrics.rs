@@ -1,0 +1,200 @@
+//! What a node exports is what the documentation says, and what the shipped dashboard and alerts ask for.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use serde_json::{Value, json};
+use souk_tests::{Network, NodeUnderTest, Plan, eventually, skipped, succeed};
+use tempfile::TempDir;
+
+/// The root of the sources.
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn shipped(file: &str) -> PathBuf {
+    sources().join("node/packaging").join(file)
+}
+
+/// The metrics of the documentation, as their series are named.
+fn documented() -> BTreeSet<String> {
+    let page = fs::read_to_string(sources().join("docs/metrics.md")).expect("the page");
+    let names = page.lines().filter_map(|line| line.strip_prefix("| `"));
+    names
+        .filter(|rest| !rest.starts_with('/'))
+        .filter_map(|rest| rest.split_once('`'))
+        .map(|(name, _)| name.to_owned())
+        .collect()
+}
+
+/// The metrics that a node exports, as their series are named; those of the library apart.
+fn exported(text: &str) -> BTreeSet<String> {
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let named = types.filter_map(|line| line.split_once(' '));
+    named
+        .filter(|(name, _)| !name.starts_with("libp2p_"))
+        .map(|(name, kind)| match kind {
+            "counter" => format!("{name}_total"),
+            _ => name.to_owned(),
+        })
+        .collect()
+}
+
+fn metrics(node: &NodeUnderTest) -> String {
+    let said = succeed(&mut node.souk(&["node", "metrics"]));
+    String::from_utf8(said.stdout).expect("text")
+}
+
+/// What a node answers over HTTP: the status, and what comes behind the headers.
+fn asked(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answered");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("HTTP");
+    let status = head.split(' ').nth(1).expect("a status line");
+    (status.parse().expect("a number"), body.to_owned())
+}
+
+#[test]
+fn nodes_export_what_is_documented_and_say_when_they_are_ready() {
+    let network = Network::start(&Plan {
+        more: "[metrics]\nlisten = \"127.0.0.1:0\"".to_owned(),
+        ..Plan::default()
+    });
+    let provider = network.provider();
+    let address = provider.metrics_address();
+    eventually("the provider is ready", || {
+        (asked(&address, "/readyz").0 == 200).then_some(())
+    });
+    let requester = network.requester("requester", None);
+    let lease = requester.rent(&[]);
+    let _ = requester.json(&["end", "--json", lease.lease()]);
+
+    let text = metrics(provider);
+    assert!(text.contains("\nsouk_ready 1\n"), "{text}");
+    assert!(text.contains("\nsouk_leases_closed_total 1\n"), "{text}");
+    assert_eq!(asked(&address, "/healthz"), (200, "ok\n".to_owned()));
+    let (status, over_http) = asked(&address, "/metrics");
+    assert_eq!(status, 200);
+    assert_eq!(exported(&over_http), exported(&text));
+    // Every metric of a provider is one of any node, or of providers; what never happened yet is not exported.
+    let documented = documented();
+    let exported = exported(&text);
+    let undocumented: Vec<_> = exported.difference(&documented).collect();
+    assert!(undocumented.is_empty(), "{undocumented:?}");
+    let only_once_it_happened = [
+        "souk_net_offences_total",
+        "souk_net_link_frames_dropped_total",
+    ];
+    let missing: Vec<_> = documented
+        .difference(&exported)
+        .filter(|name| !only_once_it_happened.contains(&name.as_str()))
+        .collect();
+    assert!(missing.is_empty(), "documented, not exported: {missing:?}");
+    // A stranger's own words are no label.
+    assert!(!text.contains("external_addr_candidates_total{"), "{text}");
+
+    let _ = provider.json(&["node", "drain", "--no-wait", "--json"]);
+    let (status, why) = asked(&address, "/readyz");
+    assert_eq!((status, why.as_str()), (503, "this node is draining\n"));
+    assert_eq!(asked(&address, "/healthz").0, 200);
+    if let Some(promtool) = promtool() {
+        is_accepted(&promtool, &metrics(provider));
+    }
+}
+
+fn promtool() -> Option<PathBuf> {
+    env::var_os("SOUK_TEST_PROMTOOL").map(PathBuf::from)
+}
+
+/// `promtool check metrics` takes what a node exports; its advice about names is for the library's too, and is not asked for.
+fn is_accepted(promtool: &Path, text: &str) {
+    let ours: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.contains("libp2p_"))
+        .collect();
+    let mut check = Command::new(promtool)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool runs");
+    let mut input = check.stdin.take().expect("piped");
+    input
+        .write_all((ours.join("\n") + "\n").as_bytes())
+        .expect("it reads");
+    drop(input);
+    let said = check.wait_with_output().expect("it ends");
+    let complaint = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(!complaint.contains("error while linting"), "{complaint}");
+}
+
+/// All queries of the dashboard, with what Grafana fills in.
+fn queries(dashboard: &Value) -> Vec<String> {
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array());
+    targets
+        .flatten()
+        .map(|target| target["expr"].as_str().expect("a query"))
+        .map(|query| {
+            query
+                .replace("$__rate_interval", "5m")
+                .replace("$instance", ".*")
+        })
+        .collect()
+}
+
+/// The metrics that a text asks for.
+fn named(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| word.starts_with("souk_") || word.starts_with("process_"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn the_dashboard_and_the_alerts_ask_for_documented_metrics_only_needs_promtool() {
+    let dashboard = fs::read(shipped("grafana/souk.json")).expect("shipped");
+    let dashboard: Value = serde_json::from_slice(&dashboard).expect("JSON");
+    let queries = queries(&dashboard);
+    assert!(queries.len() > 20, "{queries:?}");
+    let alerts = fs::read_to_string(shipped("prometheus/alerts.yml")).expect("shipped");
+    let expressions: String = alerts
+        .lines()
+        .filter(|line| line.trim_start().starts_with("expr:"))
+        .collect();
+    let documented = documented();
+    for text in queries.iter().chain([&expressions]) {
+        let unknown: Vec<_> = named(text).difference(&documented).cloned().collect();
+        assert!(unknown.is_empty(), "{unknown:?} in {text}");
+    }
+
+    let Some(promtool) = promtool() else {
+        return skipped("needs promtool; SOUK_TEST_PROMTOOL names none");
+    };
+    let folder = TempDir::new().expect("a folder");
+    let rules: Vec<Value> = queries
+        .iter()
+        .enumerate()
+        .map(|(at, query)| json!({"record": format!("query:{at}"), "expr": query}))
+        .collect();
+    // JSON is YAML.
+    let as_rules = folder.path().join("queries.yml");
+    let groups = json!({"groups": [{"name": "queries", "rules": rules}]});
+    fs::write(&as_rules, groups.to_string()).expect("written");
+    for (what, file) in [
+        ("rules", as_rules),
+        ("rules", shipped("prometheus/alerts.yml")),
+        ("config", shipped("prometheus/scrape.yml")),
+    ] {
+        succeed(Command::new(&promtool).args(["check", what]).arg(file));
+    }
+}
