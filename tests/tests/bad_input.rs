@@ -66,6 +66,24 @@ impl Made {
     }
 }
 
+/// A node that waits for something that will not happen by itself says so.
+#[test]
+fn a_node_that_nobody_can_reach_says_so() {
+    let made = Made::new(LOOPBACK, MIX);
+    let path = made.folder.path().join("souk.toml");
+    let real = fs::read_to_string(&path).expect("there");
+    fs::write(&path, real.replace("test = true", "test = false")).expect("written");
+    let mut process = Process::start("node", made.command(), made.folder.path());
+    let log = process.output().to_owned();
+    for told in ["reached from the Internet", "it is not ready"] {
+        process.until(told, || {
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            said.contains(told).then_some(())
+        });
+    }
+    assert!(process.stop().success(), "{}", process.said());
+}
+
 const LOOPBACK: &str = "/ip4/127.0.0.1/tcp/0";
 const MIX: &str = r#""mix", "entry", "relay""#;
 const PROVIDER: &str = r#""provider""#;

@@ -36,6 +36,36 @@ fn a_reader_that_went_away_is_no_failure() {
 }
 
 #[test]
+fn a_configuration_is_told_in_few_words_what_it_is() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let check = |content: &[u8]| {
+        let file = folder.path().join("souk.toml");
+        std::fs::write(&file, content).expect("written");
+        let file = file.to_str().expect("text");
+        let output = souk(&["config", "check", file])
+            .output()
+            .expect("souk starts");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    };
+    let (code, said) = check("root:x:0:0:root:/root:/bin/bash\n".repeat(90).as_bytes());
+    assert_eq!(code, Some(78), "EX_CONFIG: {said}");
+    assert!(
+        said.lines().count() < 15 && said.contains("another file"),
+        "{said}"
+    );
+    let (code, said) = check(b"[node]\noperator = \"\xe9\"\n");
+    assert_eq!(code, Some(78), "{said}");
+    assert!(
+        said.contains("souk.toml:2:") && said.contains("UTF-8"),
+        "{said}"
+    );
+    let (code, said) = check(b"[node]\nlisten = [\"/ip4/10.0.0.1/tcp/4551\"]\n");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.starts_with("warning: "), "{said}");
+}
+
+#[test]
 fn a_command_line_that_is_wrong_is_not_repeated_as_it_is() {
     for args in [
         ["image", "verify", "--\u{1b}[2J"],

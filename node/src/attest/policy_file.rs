@@ -43,9 +43,11 @@ pub fn read_policy(path: &Path) -> Result<Policy, PolicyError> {
     if fs::metadata(path).map_err(unreadable)?.len() > MAX_POLICY_BYTES as u64 {
         return Err(unreadable(io::ErrorKind::FileTooLarge.into()));
     }
-    let text = fs::read_to_string(path).map_err(unreadable)?;
-    Policy::parse(&text).map_err(|source| PolicyError::Mistakes {
+    let mistaken = |source| PolicyError::Mistakes {
         path: path.to_owned(),
         source,
-    })
+    };
+    let bytes = fs::read(path).map_err(unreadable)?;
+    let text = souk_toml::text(bytes).map_err(|(_, found)| mistaken(found))?;
+    Policy::parse(&text).map_err(mistaken)
 }

@@ -7,6 +7,7 @@
 //! found. What only the machine can tell (a port in use, a missing folder) is found when the node starts.
 
 mod reader;
+mod warnings;
 
 use std::{
     fs, io,
@@ -254,7 +255,12 @@ impl Config {
                 path: path.to_owned(),
             });
         }
-        let text = fs::read_to_string(path).map_err(unreadable)?;
+        let bytes = fs::read(path).map_err(unreadable)?;
+        let text = souk_toml::text(bytes).map_err(|(text, mistakes)| ConfigError::Mistakes {
+            path: path.to_owned(),
+            text,
+            mistakes,
+        })?;
         let folder = std::path::absolute(path)
             .map_err(unreadable)?
             .parent()
@@ -375,8 +381,13 @@ fn node(reader: &mut Reader<'_>, folder: &Path) -> Node {
 fn provider(reader: &mut Reader<'_>, node: &Node, folder: &Path) -> Provider {
     const SECTION: &str = "provider";
     let allow_shared_kernel = reader.bool(SECTION, "allow_shared_kernel");
+    let before = reader.mistakes();
     let issuers = issuers(reader);
-    let anonymous = reader.bool(SECTION, "anonymous").then(|| anonymous(reader));
+    let serves_anybody = reader.bool(SECTION, "anonymous");
+    let is_told = reader.mistakes() > before;
+    // They are read in any case: a mistake in them is one also while nobody is served.
+    let limits = anonymous(reader);
+    let anonymous = serves_anybody.then_some(limits);
     if node.roles.contains(&Role::Provider) {
         if !allow_shared_kernel {
             reader.misfit(
@@ -386,7 +397,8 @@ fn provider(reader: &mut Reader<'_>, node: &Node, folder: &Path) -> Provider {
                 "agree with `allow_shared_kernel = true` under [provider], or take \"provider\" out of node.roles",
             );
         }
-        if anonymous.is_none() && issuers.is_empty() {
+        // Whom it means to serve is not known where that was written wrong.
+        if anonymous.is_none() && issuers.is_empty() && !is_told {
             reader.misfit(
                 SECTION,
                 "anonymous",

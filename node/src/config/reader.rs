@@ -46,16 +46,17 @@ impl<'a> Reader<'a> {
         self.document.mistakes()
     }
 
+    /// The default stands in where the value was wrong, so that one mistake is told once.
     pub(super) fn bool(&mut self, section: &str, key: &str) -> bool {
         let (value, span) = self.value(section, key);
-        let taken = value.as_bool();
-        if taken.is_none() {
-            self.wrong_type(section, key, "true or false", &value, span);
+        if let Some(taken) = value.as_bool() {
+            return taken;
         }
-        taken.unwrap_or_default()
+        self.wrong_type(section, key, "true or false", &value, span);
+        self.default(section, key).as_bool().unwrap_or_default()
     }
 
-    /// An integer within `range`; the default stands in where the value was wrong, so that one mistake is told once.
+    /// An integer within `range`; the default stands in where the value was wrong.
     pub(super) fn integer(&mut self, section: &str, key: &str, range: RangeInclusive<u64>) -> u64 {
         let (value, span) = self.value(section, key);
         let (low, high) = (*range.start(), *range.end());

@@ -125,6 +125,71 @@ fn numbers_outside_their_range_name_the_range() {
     );
 }
 
+#[test]
+fn a_wrong_switch_hides_nothing_and_is_told_once() {
+    let provider = "[node]\nroles = [\"provider\"]\n[provider]\nallow_shared_kernel = true\n";
+    for wrong in [
+        "anonymous = \"yes\"",
+        "anonymous = false\nissuers = [\"zz\"]",
+    ] {
+        let error =
+            parse(&format!("{provider}work_bits = 99\n{wrong}\n")).expect_err("has mistakes");
+        assert_eq!(error.iter().count(), 2, "{error}");
+        assert!(error.to_string().contains("work_bits is 99"), "{error}");
+    }
+    let unmeant =
+        parse("[provider]\nanonymous = false\nwork_bits = 99\n").expect_err("has a mistake");
+    assert_eq!(unmeant.iter().count(), 1, "{unmeant}");
+}
+
+#[test]
+fn a_broken_heading_makes_no_mistakes_of_what_stands_below() {
+    let shown = mistakes("[network\nname = \"mine\"\n");
+    assert!(!shown.contains("section `name`"), "{shown}");
+}
+
+#[test]
+fn what_is_allowed_and_hardly_meant_is_said() {
+    let warned = |text: &str| parse(text).expect("valid").warnings();
+    assert_eq!(warned(""), Vec::<String>::new());
+    let private = "listen = [\"/ip4/192.168.1.2/tcp/4551\"]\n";
+    for address in [
+        private,
+        "external = [\"/ip4/10.0.0.1/tcp/1\"]\n",
+        "listen = [\"/ip6/::1/tcp/4551\"]\n",
+    ] {
+        let warnings = warned(&format!("[node]\n{address}"));
+        assert_eq!(warnings.len(), 1, "{address}: {warnings:?}");
+        assert!(warnings[0].contains("node.external"), "{warnings:?}");
+    }
+    let reached = format!("[node]\n{private}external = [\"/ip4/9.9.9.9/tcp/1\"]\n");
+    assert_eq!(warned(&reached), Vec::<String>::new());
+    assert!(warned("[node]\nmdns = true\n")[0].contains("node.mdns"));
+    let direct = "[provider]\ndirect_address = \"10.0.0.1\"\n";
+    assert!(warned(direct)[0].contains("10.0.0.1"));
+    // On a test network all of that is what one wants.
+    let all = format!("{reached}mdns = true\n{direct}[network]\ntest = true\n");
+    assert_eq!(warned(&all), Vec::<String>::new());
+    // Who has no role listens to nobody.
+    assert_eq!(
+        warned(&format!("[node]\nroles = []\n{private}")),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn bytes_that_are_no_text_are_a_mistake_with_a_line() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("souk.toml");
+    fs::write(&path, b"[node]\noperator = \"\xe9\"\n").expect("written");
+    match Config::load(&path) {
+        Err(ConfigError::Mistakes { mistakes, .. }) => {
+            assert_eq!(mistakes.iter().next().map(|mistake| mistake.line), Some(2));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn no_text_panics(text in "\\PC{0,200}") {

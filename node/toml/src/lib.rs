@@ -18,6 +18,25 @@ use toml::de::{DeTable, DeValue};
 /// A name that is further than this from every known one is no misspelling of it.
 const MAX_TYPO_DISTANCE: usize = 3;
 
+/// Of the errors of syntax in one file so many are told: more of them say only that it is no TOML.
+const MAX_SYNTAX_MISTAKES: usize = 5;
+
+/// The text of a file.
+///
+/// # Errors
+/// The mistake, and the text with a sign where it is not UTF-8.
+pub fn text(bytes: Vec<u8>) -> Result<String, (String, Mistakes)> {
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+        let mut document = Document::new(&text);
+        let sign = at..at + char::REPLACEMENT_CHARACTER.len_utf8();
+        document.mistake(sign, "this is not UTF-8", "save the file as UTF-8");
+        let mistakes = Mistakes(document.mistakes);
+        (text, mistakes)
+    })
+}
+
 /// One mistake in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
@@ -60,25 +79,46 @@ impl Display for Mistakes {
 pub struct Document<'a> {
     text: &'a str,
     mistakes: Vec<Mistake>,
+    /// What is read of a broken text may stand where nobody put it, so nothing more is said of it.
+    is_broken: bool,
 }
 
 impl<'a> Document<'a> {
-    /// Parses the text as far as it goes; errors of syntax become mistakes with `hint`.
+    const fn new(text: &'a str) -> Self {
+        Self {
+            text,
+            mistakes: Vec::new(),
+            is_broken: false,
+        }
+    }
+
+    /// Parses the text as far as it goes; errors of syntax become mistakes with `hint`. Where there are any, no mistake
+    /// is added any more: it would be one of a text that nobody wrote.
     #[must_use]
     pub fn parse(text: &'a str, hint: &str) -> (Self, DeTable<'a>) {
         let (table, errors) = DeTable::parse_recoverable(text);
-        let mut document = Self {
-            text,
-            mistakes: Vec::new(),
-        };
-        for error in errors {
+        let mut document = Self::new(text);
+        let is_toml = errors.len() <= MAX_SYNTAX_MISTAKES;
+        let count = if is_toml { errors.len() } else { 1 };
+        for error in errors.iter().take(count) {
+            let hint = match is_toml {
+                true => hint.to_owned(),
+                false => format!(
+                    "more is wrong in {} places, so perhaps this is another file; {hint}",
+                    errors.len() - 1
+                ),
+            };
             document.mistake(error.span().unwrap_or(0..0), error.message(), hint);
         }
+        document.is_broken = !errors.is_empty();
         (document, table.into_inner())
     }
 
     /// Adds a mistake at a place of the text.
     pub fn mistake(&mut self, span: Range<usize>, what: impl Display, hint: impl Display) {
+        if self.is_broken {
+            return;
+        }
         let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
         self.mistakes.push(Mistake {
             line: 1 + before.iter().filter(|byte| **byte == b'\n').count(),
@@ -177,6 +217,33 @@ mod tests {
             told.starts_with("line 2: ") && told.ends_with("; see the manual"),
             "{told}"
         );
+    }
+
+    #[test]
+    fn a_broken_text_has_its_errors_of_syntax_alone_and_another_file_has_one() {
+        let (mut document, _) = Document::parse("[network\nname = 1\n", "");
+        let broken = document.mistakes();
+        assert!(broken > 0);
+        document.mistake(9..13, "there is no section `name`", "");
+        assert_eq!(document.mistakes(), broken);
+        let passwd = "root:x:0:0:root:/root:/bin/bash\n".repeat(90);
+        let (document, _) = Document::parse(&passwd, "see the manual");
+        let told = document.finish().expect_err("no TOML").to_string();
+        assert!(
+            told.starts_with("line 1: ") && told.contains("another file"),
+            "{told}"
+        );
+        assert_eq!(told.lines().count(), 1, "{told}");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_have_a_line() {
+        let (shown, mistakes) = text(b"a = 1\nb = \"\xff\xfe\"\n".to_vec()).expect_err("not UTF-8");
+        let told = mistakes.to_string();
+        assert_eq!(told, "line 2: this is not UTF-8; save the file as UTF-8");
+        let mistake = mistakes.iter().next().expect("one");
+        assert_eq!(&shown[mistake.span.clone()], "\u{fffd}");
+        assert_eq!(text(b"a = 1".to_vec()).ok().as_deref(), Some("a = 1"));
     }
 
     #[test]

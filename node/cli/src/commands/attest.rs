@@ -295,7 +295,8 @@ fn read_policy(path: &Path) -> Result<Policy, Failure> {
     if fs::metadata(path).map_err(|error| unread(&error))?.len() > MAX_POLICY_BYTES as u64 {
         return Err(too_large());
     }
-    let text = fs::read_to_string(path).map_err(|error| unread(&error))?;
+    let bytes = fs::read(path).map_err(|error| unread(&error))?;
+    let text = souk_toml::text(bytes).map_err(|(text, found)| mistakes(path, &text, &found))?;
     Policy::parse(&text).map_err(|found| mistakes(path, &text, &found))
 }
 

@@ -37,7 +37,7 @@ impl Config {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         match self {
             Self::Check(Check { file }) => {
-                let config = config::Config::load(&file).map_err(|error| explain(&error))?;
+                let config = config::Config::load(&file).map_err(|error| unchecked(&error))?;
                 let roles: Vec<_> = config.node.roles.iter().map(|role| role.as_str()).collect();
                 out::line(format_args!(
                     "{} is right: network {}, {}",
@@ -49,6 +49,9 @@ impl Config {
                         roles.join(", ")
                     },
                 ));
+                for warning in config.warnings() {
+                    out::note(format_args!("warning: {warning}"));
+                }
                 DONE
             }
             Self::Default => {
@@ -56,6 +59,17 @@ impl Config {
                 DONE
             }
         }
+    }
+}
+
+/// As [`explain`], for the command whose file is an argument.
+fn unchecked(error: &ConfigError) -> Failure {
+    match error {
+        ConfigError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            explain(error)
+                .hint("make one with `souk node init`, or name another: souk config check FILE")
+        }
+        _ => explain(error),
     }
 }
 
@@ -180,5 +194,10 @@ mod tests {
         let error =
             config::Config::load(Path::new("/nonexistent/souk.toml")).expect_err("is not there");
         insta::assert_snapshot!(explain(&error));
+        let checked = unchecked(&error).to_string();
+        assert!(
+            checked.contains("souk config check FILE") && !checked.contains("--config"),
+            "{checked}"
+        );
     }
 }

@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::Args;
@@ -25,6 +26,9 @@ use crate::{
     failure::{CONFIG, FAILED, Failure, UNAVAILABLE},
     logging, out, stdio,
 };
+
+/// A node that listens knows its addresses within milliseconds; one that does not by then is told about.
+const ADDRESSES_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Args, Debug)]
 pub(crate) struct Init {
@@ -103,6 +107,12 @@ impl Init {
             config::Config::load(&path).map_err(|error| super::super::config::explain(&error))?;
         let id = node::init(&config).map_err(|error| explain(&error))?;
         out::line(format_args!("node {}", peer_id(&id)));
+        if self.provider {
+            out::note(format_args!(
+                "warning: this provider has no image yet, so nobody can rent; make one: souk image build --config {}",
+                path.display()
+            ));
+        }
         out::note(format_args!(
             "edit {}, then: souk node run --config {}",
             path.display(),
@@ -119,6 +129,9 @@ impl Run {
             config.provider.agent.clone_from(&self.agent);
         }
         logging::start(&config.log.filter, config.log.json)?;
+        for warning in config.warnings() {
+            tracing::warn!("{warning}");
+        }
         wait(self.until_stopped(config))?;
         DONE
     }
@@ -130,7 +143,7 @@ impl Run {
         let network = config.network.id.clone();
         let node = Node::start(config).await.map_err(|error| explain(&error))?;
         let ready = async {
-            let addresses = node.announced().await;
+            let addresses = announced(&node).await;
             let ready = Ready {
                 node_id: peer_id(&node.id()).to_string(),
                 network_id: network.to_string(),
@@ -177,6 +190,19 @@ impl Run {
             None => Ok(()),
         }
     }
+}
+
+/// Waits for addresses that others can dial, and says so where there are none.
+async fn announced(node: &Node) -> Vec<NodeAddress> {
+    let addresses = node.announced();
+    tokio::pin!(addresses);
+    if let Ok(found) = tokio::time::timeout(ADDRESSES_WITHIN, &mut addresses).await {
+        return found;
+    }
+    tracing::warn!(
+        "this node has no address that others can dial, so it is not ready and nobody hears of it; set node.listen or node.external"
+    );
+    addresses.await
 }
 
 /// Reads stdin until it ends or breaks.
