@@ -21,9 +21,9 @@ use crate::{
 /// What goes into a built image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BuildOptions {
-    /// More programs by name, from the same directories; those that this machine lacks are left out.
+    /// More programs by name, from the same directories; this machine must have them.
     pub programs: Vec<String>,
-    /// Python 3 with its standard library, about 30 MiB, where this machine has it.
+    /// Python 3 with its standard library, about 30 MiB; this machine must have it.
     pub python: bool,
 }
 
@@ -226,9 +226,16 @@ pub(crate) fn stage(staging: &mut Staging, options: &BuildOptions) -> Result<(),
     if !plan.has("usr/bin/sh") {
         return Err(BuildError::NoShell);
     }
-    let extra = options.programs.iter().map(String::as_str);
-    for name in PROGRAMS.iter().copied().chain(extra) {
+    for name in PROGRAMS {
         plan.program(name)?;
+    }
+    // What was asked for by name is missed if it is not there.
+    let python = options.python.then_some("python3");
+    for name in options.programs.iter().map(String::as_str).chain(python) {
+        if !plan.program(name)? {
+            let name = name.to_owned();
+            return Err(BuildError::Program { name });
+        }
     }
     for library in OPTIONAL_LIBRARIES {
         let found = plan.loader.optional(library);
@@ -254,8 +261,9 @@ impl Plan {
         self.files.contains_key(Path::new(path)) || self.links.contains_key(Path::new(path))
     }
 
-    /// Adds a program under its name; one that is a link (`awk`, `python3`) becomes a link to its real place.
-    fn program(&mut self, name: &str) -> Result<(), BuildError> {
+    /// Adds a program under its name, if this machine has it; one that is a link (`awk`, `python3`) becomes a link to
+    /// its real place.
+    fn program(&mut self, name: &str) -> Result<bool, BuildError> {
         let is_plain = !name.is_empty() && !name.contains('/') && name != "..";
         let found = PROGRAM_DIRS.iter().filter(|_| is_plain).find_map(|dir| {
             let path = Path::new(dir).join(name);
@@ -266,13 +274,14 @@ impl Plan {
             (is_program && is_systems_own(&real)).then_some((merged(&path), real))
         });
         let Some((place, real)) = found else {
-            return Ok(());
+            return Ok(false);
         };
         let real_place = merged(&real);
         if place != real_place {
             self.links.insert(place, Path::new("/").join(&real_place));
         }
-        self.file(real_place, real)
+        self.file(real_place, real)?;
+        Ok(true)
     }
 
     fn file(&mut self, place: PathBuf, source: PathBuf) -> Result<(), BuildError> {
@@ -299,8 +308,8 @@ impl Plan {
         }
     }
 
+    /// The library of the Python that was added.
     fn python(&mut self) -> Result<(), BuildError> {
-        self.program("python3")?;
         let Some(real) = self.links.get(Path::new("usr/bin/python3")).cloned() else {
             return Ok(());
         };

@@ -89,6 +89,12 @@ pub enum BuildError {
     /// There is no shell, and an image without one is of no use.
     #[error("found no shell (bash, dash or busybox) in /usr/bin or /bin")]
     NoShell,
+    /// A program that was asked for is not there.
+    #[error("found no program {name:?} in /usr/bin, /bin, /usr/sbin or /sbin")]
+    Program {
+        /// Its name.
+        name: String,
+    },
     /// A program needs a library that the loader would not find either.
     #[error("{} needs {library}, which is in none of the loader's directories", program.display())]
     Library {

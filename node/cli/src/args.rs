@@ -25,22 +25,28 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a node, or speak with one that runs here.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  souk node init ~/node && souk node run --config ~/node/souk.toml"
+    )]
     Node(commands::node::Node),
     /// Show how the node on this machine stands.
     Status(commands::status::Status),
     /// Watch the node on this machine, and act on it.
     Top(commands::top::Top),
     /// Check or print a configuration.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  souk config check souk.toml")]
     Config(commands::config::Config),
     /// Tell what runs on a machine, by the evidence of its TEE.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  souk attest verify quote.bin --collateral collateral.json --policy policy.toml"
+    )]
     Attest(commands::attest::Attest),
     /// Watch a whole lease on this machine.
     Demo(commands::demo::Demo),
     /// Measure this machine.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  souk bench leases")]
     Bench(commands::bench::Bench),
     /// Show what can be rented.
     Market(commands::market::Market),
@@ -56,16 +62,22 @@ enum Command {
     /// End a lease and verify its account.
     End(commands::end::End),
     /// Verify usage logs.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  souk log verify 12D3KooW…")]
     Log(commands::log::Log),
     /// Make and look after images, the root file systems of leases.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  souk image build && souk image list"
+    )]
     Image(commands::image::Image),
     /// Vouch for requesters.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  souk grant holder lease.key\n  souk grant issue --key issuer.key --holder 5f3c… > lease.grant"
+    )]
     Grant(commands::grant::Grant),
     /// Make keys that sign grants.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  souk issuer key new issuer.key")]
     Issuer(commands::issuer::Issuer),
     /// Print the version of this program and of what it speaks.
     Version(commands::version::Version),
@@ -102,13 +114,11 @@ mod tests {
 
     use super::*;
 
-    /// All commands that do something, with their paths.
-    fn leaves(command: &clap::Command, path: &str, found: &mut Vec<(String, clap::Command)>) {
-        if !command.has_subcommands() {
-            found.push((path.to_owned(), command.clone()));
-        }
-        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
-            leaves(sub, &format!("{path} {}", sub.get_name()), found);
+    /// All commands, with their paths.
+    fn all(command: &clap::Command, path: &str, found: &mut Vec<(String, clap::Command)>) {
+        found.push((path.to_owned(), command.clone()));
+        for sub in command.get_subcommands() {
+            all(sub, &format!("{path} {}", sub.get_name()), found);
         }
     }
 
@@ -120,8 +130,8 @@ mod tests {
     #[test]
     fn every_command_has_help_with_an_example() {
         let mut found = Vec::new();
-        leaves(&Cli::command(), "souk", &mut found);
-        assert!(found.len() > 5);
+        all(&Cli::command(), "souk", &mut found);
+        assert!(found.len() > 40, "{}", found.len());
         for (path, command) in found {
             assert!(
                 command.get_about().is_some(),
@@ -131,14 +141,15 @@ mod tests {
                 .get_after_help()
                 .map(ToString::to_string)
                 .unwrap_or_default();
-            assert!(after.contains(&path), "{path} has no example in its help");
+            let is_shown = after.contains("Example") && after.contains(&path);
+            assert!(is_shown, "{path} has no example in its help");
         }
     }
 
     #[test]
     fn every_command_of_a_requester_speaks_json_and_says_where_its_folder_is() {
         let mut found = Vec::new();
-        leaves(&Cli::command(), "souk", &mut found);
+        all(&Cli::command(), "souk", &mut found);
         let option = |command: &clap::Command, name: &str| {
             let argument = command.get_arguments().find(|a| a.get_long() == Some(name));
             argument.map(|a| a.get_help().map(ToString::to_string).unwrap_or_default())
@@ -147,7 +158,7 @@ mod tests {
             .iter()
             .filter(|(_, command)| option(command, "home").is_some());
         let mut seen = 0;
-        for (path, command) in of_a_requester {
+        for (path, command) in of_a_requester.filter(|(_, command)| !command.is_hide_set()) {
             seen += 1;
             for name in ["home", "config"] {
                 let help = option(command, name).unwrap_or_default();
@@ -179,6 +190,21 @@ mod tests {
             "--max-processes",
         ] {
             let error = ask(&[nothing, "0"]).expect_err(nothing).to_string();
+            assert!(error.contains(nothing), "{error}");
+        }
+        let grant = |args: &[&str]| {
+            let issue = ["souk", "grant", "issue", "--key", "k", "--holder", "h"];
+            Cli::try_parse_from([&issue, args].concat())
+        };
+        assert!(grant(&[]).is_ok());
+        for nothing in [
+            "--duration-s",
+            "--cpu-millicores",
+            "--memory-mib",
+            "--max-processes",
+            "--valid-s",
+        ] {
+            let error = grant(&[nothing, "0"]).expect_err(nothing).to_string();
             assert!(error.contains(nothing), "{error}");
         }
         assert!(ask(&["--resume", "5f3c", "--direct"]).is_err());

@@ -83,6 +83,23 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
+/// Lines up columns under a heading, each row with lines of its own below it: for what is wider than a terminal.
+pub(crate) fn records(
+    head: &[&str],
+    rows: impl Iterator<Item = (Vec<String>, Vec<String>)>,
+) -> String {
+    let (cells, below): (Vec<_>, Vec<_>) = rows.unzip();
+    let head = head.iter().map(|name| (*name).to_owned()).collect();
+    let table = table(&[vec![head], cells].concat());
+    let below = std::iter::once(Vec::new()).chain(below);
+    let mut lines = Vec::new();
+    for (row, below) in table.lines().zip(below) {
+        lines.push(row.to_owned());
+        lines.extend(below.iter().map(|line| format!("  {}", Line(line))));
+    }
+    lines.join("\n")
+}
+
 /// A number of things, by their word for one and for more.
 pub(crate) fn count(number: impl TryInto<u64>, one: &str, more: &str) -> String {
     match number.try_into().unwrap_or(u64::MAX) {

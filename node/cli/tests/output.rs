@@ -66,6 +66,49 @@ fn a_configuration_is_told_in_few_words_what_it_is() {
 }
 
 #[test]
+fn a_network_that_was_not_reached_is_not_remembered() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    // Nobody is named whom to ask, so that it fails at once.
+    std::fs::write(file("souk.toml"), "").expect("written");
+    let market = [
+        "market",
+        "--config",
+        &file("souk.toml"),
+        "--home",
+        &file("home"),
+    ];
+    let output = souk(&market).output().expect("souk starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("node.bootstrap"), "{said}");
+    assert!(!folder.path().join("home/souk.toml").exists());
+}
+
+#[test]
+fn an_image_that_is_not_there_is_not_called_damaged() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = folder.path().join("souk.toml").display().to_string();
+    std::fs::write(&config, "").expect("written");
+    let image = |args: &[&str]| {
+        let output = souk(&[&["image"], args, &["--config", &config]].concat()).output();
+        let output = output.expect("souk starts");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (code, said) = image(&["verify", &"0".repeat(64)]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("not in the store") && !said.contains("its name says"),
+        "{said}"
+    );
+    let (code, said) = image(&["list"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("souk image build"), "{said}");
+}
+
+#[test]
 fn a_command_line_that_is_wrong_is_not_repeated_as_it_is() {
     for args in [
         ["image", "verify", "--\u{1b}[2J"],

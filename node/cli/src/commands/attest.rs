@@ -41,7 +41,10 @@ pub(crate) enum Attest {
     #[command(after_help = "Example:\n  souk attest show quote.bin")]
     Show(show::Show),
     /// Look after policies.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  souk attest policy check policy.toml"
+    )]
     Policy(PolicyCommand),
     /// Compute the launch digest of an SEV-SNP guest from its files.
     #[command(

@@ -74,7 +74,7 @@ impl End {
             Some(proven) => account(&lease, proven),
             None => wait(async {
                 let progress = Progress::start("asking for cards");
-                let connected = requester::connect(&client, &progress).await?;
+                let connected = client.join(&progress).await?;
                 let patience = Duration::from_secs(self.wait_s);
                 let mut watch = |step| progress.step(&requester::step_text(&step));
                 let ended = connected.end(&mut lease, patience, &mut watch).await;

@@ -53,22 +53,22 @@ pub(crate) struct Issue {
     #[arg(long, value_name = "NODE")]
     provider: Option<NodeId>,
     /// The longest lease, in seconds
-    #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 3600, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     duration_s: u32,
     /// The most CPU, in thousandths of a core
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
     cpu_millicores: u32,
     /// The most memory, in MiB
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
     memory_mib: u32,
     /// The most disk, in MiB
     #[arg(long, default_value_t = 1024)]
     disk_mib: u32,
     /// The most processes
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     max_processes: u32,
     /// How long the grant can be used, in seconds from now
-    #[arg(long, default_value_t = 86_400, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 86_400, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     valid_s: u64,
     /// Print one JSON object
     #[arg(long)]
@@ -109,6 +109,8 @@ impl Issue {
             not_after: unix_now().plus_s(self.valid_s),
         };
         let signed = sign::sign(voucher, &key, &network).map_err(|error| Failure::of(&error))?;
+        // The network is that of the configuration, which may be one that was not meant.
+        out::note(format_args!("a grant for the network {network}"));
         out::token("grant", &hex::encode(signed.signed().as_bytes()), self.json);
         DONE
     }

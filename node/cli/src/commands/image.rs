@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use souk_backend::ImageHash;
-use souk_image::{BuildOptions, Store};
+use souk_image::{BuildOptions, Store, StoreError, VerifyError};
 
 use super::{ConfigFile, DONE};
 use crate::{
@@ -115,6 +115,8 @@ impl Image {
                     .collect::<Result<Vec<_>, _>>()?;
                 if args.json {
                     out::json(&rows);
+                } else if rows.is_empty() {
+                    out::note("there is no image yet; make one with `souk image build`");
                 } else {
                     rows.iter().for_each(|row| out::line(text(row)));
                 }
@@ -131,17 +133,30 @@ fn verify(args: &Verify) -> Result<ExitCode, Failure> {
         Some(image) => vec![parse(image)?],
         None => store.list().map_err(|error| Failure::of(&error))?,
     };
+    if images.is_empty() {
+        out::note("there is no image yet; make one with `souk image build`");
+    }
     for image in &images {
-        store.verify(*image).map_err(|error| {
-            Failure::because(
-                format_args!("image {image} is not what its name says"),
-                &error,
-            )
-            .hint("remove it and build or import it again")
-        })?;
+        store
+            .verify(*image)
+            .map_err(|error| unverified(*image, &error))?;
         out::line(format_args!("{image} is intact"));
     }
     DONE
+}
+
+fn unverified(image: ImageHash, error: &VerifyError) -> Failure {
+    match error {
+        VerifyError::Store(missing @ StoreError::Missing { .. }) => {
+            Failure::of(missing).hint("`souk image list` shows those that are")
+        }
+        VerifyError::Store(unread @ StoreError::Io { .. }) => Failure::of(unread),
+        damaged => Failure::because(
+            format_args!("image {image} is not what its name says"),
+            damaged,
+        )
+        .hint("remove it and build or import it again"),
+    }
 }
 
 /// The image of this name.
@@ -179,7 +194,8 @@ fn row(store: &Store, image: ImageHash) -> Result<Row, Failure> {
 
 fn text(row: &Row) -> String {
     let mib = row.bytes.div_ceil(1 << 20);
-    format!("{}  {} files, {mib} MiB", row.image, row.files)
+    let files = out::count(row.files, "file", "files");
+    format!("{}  {files}, {mib} MiB", row.image)
 }
 
 #[cfg(test)]

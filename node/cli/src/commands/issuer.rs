@@ -11,7 +11,7 @@ use crate::{failure::Failure, out};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Issuer {
     /// Keys of an issuer.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  souk issuer key new issuer.key")]
     Key(Key),
 }
 

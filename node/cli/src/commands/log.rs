@@ -72,7 +72,7 @@ impl Log {
         let mut session = String::new();
         let outcome = wait(async {
             let progress = Progress::start("asking for cards");
-            let connected = requester::connect(&client, &progress).await?;
+            let connected = client.join(&progress).await?;
             progress.step("fetching the log");
             session = peer_id(&connected.local()).to_string();
             connected
@@ -96,7 +96,11 @@ impl Log {
             out::json(&verified);
         } else if let (Some(size), Some(root)) = (verified.size, &verified.root) {
             out::line(format_args!(
-                "{size} entries lead to the signed root {root}"
+                "{} to the signed root {root}",
+                match size {
+                    1 => "1 entry leads".to_owned(),
+                    size => format!("{size} entries lead"),
+                }
             ));
         }
         for evidence in &verified.evidence {

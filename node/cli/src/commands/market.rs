@@ -68,7 +68,7 @@ impl Market {
         let client = self.requester.open()?;
         let (rows, unanimous) = wait(async {
             let progress = Progress::start("asking for cards");
-            let connected = requester::connect(&client, &progress).await?;
+            let connected = client.join(&progress).await?;
             let market = connected.market();
             let judgements = connected.judgements().await;
             let judgements = judgements.map_err(|error| requester::state(&error))?;
@@ -80,7 +80,11 @@ impl Market {
             out::json(&rows);
             return DONE;
         }
-        out::line(text(&rows));
+        if rows.is_empty() {
+            out::note("nobody sells now");
+        } else {
+            out::line(text(&rows));
+        }
         if !unanimous {
             out::note(
                 "the nodes did not show the same cards; what is shown is what a quorum of them agrees on",
@@ -207,7 +211,6 @@ fn rows<'m>(
 
 fn text(rows: &[Row]) -> String {
     let head = [
-        "PROVIDER",
         "ARCH",
         "CORES",
         "MIB",
@@ -215,13 +218,9 @@ fn text(rows: &[Row]) -> String {
         "ROOM",
         "KERNEL",
         "EGRESS",
-        "ENFORCED",
-        "EVIDENCE",
     ];
-    let head = head.map(str::to_owned).to_vec();
     let body = rows.iter().map(|row| {
-        vec![
-            row.provider.clone(),
+        let cells = vec![
             row.arch.clone(),
             format!("{:.1}", f64::from(row.cpu_millicores) / 1000.0),
             row.memory_mib.to_string(),
@@ -231,9 +230,59 @@ fn text(rows: &[Row]) -> String {
             row.capacity.clone().unwrap_or_else(|| "?".to_owned()),
             if row.shared_kernel { "shared" } else { "own" }.to_owned(),
             if row.egress { "open" } else { "none" }.to_owned(),
-            row.enforced.join(","),
-            row.evidence.text(),
-        ]
+        ];
+        let enforced = match row.enforced.as_slice() {
+            [] => "no limit".to_owned(),
+            some => some.join(", "),
+        };
+        let below = [
+            format!("provider  {}", row.provider),
+            format!("enforces  {enforced}"),
+            format!("evidence  {}", row.evidence.text()),
+        ];
+        (cells, below.to_vec())
     });
-    out::table(&std::iter::once(head).chain(body).collect::<Vec<_>>())
+    out::records(&head, body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offer_fits_a_narrow_terminal() {
+        let row = Row {
+            provider: "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA".to_owned(),
+            arch: "aarch64".to_owned(),
+            cpu_millicores: 128_000,
+            memory_mib: 1_048_576,
+            disk_mib: 1_048_576,
+            price_core_hour: Some("1000.000000 TEST".to_owned()),
+            price_memory_gib_hour: None,
+            capacity: Some("plenty".to_owned()),
+            log_entries: None,
+            shared_kernel: true,
+            egress: false,
+            evidence: Evidence {
+                claimed: Some("none+test"),
+                kind: Some("none+test"),
+                verdict: Some("refused"),
+                reason: Some("measurement-not-accepted"),
+                why: None,
+            },
+            anonymous: true,
+            max_duration_s: Some(3600),
+            work_bits: Some(0),
+            enforced: ["cpu", "memory", "processes", "disk"]
+                .map(str::to_owned)
+                .to_vec(),
+            images: Vec::new(),
+        };
+        let text = text(&[row]);
+        assert!(
+            text.lines().all(|line| line.chars().count() <= 80),
+            "{text}"
+        );
+        insta::assert_snapshot!(text);
+    }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use souk_crypto::{HolderKey, NodeId, UnixTime, keyfile};
 use souk_market::{
-    matching::Wanted,
+    matching::{Mismatch, Wanted},
     quorum::Market,
     units::{Asset, DurationS, ImageHash, Limit, Limits, Money, Resources},
 };
@@ -141,7 +141,7 @@ impl Rent {
             let progress = Progress::start("asking for cards");
             let mut seen = Seen::default();
             let start = Instant::now();
-            let connected = requester::connect(&client, &progress).await?;
+            let connected = client.join(&progress).await?;
             seen.part("market", start);
             let lease = self
                 .rent(&connected, resumed, provider, voucher, &progress, &mut seen)
@@ -341,13 +341,40 @@ fn text(rented: &Rented) -> String {
     out::table(&rows.map(|(name, value)| vec![name.to_owned(), value]))
 }
 
+/// What to ask for instead where no provider fits: what would have made the nearest one fit.
+fn instead(others: &[(NodeId, Mismatch)]) -> &'static str {
+    let Some(nearest) = others.iter().map(|(_, why)| why).max() else {
+        return "`souk market` shows who is there";
+    };
+    match nearest {
+        Mismatch::Evidence => {
+            "`souk market` shows what speaks against the evidence of each; see --policy"
+        }
+        Mismatch::Image => {
+            "name an --image that a provider has, or none; `souk market --json` shows them"
+        }
+        Mismatch::Arch => "name an --image for an architecture that `souk market` shows",
+        Mismatch::Size => "ask for a smaller machine; `souk market` shows the sizes",
+        Mismatch::Limits => "leave out --require; `souk market` shows which limits each enforces",
+        Mismatch::SharedKernel => {
+            "leave out --own-kernel if a kernel that is shared with others will do, or wait for a provider with its own"
+        }
+        Mismatch::Full => "again later; `souk market` shows who has room",
+        Mismatch::Price => {
+            "a higher --max-total, or the --asset of the provider, a smaller machine or a shorter --duration-s; `souk market` shows the prices"
+        }
+        Mismatch::Policy => "ask an issuer whom the provider lists for a grant: --grant",
+        Mismatch::Anonymous => {
+            "a shorter --duration-s or a smaller machine; `souk market --json` shows the longest as max_duration_s; holders of a grant get more"
+        }
+    }
+}
+
 /// Why nothing was rented, and what to do.
 fn unrented(error: &RentError) -> Failure {
     let failure = Failure::of(error);
     match error {
-        RentError::NoMatch { .. } => failure
-            .hint("`souk market` shows what there is; ask for less, or for another image")
-            .code(UNAVAILABLE),
+        RentError::NoMatch { others } => failure.hint(instead(others)).code(UNAVAILABLE),
         RentError::Refused { .. } => failure.code(UNAVAILABLE),
         RentError::NoRelay { .. } => failure
             .hint("wait until there are more relays, or rent from another provider")

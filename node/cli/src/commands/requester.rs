@@ -1,6 +1,7 @@
 //! What the commands of a requester share: the folder, the network, and how errors are told.
 
 use std::{
+    ops::Deref,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -15,6 +16,7 @@ use souk_node::{
 use super::{ConfigFile, home};
 use crate::{
     failure::{CONFIG, Failure, UNAVAILABLE, USAGE},
+    out,
     progress::Progress,
 };
 
@@ -42,8 +44,8 @@ impl Requester {
     }
 
     /// Opens the folder. The network is that of the folder's own `souk.toml`; where it has none yet, the network of
-    /// the given configuration is written there, so that `ssh` needs nothing but the folder.
-    pub(crate) fn open(&self) -> Result<Client, Failure> {
+    /// the given configuration is written there as soon as it was reached, so that `ssh` needs nothing but the folder.
+    pub(crate) fn open(&self) -> Result<Opened, Failure> {
         let folder = self.home.clone().unwrap_or_else(home);
         let own = folder.join("souk.toml");
         let config = if own.exists() {
@@ -75,12 +77,37 @@ impl Requester {
         }
         config.evidence.attested_mixes |= self.attested_mixes;
         let client = client(&folder, &config)?;
-        if !own.exists() {
-            remember(&own, &of_folder).map_err(|error| {
-                Failure::because(format_args!("cannot write {}", own.display()), &error)
+        let unwritten = (!own.exists()).then_some((own, of_folder));
+        Ok(Opened { client, unwritten })
+    }
+}
+
+/// A requester's folder that is open.
+pub(crate) struct Opened {
+    client: Client,
+    /// The folder's own configuration where it has none yet. One that leads nowhere is not kept: other commands would
+    /// take it for what the user wants.
+    unwritten: Option<(PathBuf, Config)>,
+}
+
+impl Deref for Opened {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Opened {
+    /// Gets onto the network, and remembers which one it is.
+    pub(crate) async fn join(&self, progress: &Progress) -> Result<Connected, Failure> {
+        let connected = connect(&self.client, progress).await?;
+        if let Some((path, config)) = &self.unwritten {
+            remember(path, config).map_err(|error| {
+                Failure::because(format_args!("cannot write {}", path.display()), &error)
             })?;
         }
-        Ok(client)
+        Ok(connected)
     }
 }
 
@@ -172,7 +199,10 @@ pub(crate) fn find(client: &Client, name: &str) -> Result<Lease, Failure> {
 pub(crate) fn step_text(step: &client::Progress) -> String {
     use client::Progress as P;
     match step {
-        P::AskingEntries { entries } => format!("asking {entries} nodes for their cards"),
+        P::AskingEntries { entries } => {
+            let nodes = out::count(*entries, "node", "nodes");
+            format!("asking {nodes} for cards")
+        }
         P::Market {
             cards,
             entries,
@@ -183,11 +213,16 @@ pub(crate) fn step_text(step: &client::Progress) -> String {
             } else {
                 "a quorum agrees"
             };
-            format!("{cards} cards from {entries} nodes, {agree}")
+            let (cards, nodes) = (
+                out::count(*cards, "card", "cards"),
+                out::count(*entries, "node", "nodes"),
+            );
+            format!("{cards} from {nodes}, {agree}")
         }
         P::Entry { .. } => "the entry keeps a mailbox for the replies".to_owned(),
         P::Provider { others, .. } => {
-            format!("a provider was chosen, {others} others would have done")
+            let others = out::count(*others, "other", "others");
+            format!("a provider was chosen, {others} would have done")
         }
         P::Working { bits } => format!("proof of work, {bits} bits"),
         P::Stored { name } => format!("keys and request are on the disk as {name}"),

@@ -47,6 +47,9 @@ pub(crate) struct Ssh {
 
 /// Carry a stream to a lease; `ssh` runs this as its `ProxyCommand`.
 #[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  ssh -o ProxyCommand='souk relay-connect 5f3c0a91' souk-5f3c0a91"
+)]
 pub(crate) struct RelayConnect {
     #[command(flatten)]
     requester: Requester,

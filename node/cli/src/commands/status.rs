@@ -120,7 +120,11 @@ fn text(status: &v1::StatusReply) -> String {
         rows.push(("refusals", counters(&status.refusals)));
         rows.push((
             "usage log",
-            format!("{} entries under the checkpoint {}", log.size, log.root),
+            format!(
+                "{} under the checkpoint {}",
+                out::count(log.size, "entry", "entries"),
+                log.root
+            ),
         ));
     }
     rows.extend(
