@@ -378,6 +378,15 @@ impl NodeUnderTest {
         list.filter_map(|a| a.as_str().map(str::to_owned)).collect()
     }
 
+    /// The socket of its control API.
+    ///
+    /// # Panics
+    /// If the node did not say.
+    #[must_use]
+    pub fn control_socket(&self) -> &Path {
+        Path::new(self.ready["control_socket"].as_str().expect("a socket"))
+    }
+
     /// Where its metrics are served, as address and port.
     ///
     /// # Panics

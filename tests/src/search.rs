@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
@@ -36,6 +37,35 @@ impl Needle {
         Self {
             name: name.to_owned(),
             forms: vec![text.as_bytes().to_vec()],
+        }
+    }
+
+    /// An IPv4 address, in every form in which programs write one: for people, in multiaddresses, in CBOR, mapped into
+    /// IPv6, and as the kernel lists sockets. Four bytes alone would be found in any large file.
+    #[must_use]
+    pub fn address(name: &str, address: Ipv4Addr) -> Self {
+        /// Codes of ip4, tcp and udp in a multiaddress.
+        const IP4: u8 = 4;
+        const TCP: u8 = 6;
+        const UDP: [u8; 2] = [0x91, 0x02];
+        /// A byte string of four bytes.
+        const CBOR: u8 = 0x44;
+        let octets = address.octets();
+        let hex = hex::encode_upper(octets);
+        let listed = format!("{:08X}:", u32::from_le_bytes(octets));
+        let mapped = address.to_ipv6_mapped().octets();
+        Self {
+            name: name.to_owned(),
+            forms: vec![
+                address.to_string().into_bytes(),
+                [&[IP4][..], &octets, &[TCP]].concat(),
+                [&[IP4][..], &octets, &UDP].concat(),
+                [&[CBOR][..], &octets].concat(),
+                mapped.to_vec(),
+                hex.to_lowercase().into_bytes(),
+                hex.into_bytes(),
+                listed.into_bytes(),
+            ],
         }
     }
 
@@ -149,6 +179,23 @@ mod tests {
         }
         assert_eq!(needle.forms()[0].len(), 32);
         assert!(!needle.is_in(b"something else"));
+    }
+
+    #[test]
+    fn an_address_is_found_as_programs_write_it() {
+        let needle = Needle::address("address", Ipv4Addr::new(10, 83, 0, 9));
+        let multiaddr: &[u8] = &[4, 10, 83, 0, 9, 0x91, 2, 0x11, 0xc7];
+        let cbor: &[u8] = &[0x82, 0x44, 10, 83, 0, 9, 0x19];
+        let text: &[&[u8]] = &[
+            b"peer=/ip4/10.83.0.9/tcp/1",
+            b"   1: 0100007F:A8C2 0900530A:0016 01",
+            b"0a530009",
+            b"::ffff:10.83.0.9",
+        ];
+        for written in text.iter().chain([&multiaddr, &cbor]) {
+            assert!(needle.is_in(written), "{written:?}");
+        }
+        assert!(!needle.is_in(&[10, 83, 0, 9]) && !needle.is_in(b"10.83.0.8"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! The same check finds the requester when it rents with `--direct`, so it can fail.
 
-use std::{fs, path::Path};
+use std::{fs, net::Ipv4Addr, path::Path};
 
 use souk_tests::{Capture, Lan, Needle, Network, Plan, Rented, Requester, find, is_root, skipped};
 
@@ -40,7 +40,7 @@ fn observe(direct: bool) -> (Seen, String) {
     let frames = capture.stop();
     assert!(frames.count() > 100, "the capture saw next to nothing");
 
-    let needles = needles(&requester, &lease, &address.to_string());
+    let needles = needles(&requester, &lease, address);
     let mut found = find(&[network.provider().folder()], &needles);
     for needle in &needles {
         if needle.is_in(&inside.stdout) {
@@ -50,15 +50,42 @@ fn observe(direct: bool) -> (Seen, String) {
             found.push(format!("in the capture: {}", needle.name()));
         }
     }
+    finds_what_is_there(network.provider().folder(), &lease, &needles);
     let addresses = frames.addresses().iter().map(ToString::to_string).collect();
     (Seen { addresses, found }, address.to_string())
 }
 
+/// The search reads what the provider keeps and writes: the lease stands in its store and in its usage log's folder as
+/// bytes, and whatever of the requester is put beside them is found, in each of its forms.
+fn finds_what_is_there(folder: &Path, lease: &Rented, needles: &[Needle]) {
+    let id = hex::decode(lease.text("lease")).expect("hex");
+    let (store, log) = (folder.join("data/store"), folder.join("provider.log"));
+    let known = find(&[&store], &[Needle::bytes("the lease", &id)]);
+    assert!(!known.is_empty(), "the store does not hold its own lease");
+    let said = fs::read(&log).expect("the provider's output");
+    assert!(!said.is_empty(), "the provider said nothing");
+    for (needle, form) in needles
+        .iter()
+        .flat_map(|n| n.forms().iter().map(move |f| (n, f)))
+    {
+        let planted = store.join("planted");
+        fs::write(&planted, [b"before", form.as_slice(), b"after"].concat()).expect("written");
+        let with = [said.as_slice(), form, b"\n"].concat();
+        let copy = folder.join("planted.log");
+        fs::write(&copy, with).expect("written");
+        let found = find(&[folder], std::slice::from_ref(needle));
+        assert_eq!(found.len(), 2, "{}: {form:?}: {found:?}", needle.name());
+        for file in [planted, copy] {
+            fs::remove_file(file).expect("there");
+        }
+    }
+}
+
 /// What must not reach the provider: the address, the identity of the session, and every secret or lasting key of the
 /// requester's folder. The public half of the lease's own SSH key is made for this lease and is meant for the provider.
-fn needles(requester: &Requester, lease: &Rented, address: &str) -> Vec<Needle> {
+fn needles(requester: &Requester, lease: &Rented, address: Ipv4Addr) -> Vec<Needle> {
     let mut needles = vec![
-        Needle::text("the requester's address", address),
+        Needle::address("the requester's address", address),
         Needle::peer_id("the session's peer id", lease.text("client_peer_id")),
     ];
     let mut open = vec![requester.home()];

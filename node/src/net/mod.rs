@@ -64,6 +64,7 @@ pub use mailbox::{
     BATCH_BYTES, BATCH_FRAMES, MAX_LIFETIME, MAX_QUOTA, MAX_WAIT, Mailbox, MailboxError,
     MailboxKey, MailboxService,
 };
+pub use names::PROTOCOLS;
 pub use node::{Client, Node, Services, StartError};
 pub use origin::Origin;
 pub use peers::{ConnectError, Neighbour, NetInfo, Peers, PublishError};

@@ -2,17 +2,37 @@
 
 use libp2p::{StreamProtocol, gossipsub::IdentTopic};
 
-/// The stream protocols that a node may accept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
-    Mix,
-    Cards,
-    Mailbox,
-    RelayRegister,
-    RelaySplice,
-    RelayConnect,
-    Log,
-    Evidence,
+/// Makes the protocols, their names, and the list of all: none can be missing from it.
+macro_rules! protocols {
+    ($($what:ident = $name:literal,)*) => {
+        /// The stream protocols that a node may accept.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum What {
+            $($what,)*
+        }
+
+        /// Names of all stream protocols that a node may accept, as they stand behind the network id.
+        pub const PROTOCOLS: &[&str] = &[$($name,)*];
+
+        impl What {
+            const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$what => $name,)*
+                }
+            }
+        }
+    };
+}
+
+protocols! {
+    Mix = "mix",
+    Cards = "cards",
+    Mailbox = "mailbox",
+    RelayRegister = "relay-register",
+    RelaySplice = "relay-splice",
+    RelayConnect = "relay-connect",
+    Log = "log",
+    Evidence = "evidence",
 }
 
 /// The names of one network.
@@ -30,17 +50,7 @@ impl Names {
 
     /// Name of a stream protocol.
     pub(super) fn stream(&self, what: What) -> StreamProtocol {
-        let what = match what {
-            What::Mix => "mix",
-            What::Cards => "cards",
-            What::Mailbox => "mailbox",
-            What::RelayRegister => "relay-register",
-            What::RelaySplice => "relay-splice",
-            What::RelayConnect => "relay-connect",
-            What::Log => "log",
-            What::Evidence => "evidence",
-        };
-        self.protocol(what)
+        self.protocol(what.as_str())
     }
 
     /// Name of the Kademlia protocol.

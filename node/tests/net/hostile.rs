@@ -2,21 +2,10 @@
 
 use futures::AsyncWriteExt as _;
 use rand::RngExt as _;
-use souk_node::net::{NodeAddress, Topic};
+use souk_node::net::{NodeAddress, PROTOCOLS, Topic};
 use souk_sphinx::Frame;
 
 use crate::support::{Hostile, TestNode, client, config, frame, until};
-
-/// Every protocol that a node accepts from a stranger.
-const PROTOCOLS: [&str; 7] = [
-    "mix",
-    "cards",
-    "mailbox",
-    "relay-register",
-    "relay-connect",
-    "relay-splice",
-    "log",
-];
 
 /// Sends `bytes` on a fresh connection and waits to be thrown out.
 async fn is_thrown_out_for(address: &NodeAddress, what: &str, bytes: &[u8]) {
@@ -105,7 +94,7 @@ async fn a_stream_that_breaks_off_is_nobodys_fault() {
     for what in PROTOCOLS {
         let mut stream = peer.open(what).await;
         // Three bytes of a length; for a link, the version and two bytes of the epoch.
-        let first = u8::from(what == "mix");
+        let first = u8::from(*what == "mix");
         stream.write_all(&[first, 0, 0]).await.unwrap();
         stream.close().await.unwrap();
     }
@@ -166,7 +155,7 @@ async fn a_flood_of_streams_and_frames_leaves_memory_bounded_and_the_node_at_wor
         flood.push(tokio::spawn(async move {
             let mut streams = Vec::new();
             // As many streams as it gets, each with as much as it takes; nothing is read here, and nobody takes the frames there.
-            for what in PROTOCOLS.into_iter().cycle().take(64) {
+            for what in PROTOCOLS.iter().cycle().take(64) {
                 let name = hostile_protocol(what);
                 let target = hostile.target();
                 if let Ok(stream) = hostile.control.open_stream(target, name).await {

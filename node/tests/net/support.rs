@@ -15,8 +15,8 @@ use souk_node::{
     mix::Arrival,
     net::{
         CardValidator, Client, ClientConfig, LogPath, LogSource, Multiaddr, Node, NodeAddress,
-        NodeConfig, Origin, RelayedStream, Services, Snapshot, SnapshotSource, Topic, Verdict,
-        node_id,
+        NodeConfig, Origin, PieceSource, RelayedStream, Services, Snapshot, SnapshotSource, Topic,
+        Verdict, node_id,
     },
 };
 use souk_sphinx::{Epoch, Frame, Packet, packet::PACKET_LEN};
@@ -145,6 +145,19 @@ pub(crate) fn quiet_config() -> NodeConfig {
     config
 }
 
+/// A node that serves evidence, and has none.
+struct NoPieces;
+
+impl PieceSource for NoPieces {
+    fn names(&self) -> Vec<([u8; 32], usize)> {
+        Vec::new()
+    }
+
+    fn piece(&self, _: &[u8; 32]) -> Option<Bytes> {
+        None
+    }
+}
+
 impl TestNode {
     pub(crate) async fn start(config: NodeConfig) -> Self {
         let (judge, shelf) = (Judge::new(), Arc::new(Shelf::default()));
@@ -155,7 +168,7 @@ impl TestNode {
         let services = Services {
             validator: judge.clone(),
             snapshot: shelf.clone(),
-            pieces: None,
+            pieces: Some(Arc::new(NoPieces)),
             log: Some(Arc::new(TinyLog)),
             frames: frames_in,
             relayed: relayed_in,
