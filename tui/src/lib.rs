@@ -20,6 +20,7 @@
 
 mod action;
 mod event;
+mod facts;
 mod happening;
 mod layout;
 mod link;
@@ -34,6 +35,7 @@ mod view;
 
 pub use action::{Action, Deed};
 pub use event::{Event, Key, Mouse};
+pub use facts::{Fact, facts};
 pub use page::Page;
 pub use record::{ReadError, read};
 pub use run::{Options, Source, TopError, run};

@@ -1,5 +1,6 @@
 //! `souk node`.
 
+mod act;
 mod leave;
 mod run;
 
@@ -58,6 +59,24 @@ pub(crate) enum Node {
         after_help = "Example:\n  souk node succeed 12D3KooW… --out agreement.bin\n\nThe file goes to the other node, for its `souk node retire`."
     )]
     Succeed(leave::Succeed),
+    /// Make a new card now, and publish it.
+    #[command(
+        after_help = "Example:\n  souk node refresh-card\n\nThe node does so by itself when something on the card changes, and in good time before it expires."
+    )]
+    RefreshCard(Bare),
+    /// Place no new leases at a backend; those that it has go on.
+    #[command(
+        after_help = "Example:\n  souk node pause sandbox\n\nIt outlives a restart of the node."
+    )]
+    Pause(act::Backend),
+    /// Place new leases at a backend again.
+    #[command(after_help = "Example:\n  souk node unpause sandbox")]
+    Unpause(act::Backend),
+    /// Remove an instance that no lease owns, without waiting for the end of its grace.
+    #[command(
+        after_help = "Example:\n  souk node reap sandbox 000102030405060708090a0b0c0d0e0f\n\n`souk leases --orphans` shows them."
+    )]
+    Reap(act::Reap),
     /// Print the metrics of the node in OpenMetrics text.
     #[command(after_help = "Example:\n  souk node metrics | grep souk_mix")]
     Metrics(Bare),
@@ -121,10 +140,7 @@ impl Node {
                 show(leases, json);
             }
             Self::End(End { config, lease }) => {
-                let lease: LeaseId = lease.parse().map_err(|why| {
-                    Failure::new(format_args!("{lease:?} is no lease id: {why}"))
-                        .code(crate::failure::USAGE)
-                })?;
+                let lease = lease_id(&lease)?;
                 wait(async {
                     config
                         .connect()
@@ -135,6 +151,20 @@ impl Node {
                 })?;
                 out::line(format_args!("lease {lease} is ending"));
             }
+            Self::RefreshCard(Bare { config }) => {
+                wait(async {
+                    config
+                        .connect()
+                        .await?
+                        .refresh_card()
+                        .await
+                        .map_err(|error| unreached(&error))
+                })?;
+                out::line("a new card is published");
+            }
+            Self::Pause(backend) => return backend.pause(true),
+            Self::Unpause(backend) => return backend.pause(false),
+            Self::Reap(reap) => return reap.run(),
             Self::Metrics(Bare { config }) => {
                 let text = wait(async {
                     config
@@ -160,6 +190,12 @@ impl Node {
         }
         DONE
     }
+}
+
+fn lease_id(text: &str) -> Result<LeaseId, Failure> {
+    text.parse().map_err(|why| {
+        Failure::new(format_args!("{text:?} is no lease id: {why}")).code(crate::failure::USAGE)
+    })
 }
 
 #[derive(Serialize)]

@@ -1,15 +1,24 @@
 //! `souk status`.
 
-use std::process::ExitCode;
+use std::{collections::BTreeMap, process::ExitCode};
 
 use clap::Args;
 use serde::Serialize;
-use souk_node::control::v1;
+use souk_node::{
+    control::{
+        Client,
+        v1::{self, watch_reply::What},
+    },
+    unix_now,
+};
 
 use super::{ConfigFile, DONE, unreached, wait};
 use crate::{failure::Failure, out};
 
-/// Show how the node on this machine stands.
+/// Between two snapshots; only the first is read.
+const PERIOD_MS: u32 = 60_000;
+
+/// Show how the node on this machine stands, once: what `souk top` shows at a glance.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  souk status --config ~/node/souk.toml --json")]
 pub(crate) struct Status {
@@ -22,16 +31,32 @@ pub(crate) struct Status {
 
 impl Status {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        let status = wait(async {
+        let snapshot = wait(async {
             let mut node = self.config.connect().await?;
-            node.status().await.map_err(|error| unreached(&error))
+            let status = node.status().await.map_err(|error| unreached(&error))?;
+            // Where too many watch already, what every client is told has to do.
+            let watched = first(&mut node).await.unwrap_or_default();
+            Ok::<_, Failure>(v1::Snapshot {
+                status: Some(status),
+                ..watched
+            })
         })?;
         if self.json {
-            out::json(&Json::from(status));
+            out::json(&Json::from(snapshot));
         } else {
-            out::line(text(&status));
+            out::line(text(&snapshot, unix_now().0));
         }
         DONE
+    }
+}
+
+/// The first snapshot of the node.
+async fn first(node: &mut Client) -> Option<v1::Snapshot> {
+    let mut updates = node.watch(PERIOD_MS).await.ok()?;
+    loop {
+        if let What::Snapshot(snapshot) = updates.next().await.ok()?? {
+            return Some(*snapshot);
+        }
     }
 }
 
@@ -45,12 +70,14 @@ pub(crate) struct Json {
     addresses: Vec<String>,
     peers: u32,
     cards: u32,
-    mix: std::collections::BTreeMap<String, u64>,
+    mix: BTreeMap<String, u64>,
     leases: u32,
-    refusals: std::collections::BTreeMap<String, u64>,
+    refusals: BTreeMap<String, u64>,
     log: Option<LogJson>,
     warnings: Vec<String>,
     standing: String,
+    /// All that the dashboard shows, as the control API names it; without what stands above.
+    overview: v1::Snapshot,
 }
 
 #[derive(Serialize)]
@@ -59,8 +86,9 @@ struct LogJson {
     root: String,
 }
 
-impl From<v1::StatusReply> for Json {
-    fn from(status: v1::StatusReply) -> Self {
+impl From<v1::Snapshot> for Json {
+    fn from(mut snapshot: v1::Snapshot) -> Self {
+        let status = snapshot.status.take().unwrap_or_default();
         let counters = |list: Vec<v1::Counter>| {
             list.into_iter()
                 .map(|counter| (counter.name, counter.value))
@@ -83,11 +111,13 @@ impl From<v1::StatusReply> for Json {
             }),
             warnings: status.warnings,
             standing: status.standing,
+            overview: snapshot,
         }
     }
 }
 
-fn text(status: &v1::StatusReply) -> String {
+fn text(snapshot: &v1::Snapshot, now_unix_s: u64) -> String {
+    let status = snapshot.status.clone().unwrap_or_default();
     let counters = |list: &[v1::Counter]| {
         let shown: Vec<_> = list
             .iter()
@@ -101,81 +131,18 @@ fn text(status: &v1::StatusReply) -> String {
         }
     };
     let mut rows = vec![
-        ("node", status.node_id.clone()),
-        ("network", status.network_id.clone()),
-        ("roles", status.roles.join(", ")),
+        ("node id", status.node_id),
+        ("network id", status.network_id),
     ];
-    rows.extend(
-        status
-            .addresses
-            .iter()
-            .map(|address| ("address", address.clone())),
-    );
-    rows.push(("peers", status.peers.to_string()));
-    rows.push(("cards", status.cards.to_string()));
+    let addresses = status.addresses.into_iter();
+    rows.extend(addresses.map(|address| ("address", address)));
+    let facts = souk_tui::facts(snapshot, now_unix_s).into_iter();
+    rows.extend(facts.map(|(name, value, is_bad)| {
+        let sign = if is_bad { "! " } else { "" };
+        (name, format!("{sign}{value}"))
+    }));
     rows.push(("mix", counters(&status.mix)));
     if let Some(log) = &status.log {
-        rows.push(("standing", status.standing.clone()));
-        rows.push(("leases", status.leases.to_string()));
         rows.push(("refusals", counters(&status.refusals)));
         rows.push((
             "usage log",
-            format!(
-                "{} under the checkpoint {}",
-                out::count(log.size, "entry", "entries"),
-                log.root
-            ),
-        ));
-    }
-    rows.extend(
-        status
-            .warnings
-            .iter()
-            .map(|warning| ("warning", warning.clone())),
-    );
-    let rows: Vec<_> = rows
-        .into_iter()
-        .map(|(name, value)| vec![name.to_owned(), value])
-        .collect();
-    out::table(&rows)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn provider() -> v1::StatusReply {
-        let counter = |name: &str, value| v1::Counter {
-            name: name.to_owned(),
-            value,
-        };
-        v1::StatusReply {
-            node_id: "12D3KooWExample".to_owned(),
-            network_id: "souk.00000000".to_owned(),
-            started_unix_s: 1_800_000_000,
-            roles: vec!["mix".to_owned(), "provider".to_owned()],
-            addresses: vec!["/ip4/192.0.2.1/tcp/4551/p2p/12D3KooWExample".to_owned()],
-            peers: 4,
-            cards: 5,
-            mix: vec![counter("forwarded", 12), counter("replayed", 0)],
-            leases: 1,
-            refusals: vec![counter("expired", 2)],
-            log: Some(v1::LogStatus {
-                size: 3,
-                root: "ab".repeat(4),
-            }),
-            warnings: vec!["the clock is behind".to_owned()],
-            standing: "open".to_owned(),
-        }
-    }
-
-    #[test]
-    fn a_status_is_shown_for_people() {
-        insta::assert_snapshot!(text(&provider()));
-    }
-
-    #[test]
-    fn a_status_is_shown_for_scripts() {
-        insta::assert_snapshot!(serde_json::to_string(&Json::from(provider())).expect("JSON"));
-    }
-}

@@ -1,4 +1,5 @@
-//! What a node exports is what the documentation says, and what the shipped dashboard and alerts ask for.
+//! What an operator sees of a node and does to it by commands; and that what a node exports is what the documentation says, and what
+//! the shipped dashboard and alerts ask for.
 
 use std::{
     collections::BTreeSet,
@@ -108,6 +109,70 @@ fn nodes_export_what_is_documented_and_say_when_they_are_ready() {
     if let Some(promtool) = promtool() {
         is_accepted(&promtool, &metrics(provider));
     }
+}
+
+/// The overview of `souk status --json`.
+fn overview(node: &NodeUnderTest) -> Value {
+    node.json(&["status", "--json"])["overview"].clone()
+}
+
+/// How a command of the node's ends, and what it says on stderr.
+fn fails(node: &NodeUnderTest, args: &[&str]) -> (Option<i32>, String) {
+    let said = node.souk(args).output().expect("it runs");
+    let complaint = String::from_utf8_lossy(&said.stderr).into_owned();
+    (said.status.code(), complaint)
+}
+
+#[test]
+fn an_operator_sees_the_node_at_a_glance_and_acts_on_it_by_commands() {
+    let network = Network::start(&Plan {
+        mixes: 1,
+        ..Plan::default()
+    });
+    let provider = network.provider();
+    let seen = overview(provider);
+    assert_eq!(seen["backends"][0]["state"]["backend"], "sandbox", "{seen}");
+    assert_eq!(seen["backends"][0]["paused"], false, "{seen}");
+    assert!(seen["max_leases"].as_u64() > Some(0), "{seen}");
+    let status = succeed(&mut provider.souk(&["status"]));
+    let status = String::from_utf8(status.stdout).expect("text");
+    for shown in [provider.id(), "open", "0 of ", "earned 0", "1 peer, "] {
+        assert!(status.contains(shown), "{shown}: {status}");
+    }
+
+    let sequence = seen["card"]["sequence"].as_u64().expect("a card");
+    succeed(&mut provider.souk(&["node", "refresh-card"]));
+    eventually("a newer card", || {
+        (overview(provider)["card"]["sequence"].as_u64()? > sequence).then_some(())
+    });
+    for (command, paused) in [("pause", true), ("unpause", false)] {
+        succeed(&mut provider.souk(&["node", command, "sandbox"]));
+        eventually("the next snapshot shows it", || {
+            (overview(provider)["backends"][0]["paused"] == paused).then_some(())
+        });
+    }
+
+    let (code, said) = fails(provider, &["node", "pause", "nowhere"]);
+    assert!(
+        code == Some(1) && said.contains("nowhere"),
+        "{code:?} {said}"
+    );
+    let (code, said) = fails(provider, &["node", "pause", "no name"]);
+    assert!(
+        code == Some(64) && said.contains("no name of a backend"),
+        "{code:?} {said}"
+    );
+    let nothing = "00".repeat(16);
+    let (code, said) = fails(provider, &["node", "reap", "sandbox", &nothing]);
+    assert!(
+        code == Some(1) && said.contains(&nothing),
+        "{code:?} {said}"
+    );
+    let (code, said) = fails(provider, &["node", "reap", "sandbox", "short"]);
+    assert!(
+        code == Some(64) && said.contains("no lease id"),
+        "{code:?} {said}"
+    );
 }
 
 fn promtool() -> Option<PathBuf> {
