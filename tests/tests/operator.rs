@@ -175,6 +175,46 @@ fn an_operator_sees_the_node_at_a_glance_and_acts_on_it_by_commands() {
     );
 }
 
+#[test]
+fn the_doctor_finds_nothing_bad_at_a_healthy_provider_rents_from_it_and_finds_a_node_that_is_gone()
+{
+    let mut network = Network::start(&Plan::default());
+    // The first node of a network was told of nobody; when it starts again, it is told of the others.
+    network.provider_mut().process().stop();
+    network.start_provider_again("again");
+    let provider = network.provider();
+    let state = |report: &Value, check: &str| {
+        let findings = report["findings"].as_array().into_iter().flatten();
+        let states = findings.filter(|finding| finding["check"] == check);
+        states
+            .map(|f| f["state"].as_str().expect("a state").to_owned())
+            .max()
+    };
+    eventually("the others know where it is now", || {
+        let said = provider.souk(&["doctor"]).output().ok()?;
+        said.status.success().then_some(())
+    });
+    let said = provider.souk(&["doctor", "--json", "--lease"]).output();
+    let said = said.expect("it runs");
+    let report: Value = serde_json::from_slice(&said.stdout).expect("a report");
+    assert!(said.status.success() && report["bad"] == 0, "{report}");
+    for check in ["sandbox", "card", "peers", "seen by others", "lease"] {
+        let found = state(&report, check);
+        assert_eq!(found.as_deref(), Some("fine"), "{check}: {report}");
+    }
+    let shown = succeed(&mut provider.souk(&["doctor"]));
+    let shown = String::from_utf8(shown.stdout).expect("text");
+    assert!(shown.contains("ok    seen by others"), "{shown}");
+
+    network.provider_mut().process().stop();
+    let said = network.provider().souk(&["doctor", "--json"]).output();
+    let said = said.expect("it runs");
+    assert_eq!(said.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&said.stdout).expect("a report");
+    assert_eq!(state(&report, "node").as_deref(), Some("bad"), "{report}");
+    assert_eq!(state(&report, "port").as_deref(), Some("fine"), "{report}");
+}
+
 fn promtool() -> Option<PathBuf> {
     env::var_os("SOUK_TEST_PROMTOOL").map(PathBuf::from)
 }

@@ -34,6 +34,7 @@ enum Command {
     Status(commands::status::Status),
     /// Watch the node on this machine, and act on it.
     Top(commands::top::Top),
+    Doctor(commands::doctor::Doctor),
     /// Check or print a configuration.
     #[command(subcommand, after_help = "Example:\n  souk config check souk.toml")]
     Config(commands::config::Config),
@@ -89,6 +90,7 @@ impl Cli {
             Command::Node(node) => node.run(),
             Command::Status(status) => status.run(),
             Command::Top(top) => top.run(),
+            Command::Doctor(doctor) => doctor.run(),
             Command::Config(config) => config.run(),
             Command::Attest(attest) => attest.run(),
             Command::Demo(demo) => demo.run(),

@@ -5,6 +5,7 @@ pub(crate) mod bench;
 mod builtin_ssh;
 pub(crate) mod config;
 pub(crate) mod demo;
+pub(crate) mod doctor;
 pub(crate) mod end;
 pub(crate) mod grant;
 pub(crate) mod image;

@@ -79,6 +79,11 @@ impl Failure {
         parts.cloned().collect::<Vec<_>>().join(": ")
     }
 
+    /// What the user can do.
+    pub(crate) fn advice(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// The exit status.
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.code)

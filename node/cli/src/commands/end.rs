@@ -184,7 +184,7 @@ fn text(account: &Account) -> String {
     out::table(&rows.map(|(name, value)| vec![name.to_owned(), value]))
 }
 
-fn unended(error: &TalkError) -> Failure {
+pub(super) fn unended(error: &TalkError) -> Failure {
     let failure = Failure::of(error);
     match error {
         TalkError::Record(_) => {

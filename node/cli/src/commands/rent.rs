@@ -259,7 +259,7 @@ pub(crate) fn provider(text: &str) -> Result<NodeId, Failure> {
 }
 
 /// The image that most providers have, of equals the first by hash.
-fn common_image(market: &Market, provider: Option<NodeId>) -> Option<ImageHash> {
+pub(super) fn common_image(market: &Market, provider: Option<NodeId>) -> Option<ImageHash> {
     let mut counts = BTreeMap::<_, usize>::new();
     let cards = market
         .cards
@@ -371,7 +371,7 @@ fn instead(others: &[(NodeId, Mismatch)]) -> &'static str {
 }
 
 /// Why nothing was rented, and what to do.
-fn unrented(error: &RentError) -> Failure {
+pub(super) fn unrented(error: &RentError) -> Failure {
     let failure = Failure::of(error);
     match error {
         RentError::NoMatch { others } => failure.hint(instead(others)).code(UNAVAILABLE),

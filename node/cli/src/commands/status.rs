@@ -51,7 +51,7 @@ impl Status {
 }
 
 /// The first snapshot of the node.
-async fn first(node: &mut Client) -> Option<v1::Snapshot> {
+pub(super) async fn first(node: &mut Client) -> Option<v1::Snapshot> {
     let mut updates = node.watch(PERIOD_MS).await.ok()?;
     loop {
         if let What::Snapshot(snapshot) = updates.next().await.ok()?? {
@@ -146,3 +146,80 @@ fn text(snapshot: &v1::Snapshot, now_unix_s: u64) -> String {
         rows.push(("refusals", counters(&status.refusals)));
         rows.push((
             "usage log",
+            format!(
+                "{} under the checkpoint {}",
+                out::count(log.size, "entry", "entries"),
+                log.root
+            ),
+        ));
+    }
+    let warnings = status.warnings.into_iter();
+    rows.extend(warnings.map(|warning| ("warning", warning)));
+    let rows: Vec<_> = rows
+        .into_iter()
+        .map(|(name, value)| vec![name.to_owned(), value])
+        .collect();
+    out::table(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn provider() -> v1::Snapshot {
+        let counter = |name: &str, value| v1::Counter {
+            name: name.to_owned(),
+            value,
+        };
+        let status = v1::StatusReply {
+            node_id: "12D3KooWExample".to_owned(),
+            network_id: "souk.00000000".to_owned(),
+            started_unix_s: 1_800_000_000,
+            roles: vec!["mix".to_owned(), "provider".to_owned()],
+            addresses: vec!["/ip4/192.0.2.1/tcp/4551/p2p/12D3KooWExample".to_owned()],
+            peers: 4,
+            cards: 5,
+            mix: vec![counter("forwarded", 12), counter("replayed", 0)],
+            leases: 1,
+            refusals: vec![counter("expired", 2)],
+            log: Some(v1::LogStatus {
+                size: 3,
+                root: "ab".repeat(4),
+            }),
+            warnings: vec!["the clock is behind".to_owned()],
+            standing: "open".to_owned(),
+        };
+        let amount = |leases, revenue: &str, cost: &str| v1::Sum {
+            leases,
+            revenue: revenue.to_owned(),
+            cost: cost.to_owned(),
+            with_unknown: 0,
+        };
+        v1::Snapshot {
+            program: "0.1.0".to_owned(),
+            max_leases: 8,
+            max_anonymous: 4,
+            leases: vec![v1::Lease::default()],
+            log: Some(v1::Log::default()),
+            account: Some(v1::Account {
+                asset: "EUR".to_owned(),
+                exponent: 2,
+                lifetime: Some(amount(3, "1250", "400")),
+                window: Some(amount(1, "100", "250")),
+                ..v1::Account::default()
+            }),
+            status: Some(status),
+            ..v1::Snapshot::default()
+        }
+    }
+
+    #[test]
+    fn a_status_is_shown_for_people() {
+        insta::assert_snapshot!(text(&provider(), 1_800_003_600));
+    }
+
+    #[test]
+    fn a_status_is_shown_for_scripts() {
+        insta::assert_snapshot!(serde_json::to_string(&Json::from(provider())).expect("JSON"));
+    }
+}

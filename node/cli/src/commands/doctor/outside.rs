@@ -1,0 +1,158 @@
+//! What others see of the node: as a requester sees it, under an identity that is made for this.
+
+use std::{
+    fs::Permissions,
+    os::unix::fs::PermissionsExt as _,
+    time::{Duration, Instant},
+};
+
+use super::Finding;
+use crate::{
+    commands::{end::unended, rent, requester},
+    failure::Failure,
+    progress::Progress,
+};
+use souk_crypto::NodeId;
+use souk_market::matching::Wanted;
+use souk_market::{
+    quorum::LeftOut,
+    units::{DurationS, Limits, Resources},
+};
+use souk_node::{
+    client::{Connected, Ended, RentRequest},
+    config::Config,
+    control::v1,
+};
+
+/// The provider's next checkpoint is waited for so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The lease of a self-test ends by itself after this, should this program die.
+const LEASE_S: u32 = 300;
+
+pub(super) async fn look(
+    config: &Config,
+    snapshot: &v1::Snapshot,
+    lease: bool,
+    progress: &Progress,
+) -> Vec<Finding> {
+    const CHECK: &str = "seen by others";
+    let id = snapshot.status.as_ref().map(|status| &status.node_id);
+    let Some(own) = id.and_then(|id| id.parse::<NodeId>().ok()) else {
+        return Vec::new();
+    };
+    if config.node.bootstrap.is_empty() {
+        return vec![Finding::note(
+            CHECK,
+            "nobody can be asked: node.bootstrap names no other node",
+            "whether others see this node cannot be told",
+            "name two or three nodes of the network under node.bootstrap",
+        )];
+    }
+    // What this node judges others by has nothing to do with it.
+    let mut config = config.clone();
+    config.evidence = souk_node::config::Evidence::default();
+    let connected = async {
+        // A requester's folder holds keys.
+        let folder = tempfile::Builder::new()
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir()
+            .map_err(|error| Failure::because("cannot make a temporary folder", &error))?;
+        let client = requester::client(folder.path(), &config)?;
+        let connected = requester::connect(&client, progress).await?;
+        Ok::<_, Failure>((folder, connected))
+    };
+    let (_folder, connected) = match connected.await {
+        Ok(connected) => connected,
+        Err(failure) => {
+            let why = "requesters go the same way, and get nowhere either";
+            return vec![Finding::failed(CHECK, &failure, why)];
+        }
+    };
+    let market = connected.market();
+    let asked = market.roots.len();
+    let left_out = market.left_out.iter().find(|(node, _)| *node == own);
+    let mut findings = vec![match (market.card(&own), left_out) {
+        (Some(_), _) => Finding::fine(
+            CHECK,
+            format!("{asked} nodes were asked, and show its card"),
+        ),
+        (None, Some((_, LeftOut::NoQuorum { seen }))) => Finding::bad(
+            CHECK,
+            format!(
+                "{seen} of {asked} nodes show its card, and {} must",
+                market.quorum
+            ),
+            "requesters take only cards that several nodes show",
+            "wait until the card has travelled; if it stays so, check peers and reachable above",
+        ),
+        (None, Some((_, LeftOut::Equivocal))) => Finding::bad(
+            CHECK,
+            "two cards with one sequence were signed by this identity",
+            "it is run twice, or its data folder was copied; nobody uses either card",
+            "stop the other one, then `souk node refresh-card`",
+        ),
+        (None, None) => Finding::bad(
+            CHECK,
+            format!("none of {asked} nodes shows its card"),
+            "nobody can find this node",
+            "is it on the same network, and is the clock right? See the warnings above",
+        ),
+    }];
+    let sells = snapshot.log.is_some();
+    if lease && sells && market.card(&own).is_some() {
+        progress.step("renting from this node");
+        findings.push(match rented(&connected, own).await {
+            Ok(what) => Finding::fine("lease", what),
+            Err(failure) => Finding::failed("lease", &failure, "a requester would meet the same"),
+        });
+    }
+    findings
+}
+
+/// Rents the smallest machine of the node through the mix, and ends it.
+async fn rented(connected: &Connected, own: NodeId) -> Result<String, Failure> {
+    let image = rent::common_image(connected.market(), Some(own))
+        .ok_or_else(|| Failure::new("the card names no image").hint("souk image build"))?;
+    let request = RentRequest {
+        wanted: Wanted {
+            image,
+            resources: Resources {
+                cpu_millicores: 250,
+                memory_mib: 320,
+                disk_mib: 64,
+                gpus: 0,
+                max_processes: 64,
+            },
+            duration: DurationS(LEASE_S),
+            required: Limits::of(&[]),
+            arch: None,
+            shared_kernel: true,
+            max_total: None,
+            issuer: None,
+            attested: None,
+            provider: Some(own),
+        },
+        voucher: None,
+        direct: false,
+    };
+    let start = Instant::now();
+    let rented = connected.rent(&request, &mut |_| ()).await;
+    let mut lease = rented.map_err(|error| rent::unrented(&error))?;
+    let receipt = start.elapsed();
+    let ended = connected.end(&mut lease, PATIENCE, &mut |_| ()).await;
+    match ended.map_err(|error| unended(&error))? {
+        Ended::Proven(_) => Ok(format!(
+            "a machine was rented through the mix in {:.1} s, ended, and its entry in the usage log verified after {:.1} s",
+            receipt.as_secs_f64(),
+            start.elapsed().as_secs_f64()
+        )),
+        Ended::Pending(state) => Err(Failure::new(format_args!(
+            "a machine was rented in {:.1} s; its end was not proven in {} s: {}",
+            receipt.as_secs_f64(),
+            PATIENCE.as_secs(),
+            state.as_str()
+        ))
+        .hint("wait for the next checkpoint; provider.checkpoint_s says how often there is one")),
+    }
+}
