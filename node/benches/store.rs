@@ -208,6 +208,7 @@ fn record(n: u32) -> LeaseRecord {
         refusal: None,
         log_index: None,
         clock: None,
+        opening: None,
     }
 }
 

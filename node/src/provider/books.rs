@@ -7,6 +7,7 @@ use std::{
 
 use rand::RngExt as _;
 use souk_backend::{Backend, BackendError};
+use souk_crypto::NetworkId;
 use souk_market::{
     lifecycle::Usage,
     log::{Entry, Hash, HourBucket, LeaseEntry, Opening, OutcomeClass},
@@ -119,19 +120,55 @@ async fn survey_once(shared: &Arc<Shared>) -> Result<(), PublishError> {
         }
         sleep(SURVEY_PAUSE).await;
     }
-    let lost: Vec<_> = survey
-        .unpublished()
-        .iter()
-        .map(|index| (*index, lost_entry(shared)))
-        .collect();
-    if !lost.is_empty() {
-        shared.store.restore(lost).await?;
-    }
-    let store = shared.store.clone();
-    match beside(async move { survey.mend(&store).await }).await {
+    let (store, for_thread) = (shared.store.clone(), Arc::clone(shared));
+    let mend = async move {
+        let damaged = survey.unpublished();
+        if !damaged.is_empty() {
+            let mut copies = store.openings(|index| damaged.binary_search(&index).is_ok())?;
+            let rows = damaged.iter().map(|index| {
+                let copy = copies.remove(index);
+                let again = copy.and_then(|copy| log_record_again(&for_thread.network, copy));
+                (*index, again.unwrap_or_else(|| lost_entry(&for_thread)))
+            });
+            store.restore(rows.collect()).await?;
+        }
+        survey.mend(&store).await
+    };
+    match beside(mend).await {
         Some(Err(error)) => Err(error),
         _ => Ok(()),
     }
+}
+
+/// The entry of a closed lease, with what opens it. Its hour is that of the statement, which the holder compares with it.
+pub(super) fn log_record(
+    network: &NetworkId,
+    statement: &Statement,
+    opening: Opening,
+) -> LogRecord {
+    let entry = Entry::Lease(LeaseEntry {
+        commitment: opening.commitment(network),
+        outcome: OutcomeClass::of(statement.outcome),
+        hour: HourBucket::of(statement.to),
+    });
+    LogRecord {
+        entry: entry.encode(),
+        opening: Some(StoredOpening {
+            lease: statement.lease,
+            salt: opening.salt,
+            statement: opening.statement,
+        }),
+    }
+}
+
+/// The same from what the record of the lease keeps.
+pub(super) fn log_record_again(network: &NetworkId, copy: StoredOpening) -> Option<LogRecord> {
+    let statement = Statement::from_bytes(&copy.statement).ok()?;
+    let opening = Opening {
+        salt: copy.salt,
+        statement: copy.statement,
+    };
+    Some(log_record(network, &statement, opening))
 }
 
 /// Stands in the log for an entry of which nothing is left.
@@ -249,19 +286,7 @@ async fn settle(
         evidence: None,
     };
     let opening = Opening::draw(statement.to_bytes(), &mut shared.randomness.rng());
-    let entry = Entry::Lease(LeaseEntry {
-        commitment: opening.commitment(&shared.network),
-        outcome: OutcomeClass::of(Outcome::RecordLost),
-        hour: HourBucket::of(now),
-    });
-    let record = LogRecord {
-        entry: entry.encode(),
-        opening: Some(StoredOpening {
-            lease,
-            salt: opening.salt,
-            statement: opening.statement,
-        }),
-    };
+    let record = log_record(&shared.network, &statement, opening);
     shared.store.settle_lost(lease, record).await?;
     Ok(())
 }

@@ -329,6 +329,7 @@ impl Router {
             refusal: None,
             log_index: None,
             clock: None,
+            opening: None,
         };
         failpoint!(EnvelopeAccepted);
         let now = self.shared.clock.moment();

@@ -32,10 +32,10 @@ mod tests;
 mod writer;
 
 #[cfg(test)]
-pub(crate) use tests::damage_lease;
+pub(crate) use tests::{damage_entry, damage_lease};
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -556,6 +556,33 @@ impl Store {
                 )?)
             })
             .collect()
+    }
+
+    /// What opens the entries of the log that are `wanted`, by index, from the records of their leases.
+    ///
+    /// # Errors
+    /// [`StoreError`] of the database; damaged rows are passed over.
+    pub fn openings(
+        &self,
+        wanted: impl Fn(u64) -> bool,
+    ) -> Result<BTreeMap<u64, StoredOpening>, StoreError> {
+        self.read(|db| {
+            let mut found = BTreeMap::new();
+            for row in db.begin_read()?.open_table(LEASES)?.iter()? {
+                let (key, row) = row?;
+                let record: Result<LeaseRecord, _> = decode("leases", &key.value(), row.value());
+                if let Ok(LeaseRecord {
+                    log_index: Some(index),
+                    opening: Some(opening),
+                    ..
+                }) = record
+                    && wanted(index)
+                {
+                    found.insert(index, opening);
+                }
+            }
+            Ok(found)
+        })
     }
 
     /// The log entry of a lease whose own record was lost: found by reading the log from its end.

@@ -5,10 +5,11 @@
 use std::net::SocketAddr;
 
 use minicbor::{Decode, Encode};
-use souk_crypto::{HolderPublicKey, ReplyPublicKey, UnixTime};
+use souk_crypto::{HolderPublicKey, NetworkId, ReplyPublicKey, UnixTime};
 use souk_market::{
     envelope::NamedRelays,
     lifecycle::Row,
+    log::{Entry, Opening},
     moment::{ClockMark, ClockStep},
     price::Prices,
     refusal::Reason,
@@ -40,6 +41,9 @@ pub struct LeaseRecord {
     /// By which clock the times of this row are meant; none in rows that were written before this was kept.
     #[n(5)]
     pub clock: Option<ClockMark>,
+    /// What opens that entry, a second time: where the row of the log is damaged, the statement of the holder comes from here.
+    #[n(6)]
+    pub opening: Option<StoredOpening>,
 }
 
 impl LeaseRecord {
@@ -155,6 +159,17 @@ pub struct StoredOpening {
     /// The bytes of the statement.
     #[cbor(n(2), with = "minicbor::bytes")]
     pub statement: Vec<u8>,
+}
+
+impl StoredOpening {
+    /// Whether it opens this entry of the log.
+    pub(crate) fn opens(&self, entry: &[u8], network: &NetworkId) -> bool {
+        let opening = Opening {
+            salt: self.salt.clone(),
+            statement: self.statement.clone(),
+        };
+        matches!(Entry::decode(entry), Ok(Entry::Lease(entry)) if entry.commitment == opening.commitment(network))
+    }
 }
 
 /// A checkpoint that was signed.

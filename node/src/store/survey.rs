@@ -2,8 +2,8 @@
 //!
 //! Whoever verifies the log reads these files, and what a disk does to them nobody else tells: at each start all of them are
 //! compared with the rows. Rows are the truth, once they lead to the root that was signed. A file that is not what follows from
-//! them is put aside and written again. A damaged row gets its entry back from its bundle; what only the row had, salt and
-//! statement, is lost, and the proofs of all other leases go on.
+//! them is put aside and written again. A damaged row gets its entry back from its bundle, and salt and statement from the record of
+//! its lease; where that is forgotten too they are lost, and the proofs of all other leases go on.
 //!
 //! Threat: a survey that makes it worse. Nothing is written before all entries together lead to the signed root.
 
@@ -107,7 +107,7 @@ impl Survey {
         Ok(end == store.log_size()?)
     }
 
-    /// Where rows are damaged that no checkpoint covers: nobody can have seen their entries, and no copy is anywhere.
+    /// Where rows are damaged that no checkpoint covers: nobody can have seen their entries, and no file has a copy.
     pub fn unpublished(&self) -> &[u64] {
         &self.unpublished
     }
@@ -126,18 +126,24 @@ impl Survey {
             });
         }
         if !self.mended.is_empty() {
-            for index in self.mended.keys().take(MAX_NAMED) {
+            let mut copies = store.openings(|index| self.mended.contains_key(&index))?;
+            let rows: Vec<_> = self
+                .mended
+                .into_iter()
+                .map(|(index, entry)| {
+                    let opening = copies.remove(&index);
+                    (index, LogRecord { entry, opening })
+                })
+                .collect();
+            for (index, record) in rows.iter().take(MAX_NAMED) {
                 tracing::error!(
                     index,
-                    "a damaged row of the usage log has its entry back; the statement behind it is lost"
+                    has_statement = record.opening.is_some(),
+                    "a damaged row of the usage log has its entry back"
                 );
             }
-            let count = self.mended.len();
-            let rows = self.mended.into_iter().map(|(index, entry)| {
-                let opening = None;
-                (index, LogRecord { entry, opening })
-            });
-            store.restore(rows.collect()).await?;
+            let count = rows.len();
+            store.restore(rows).await?;
             tracing::error!(count, "rows of the usage log were damaged");
         }
         if !self.wrong.is_empty() {
@@ -249,9 +255,9 @@ mod tests {
 
     use super::{
         super::{
-            FILE, Publisher,
+            FILE, LeaseRecord, Publisher,
             frame::frame,
-            tests::{Log, append, change_entry, entry, open},
+            tests::{Log, append, change_entry, entry, open, record},
             writer::{self, QUARANTINE as ROWS},
         },
         *,
@@ -352,6 +358,31 @@ mod tests {
         }
         drop((publisher, store));
         assert_eq!(quarantined_rows(&log), ["log/000000000000012c"]);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_row_gets_back_what_opens_it_from_the_record_of_its_lease() {
+        let log = Log::new();
+        let (store, _) = open(log.directory.path()).await;
+        let mut written = Vec::new();
+        for n in 0..3 {
+            let row = entry(n.into());
+            let lease = LeaseRecord {
+                opening: row.opening.clone().filter(|_| n != 2),
+                ..record(n)
+            };
+            store.close(lease, row.clone()).await.expect("closed");
+            written.push(row);
+        }
+        drop((log.publisher(&store).await.expect("published"), store));
+        for index in [1, 2] {
+            change_entry(log.directory.path(), index, Some(vec![1; 40]));
+        }
+        let (store, _) = open(log.directory.path()).await;
+        let publisher = log.publisher(&store).await.expect("opens");
+        run(&publisher, &store).await.expect("mended");
+        written[2].opening = None;
+        assert_eq!(store.log_records(0, 3).expect("whole"), written);
     }
 
     #[tokio::test]

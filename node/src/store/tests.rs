@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use rand::{SeedableRng as _, rngs::StdRng};
 use redb::{BackendError, Database, StorageBackend, backends::FileBackend};
 use souk_crypto::{HolderKey, LogKey, ReplyKey, UnixTime};
 use souk_market::{
@@ -32,8 +33,9 @@ use super::{
     *,
 };
 
+/// A lease of which every byte follows from its number, so that a failure is the same again.
 pub(super) fn record(n: u8) -> LeaseRecord {
-    let mut rng = rand::rng();
+    let mut rng = StdRng::seed_from_u64(n.into());
     let terms = Terms::new(UnixTime(1_000), UnixTime(1_060), UnixTime(2_000)).expect("rising");
     LeaseRecord {
         row: *Requested { terms }.reserve(LeaseId([n; 16])).row(),
@@ -70,6 +72,7 @@ pub(super) fn record(n: u8) -> LeaseRecord {
         refusal: None,
         log_index: None,
         clock: None,
+        opening: None,
     }
 }
 
@@ -648,6 +651,11 @@ pub(super) fn change_entry(directory: &Path, index: u64, row: Option<Vec<u8>>) {
         }
     }
     write.commit().expect("durable");
+}
+
+/// Puts other bytes in the place of a log row.
+pub(crate) fn damage_entry(directory: &Path, index: u64) {
+    change_entry(directory, index, Some(vec![1; 40]));
 }
 
 #[tokio::test]

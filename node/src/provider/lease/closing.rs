@@ -3,7 +3,7 @@
 use souk_crypto::UnixTime;
 use souk_market::{
     lifecycle::{Phase, Row},
-    log::{Entry, HourBucket, LeaseEntry, Opening, OutcomeClass},
+    log::Opening,
     statement::{Outcome, Statement},
     units::{DurationS, Money},
 };
@@ -12,7 +12,8 @@ use tokio::time::sleep;
 use super::{LeaseTask, MAX_STORE_PAUSE, STORE_PAUSE};
 use crate::{
     failpoint::{failpoint, planted},
-    store::{LeaseRecord, LogRecord, StoreError, StoredOpening},
+    provider::books::log_record,
+    store::{LeaseRecord, LogRecord, StoreError},
 };
 
 impl LeaseTask {
@@ -24,20 +25,8 @@ impl LeaseTask {
         };
         let statement = self.statement(outcome, at);
         let opening = Opening::draw(statement.to_bytes(), &mut self.shared.randomness.rng());
-        let entry = Entry::Lease(LeaseEntry {
-            commitment: opening.commitment(&self.shared.network),
-            outcome: OutcomeClass::of(outcome),
-            // That of the statement, which the holder compares with it.
-            hour: HourBucket::of(statement.to),
-        });
-        let record = LogRecord {
-            entry: entry.encode(),
-            opening: Some(StoredOpening {
-                lease: row.lease(),
-                salt: opening.salt,
-                statement: opening.statement,
-            }),
-        };
+        let record = log_record(&self.shared.network, &statement, opening);
+        self.record.opening = record.opening.clone();
         let mut pause = STORE_PAUSE;
         failpoint!(BeforeClose);
         loop {

@@ -11,8 +11,8 @@ use souk_market::{
 use super::{LeaseTask, state_of};
 use crate::{
     failpoint::failpoint,
-    provider::answer::Addressee,
-    store::{PublishError, StoreError},
+    provider::{answer::Addressee, books::log_record_again},
+    store::{LogRecord, PublishError, StoreError},
 };
 
 /// Why a final statement cannot be made.
@@ -147,8 +147,12 @@ impl LeaseTask {
         if self.head.borrow_and_update().size <= index {
             return Ok(None);
         }
-        let record = self.shared.store.log_record(index)?.ok_or(E::NoEntry)?;
-        let opening = record.opening.ok_or(E::NoOpening)?;
+        let record = self.logged(index)?;
+        // One that does not open it would prove to the holder that this provider lies.
+        let opening = record
+            .opening
+            .filter(|opening| opening.opens(&record.entry, &self.shared.network));
+        let opening = opening.ok_or(E::NoOpening)?;
         let proven = self
             .shared
             .publisher
@@ -170,16 +174,26 @@ impl LeaseTask {
         }))
     }
 
+    /// Its entry and what opens it; where that row of the log is damaged, or was and has only its entry back, from the own record.
+    /// What is made of it is proven like any other.
+    fn logged(&self, index: u64) -> Result<LogRecord, StatementError> {
+        match (self.shared.store.log_record(index), &self.record.opening) {
+            (Ok(Some(record)), _) if record.opening.is_some() => Ok(record),
+            (found, Some(copy)) => log_record_again(&self.shared.network, copy.clone())
+                .map_or_else(|| found?.ok_or(StatementError::NoEntry), Ok),
+            (found, None) => found?.ok_or(StatementError::NoEntry),
+        }
+    }
+
     pub(super) async fn acknowledge(&mut self, statement: Digest, signed: Vec<u8>) {
-        let record = match self.record.log_index {
-            Some(index) => self.shared.store.log_record(index),
-            None => Ok(None),
+        let record = self.record.log_index.map(|index| self.logged(index));
+        let own = match record.transpose() {
+            Ok(record) => record.and_then(|record| record.opening),
+            Err(error) => {
+                tracing::error!(lease = %self.lease(), error = &error as &dyn std::error::Error, "a statement cannot be read");
+                None
+            }
         };
-        let record = record.unwrap_or_else(|error| {
-            tracing::error!(lease = %self.lease(), error = &error as &dyn std::error::Error, "a statement cannot be read");
-            None
-        });
-        let own = record.and_then(|record| record.opening);
         if own.is_none_or(|own| *blake3::hash(&own.statement).as_bytes() != statement.0) {
             self.instead = Some(Reason::WrongStatement);
             return;
