@@ -1,10 +1,10 @@
 //! Memory of the network of one node with 30 peers and 1,000 cards, in a process of its own.
 //!
 //! `cargo bench -p souk-node --bench memory` starts the measured node as a child, gives it 30 neighbours who publish the
-//! cards, and reads the child's memory from /proc. It fails above [`MAX_RESIDENT_MIB`].
+//! cards, and reads the child's memory from /proc.
 
 use std::{
-    env, fs,
+    env,
     io::{BufRead as _, BufReader, Write as _},
     process::{Command, Stdio},
     sync::{Arc, Mutex},
@@ -20,12 +20,14 @@ use souk_node::net::{
 };
 use tokio::sync::mpsc;
 
+#[path = "../../crypto/benches/measured/mod.rs"]
+mod measured;
+
+use measured::{measured, memory};
+
 const PEERS: usize = 30;
 const CARDS: usize = 1_000;
 const CARD_BYTES: usize = 1_000;
-
-/// What a node of this size may take; the aim for a whole node is 25.
-const MAX_RESIDENT_MIB: f64 = 25.0;
 
 #[derive(Default)]
 struct Cards(Mutex<Vec<Bytes>>);
@@ -168,20 +170,7 @@ async fn parent() {
     } else {
         loaded.0
     };
-    assert!(counted <= MAX_RESIDENT_MIB, "{counted:.1} MiB");
-}
-
-/// Resident and anonymous memory of a process in MiB.
-fn memory(process: u32) -> (f64, f64) {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let kib: f64 = line
-            .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-            .expect("the kernel tells");
-        kib / 1024.0
-    };
-    (field("VmRSS:"), field("RssAnon:"))
+    measured("network-memory", counted, "MiB");
 }
 
 fn main() {

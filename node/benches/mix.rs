@@ -26,6 +26,11 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use x25519_dalek::StaticSecret;
 
+#[path = "../../crypto/benches/measured/mod.rs"]
+mod measured;
+
+use measured::measured;
+
 const PACKETS: usize = 20_000;
 const ROUNDS: usize = 3;
 const NODE: HopAddress = HopAddress([1; 32]);
@@ -79,10 +84,7 @@ fn main() {
         ratios.push(by_cpu);
     }
     ratios.sort_by(f64::total_cmp);
-    println!(
-        "median by processor time: {:.0} %",
-        100.0 * ratios[ROUNDS / 2]
-    );
+    measured("mix-alone", 100.0 * ratios[ROUNDS / 2], "%");
 }
 
 /// Packets whose first hop is `hop`, so many built on each thread.

@@ -34,6 +34,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use x25519_dalek::StaticSecret;
 
+#[path = "../../crypto/benches/measured/mod.rs"]
+mod measured;
+
+use measured::measured;
+
 const PACKETS: usize = 20_000;
 const ROUNDS: usize = 3;
 
@@ -222,13 +227,7 @@ async fn parent() {
     drop(mix.stdin.take());
     mix.wait().expect("the child ends");
     ratios.sort_by(f64::total_cmp);
-    let mut out = std::io::stdout().lock();
-    writeln!(
-        out,
-        "median by processor time: {:.0} %",
-        100.0 * ratios[ROUNDS / 2]
-    )
-    .expect("standard output is there");
+    measured("mix-process", 100.0 * ratios[ROUNDS / 2], "%");
 }
 
 /// Packets that go over `first` to `sink`, which need not open them.

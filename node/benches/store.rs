@@ -26,6 +26,11 @@ use souk_market::{
 use souk_node::store::{Contract, LeaseRecord, LogRecord, Publisher, Store, StoredOpening};
 use tokio::runtime::Runtime;
 
+#[path = "../../crypto/benches/measured/mod.rs"]
+mod measured;
+
+use measured::{measured, median, timed};
+
 const STEPS: u32 = 300;
 const OPEN_LEASES: u32 = 10_000;
 /// Log entries that are appended in one transaction while a log is made.
@@ -72,9 +77,13 @@ fn journal(runtime: &Runtime, directory: &Path) {
     }
     let (step, sync) = (median(steps), median(syncs));
     println!(
-        "a step of a lease: {step:?}; write and fsync of {} bytes: {sync:?}; {:.2} times",
-        bytes.len(),
-        step.as_secs_f64() / sync.as_secs_f64()
+        "a step of a lease: {step:?}; write and fsync of {} bytes: {sync:?}",
+        bytes.len()
+    );
+    measured(
+        "journal-step",
+        step.as_secs_f64() / sync.as_secs_f64(),
+        "times",
     );
 }
 
@@ -98,10 +107,8 @@ fn recovery(runtime: &Runtime, directory: &Path) {
             drop(store);
         })
     });
-    println!(
-        "opening the store and reading {OPEN_LEASES} open leases: {:?}",
-        median(times.collect())
-    );
+    let opening = median(times.collect());
+    measured("recovery", opening.as_secs_f64(), "s");
     assert_eq!(leases, OPEN_LEASES as usize);
 }
 
@@ -143,10 +150,11 @@ fn log(runtime: &Runtime, directory: &Path, entries: u64) {
             verify_inclusion(black_box(&proven.proof), &leaf, &root).expect("proven");
         }));
     }
-    println!(
-        "an inclusion proof: made and checked in {:?}, verified in {:?}",
-        median(making),
-        median(verifying)
+    measured("inclusion-proof", median(making).as_secs_f64() * 1e3, "ms");
+    measured(
+        "proof-verification",
+        median(verifying).as_secs_f64() * 1e6,
+        "µs",
     );
     let mut steps = Vec::new();
     let mut survey = publisher.survey();
@@ -163,17 +171,6 @@ fn log(runtime: &Runtime, directory: &Path, entries: u64) {
         steps.len(),
         median(steps)
     );
-}
-
-fn timed(work: impl FnOnce()) -> Duration {
-    let start = Instant::now();
-    work();
-    start.elapsed()
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
 }
 
 fn record(n: u32) -> LeaseRecord {

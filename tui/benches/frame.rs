@@ -1,15 +1,18 @@
-//! What a frame costs at 200×60 with many leases, against the promise: p99 within 2 ms, and p50 within 1.2 of that with 50 leases.
+//! What a frame costs at 200×60 with many leases, on the page where it costs most: p99, and p50 as a multiple of that with 50 leases.
 
 use std::time::{Duration, Instant};
 
 use ratatui::{buffer::Buffer, layout::Rect};
 use souk_tui::{Event, Key, Page, State, Theme, render};
 
+#[path = "../../crypto/benches/measured/mod.rs"]
+mod measured;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use measured::measured;
+
 const FRAMES: usize = 2_000;
-const LONGEST: Duration = Duration::from_millis(2);
 
 /// p50 and p99 of a frame of a page.
 fn frames(leases: u32, page: Page) -> (Duration, Duration) {
@@ -31,18 +34,18 @@ fn frame(state: &mut State) -> Duration {
 
 #[expect(clippy::print_stdout, reason = "it prints what it measures")]
 fn main() {
-    let mut kept = true;
+    let (mut longest, mut worst) = (Duration::ZERO, 0.0_f64);
     for page in Page::ALL {
         let (few, _) = frames(50, page);
         let (p50, p99) = frames(5_000, page);
         let ratio = p50.as_secs_f64() / few.as_secs_f64();
-        let holds = p99 <= LONGEST && ratio <= 1.2;
-        kept &= holds;
+        longest = longest.max(p99);
+        worst = worst.max(ratio);
         println!(
-            "{:<9} 50 leases: p50 {few:>9.1?}; 5,000 leases: p50 {p50:>9.1?} ({ratio:.2}), p99 {p99:>9.1?} {}",
+            "{:<9} 50 leases: p50 {few:>9.1?}; 5,000 leases: p50 {p50:>9.1?} ({ratio:.2}), p99 {p99:>9.1?}",
             page.title(),
-            if holds { "" } else { "BROKEN" },
         );
     }
-    assert!(kept, "a promise is broken");
+    measured("frame-p99", longest.as_secs_f64() * 1e3, "ms");
+    measured("frame-many-leases", worst, "times");
 }

@@ -7,12 +7,14 @@
 //! cargo xtask lint               fmt, clippy, doc, deny, deps, file lengths
 //! cargo xtask deps               crate dependencies point down only
 //! cargo xtask fuzz [--seconds N] every fuzz target for N seconds
+//! cargo xtask bench [--check] […] benchmarks, held against the aims in docs/benchmarks.md
 //! cargo xtask simulate [args…]   seeds of the simulation, or one of them step by step
 //! cargo xtask crash-sweep […]    a real provider, killed at every step of a lease
 //! cargo xtask soak [args…]       many leases, with deaths, after which memory and descriptors are flat
 //! ```
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a build tool")]
 
+mod bench;
 mod build;
 mod deps;
 mod fuzz;
@@ -34,6 +36,7 @@ usage: cargo xtask <command>
   lint               fmt, clippy, doc, deny, deps, file lengths
   deps               check that crate dependencies point down only
   fuzz [--seconds N] run every fuzz target for N seconds (default 10)
+  bench [--check] [name…] run the benchmarks of all figures in docs/benchmarks.md (--check: one that misses its aim is a failure)
   simulate [args…]   run seeds of the simulation (--seeds N, --trace FILE, --replay FILE, --json)
   crash-sweep [args…] kill a real provider at every step of a lease (--runs N, --json)
   soak [args…]       many leases over a long time (--leases N, --minutes N, --json)";
@@ -61,6 +64,7 @@ fn command(args: &[String]) -> Result<ExitCode> {
         "lint" => lint::all().map(|()| ExitCode::SUCCESS),
         "deps" => deps::check().map(|()| ExitCode::SUCCESS),
         "fuzz" => fuzz::all(rest).map(|()| ExitCode::SUCCESS),
+        "bench" => bench::all(rest).map(|()| ExitCode::SUCCESS),
         "simulate" => proof::simulate(rest),
         "crash-sweep" => proof::crash_sweep(rest),
         "soak" => proof::soak(rest),
