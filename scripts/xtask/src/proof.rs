@@ -1,10 +1,11 @@
 //! The proof that nothing is lost: programs with failpoints, and what runs them.
 //!
-//! The provider under test is a debug build with failpoints; a release build with them does not compile. Everything around
-//! it is what is shipped.
+//! The provider under test has failpoints, and a release build with them does not compile. The long forms are of the profile `proof`, which
+//! is a release build with debug assertions where the promises are kept; the short ones among the tests are debug builds, as those are.
+//! Everything around the provider is what is shipped.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
@@ -23,25 +24,39 @@ pub(crate) const FEATURES: &[&str] = &[
     "souk-tests/proof,souk/planted-bugs",
 ];
 
-/// Builds the programs of the proof, and gives the `souk` that has failpoints.
+/// The profile of the long forms, and its folder.
+const LONG: &str = "proof";
+
+/// Builds the `souk` that has failpoints as the tests have it, and gives it.
 pub(crate) fn build() -> Result<PathBuf> {
     let mut command = cargo(&["build", "--quiet"]);
-    command.args(FEATURES);
-    for program in ["souk", "simulate", "crash-sweep", "soak"] {
-        command.args(["--bin", program]);
-    }
+    command.args(FEATURES).args(["--bin", "souk"]);
     run(command)?;
-    let souk = target_dir().join("debug/souk");
-    // Under a name of its own, so that nobody takes it for what it is not.
-    let proof = target_dir().join("debug/souk-with-failpoints");
-    std::fs::copy(&souk, &proof).with_context(|| format!("cannot write {}", proof.display()))?;
+    with_failpoints(&target_dir().join("debug"))
+}
+
+/// Builds the programs of the long forms, and gives the folder that they are in.
+fn build_long() -> Result<PathBuf> {
+    let mut command = cargo(&["build", "--quiet", "--locked", "--profile", LONG]);
+    command
+        .args(["-p", "souk", "-p", "souk-tests", "--bins"])
+        .args(["--features", "souk-tests/proof,souk/planted-bugs"]);
+    run(command)?;
+    Ok(target_dir().join(LONG))
+}
+
+/// Gives the `souk` of a folder a name of its own, so that nobody takes it for what it is not.
+fn with_failpoints(folder: &Path) -> Result<PathBuf> {
+    let proof = folder.join("souk-with-failpoints");
+    std::fs::copy(folder.join("souk"), &proof)
+        .with_context(|| format!("cannot write {}", proof.display()))?;
     Ok(proof)
 }
 
 /// Runs seeds of the simulation.
 pub(crate) fn simulate(args: &[String]) -> Result<ExitCode> {
-    build()?;
-    start(Command::new(target_dir().join("debug/simulate")).args(args))
+    let folder = build_long()?;
+    start(Command::new(folder.join("simulate")).args(args))
 }
 
 /// Kills a provider at every step of a lease.
@@ -56,13 +71,13 @@ pub(crate) fn soak(args: &[String]) -> Result<ExitCode> {
 
 fn over_processes(program: &str, args: &[String]) -> Result<ExitCode> {
     let programs = build::all()?;
-    let proof = build()?;
+    let folder = build_long()?;
     start(
-        Command::new(target_dir().join("debug").join(program))
+        Command::new(folder.join(program))
             .args(args)
             .env("SOUK_BIN", programs.souk)
             .env("SOUK_AGENT_BIN", programs.agent)
-            .env("SOUK_PROOF_BIN", proof),
+            .env("SOUK_PROOF_BIN", with_failpoints(&folder)?),
     )
 }
 
