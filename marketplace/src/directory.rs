@@ -39,6 +39,7 @@ use crate::{
     retirement::{RetirementError, VerifiedRetirement},
     shares::{self, Arrivals, Brought, Source},
     snapshot::Snapshot,
+    units::Sequence,
 };
 
 /// Most nodes with a card. At 4 KiB a card this is 16 MiB at worst and about 6 MiB in practice; when full, fair shares of
@@ -126,6 +127,15 @@ pub struct Equivocation {
     pub first: Arc<VerifiedCard>,
     /// The one that contradicts it.
     pub second: Arc<VerifiedCard>,
+}
+
+/// The newest card of a node that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// Its sequence.
+    pub sequence: Sequence,
+    /// Another card under the same sequence contradicts it.
+    pub is_equivocal: bool,
 }
 
 /// The cards of a network.
@@ -338,6 +348,15 @@ impl Directory {
             .get(node)
             .filter(|entry| entry.is_usable(now))
             .map(|entry| &entry.card)
+    }
+
+    /// The newest card of a node that is known here, usable or not.
+    #[must_use]
+    pub fn newest(&self, node: &NodeId) -> Option<Newest> {
+        self.entries.get(node).map(|entry| Newest {
+            sequence: entry.card.sequence,
+            is_equivocal: entry.equivocal,
+        })
     }
 
     /// Where the card of a node came from, if it is known here.

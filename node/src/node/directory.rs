@@ -20,7 +20,7 @@ use souk_crypto::{
 use souk_market::{
     capacity::{Capacity, LogHead},
     card::{Address, Card, Role, Transport, VerifiedCard},
-    directory::{Directory, Ignored, Verdict},
+    directory::{Directory, Ignored, Newest, Verdict},
     log::{Contradiction, LogClaim},
     shares::Source,
     units::Digest,
@@ -57,6 +57,8 @@ pub(super) struct Cards {
     /// That our clock seems to be wrong was logged, and has been so since.
     clock_told: AtomicBool,
     changed: watch::Sender<()>,
+    /// The newest card of ours that is known, whoever showed it.
+    own: watch::Sender<Option<Newest>>,
     contradicted: watch::Sender<()>,
 }
 
@@ -91,6 +93,7 @@ impl Cards {
             words: Mutex::default(),
             clock_told: AtomicBool::new(false),
             changed: watch::Sender::new(()),
+            own: watch::Sender::new(None),
             contradicted: watch::Sender::new(()),
         }
     }
@@ -98,6 +101,11 @@ impl Cards {
     /// Wakes its reader whenever the set of cards has changed.
     pub(super) fn changed(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+
+    /// The newest card of this node that the network knows: also one that this node does not remember.
+    pub(super) fn own(&self) -> watch::Receiver<Option<Newest>> {
+        self.own.subscribe()
     }
 
     /// What the network remembers of our own usage log: [`Seen::Unasked`] until [`Self::network_was_asked`].
@@ -229,11 +237,17 @@ impl Cards {
 
     fn card(&self, bytes: &[u8], source: Source) -> Verdict {
         let now = (self.now)();
-        let verdict = self.directory().handle_card(now, source, bytes);
+        let (verdict, own) = {
+            let mut directory = self.directory();
+            let verdict = directory.handle_card(now, source, bytes);
+            (verdict, directory.newest(&self.local))
+        };
         match &verdict {
             Verdict::Accept => {
                 self.hear(source, OurClock::Fits);
                 self.tell();
+                self.own
+                    .send_if_modified(|known| std::mem::replace(known, own) != own);
             }
             Verdict::Ignore(why) => {
                 self.doubt::<Card>(bytes, source, *why, |card| card.node);

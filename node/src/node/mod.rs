@@ -302,6 +302,8 @@ impl Node {
             now: unix_now,
             said_at: UnixTime(0),
             refresh: refresh.clone(),
+            heard: cards.own(),
+            answered_at: None,
         };
         tasks.spawn(publisher.run(stop.clone()));
         if let Some(source) = source {

@@ -8,8 +8,13 @@
 //! A node that takes no leases has nothing on offer, and says so by a card at once: its operator decided that, no lease did. One
 //! that has retired sends no card any more but its retirement, again and again, for whoever has not heard it.
 //!
+//! A node whose data folder was restored does not know its last cards, and what it publishes may be older than they are, or made in
+//! the same second. So a sequence is a time with some chance in it, and a node that hears of a card of its own above its last goes
+//! above that one.
+//!
 //! Threats: two cards under one sequence are evidence against this node, so a card is on the disk before anybody sees it,
-//! also over a crash; a capacity message that goes out when a lease changes would publish the lease.
+//! also over a crash; two nodes that run with the same keys and answer each other with new cards for ever, so such an answer has
+//! its pace; a capacity message that goes out when a lease changes would publish the lease.
 
 use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -22,6 +27,7 @@ use souk_market::{
         Address, Card, CardError, Image, MAX_ADDRESSES, MAX_OFFERS, Offer, Policy, Role,
         VerifiedCard,
     },
+    directory::Newest,
     price::Prices,
     shares::Source,
     standing::Standing,
@@ -55,6 +61,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(15);
 
 /// While the node has no address or no neighbours yet, it looks so soon again, and ever more rarely.
 const LOOK_SOON: Duration = Duration::from_millis(50);
+
+/// How often a card above one that this node does not remember is made: the others take no more of one node over time.
+const ANSWER_EVERY: Duration = Duration::from_secs(60);
+
+/// Low bits of a sequence that are drawn, above which stands the time in seconds: a node that was restored within the second of its
+/// last card draws the same ones once in a million times.
+const DRAWN_BITS: u32 = 20;
 
 /// How often a retirement is told again: nodes that were away forget nobody by themselves.
 const RETELL_EVERY: Duration = Duration::from_secs(900);
@@ -133,6 +146,10 @@ pub(super) struct Publisher {
     pub(super) said_at: UnixTime,
     /// The operator wants a new card.
     pub(super) refresh: Arc<Notify>,
+    /// The newest card of this node that the network knows.
+    pub(super) heard: watch::Receiver<Option<Newest>>,
+    /// When a card was made above one that this node does not remember.
+    pub(super) answered_at: Option<tokio::time::Instant>,
 }
 
 impl Publisher {
@@ -193,6 +210,7 @@ impl Publisher {
                 () = self.refresh.notified() => wanted = true,
                 Ok(()) = self.standing.changed() => {}
                 Ok(()) = self.evidence.changed() => {}
+                Ok(()) = self.heard.changed() => {}
                 changed = self.mix_keys.changed() => if changed.is_err() { return },
                 () = stop.cancelled() => return,
             }
@@ -234,9 +252,12 @@ impl Publisher {
             .clone()
             .filter(|_| self.standing.borrow().takes_leases());
         let old = self.own.borrow().clone();
+        let heard = *self.heard.borrow_and_update();
+        let answers = old.as_deref().is_some_and(|card| self.answers(card, heard));
         let sells = sales.as_ref().is_some_and(|sales| !sales.offers.is_empty());
         let holds = |card: &VerifiedCard| {
             !wanted
+                && !answers
                 && !is_over(card, now, self.said_at)
                 && card.addresses[..] == addresses[..]
                 && card.sub_keys().mix_keys == mix_keys
@@ -250,6 +271,13 @@ impl Publisher {
             Some(card) => Some(card.sequence),
             None => self.last_sequence()?,
         };
+        let last = last.max(heard.map(|newest| newest.sequence));
+        if answers {
+            tracing::warn!(
+                "the network knows a card of this node that it does not remember: its data folder was restored, or another node has its keys"
+            );
+            self.answered_at = Some(tokio::time::Instant::now());
+        }
         let card = self.card(now, last, addresses, (mix_keys, evidence), sales)?;
         self.keep_last(now);
         self.write(&card)?;
@@ -270,7 +298,7 @@ impl Publisher {
     ) -> Result<VerifiedCard, PublisherError> {
         let profile = &self.profile;
         let provider = profile.sales.is_some();
-        let sequence = Sequence(last.map_or(now.0, |last| now.0.max(last.0.saturating_add(1))));
+        let sequence = next_sequence(last, now, rand::rng().random());
         let list = self
             .keys
             .list(&profile.network, provider, mix_keys, sequence.0, now)?;
@@ -380,6 +408,14 @@ impl Publisher {
             .then(|| (!refused && seen.allows(&head)).then_some(head))
     }
 
+    /// Whether the network knows a card that this node has to go above, and it is time to.
+    fn answers(&self, card: &Card, heard: Option<Newest>) -> bool {
+        heard.is_some_and(|newest| is_overtaken(card.sequence, newest))
+            && self
+                .answered_at
+                .is_none_or(|before| before.elapsed() >= ANSWER_EVERY)
+    }
+
     /// Sends what has not been sent; what finds no neighbours stays for the next time.
     async fn send(&self, unsent: &mut Vec<(Topic, Bytes)>) {
         let mut kept = Vec::new();
@@ -453,6 +489,18 @@ fn is_over(card: &Card, now: UnixTime, said_at: UnixTime) -> bool {
     card.to <= now.plus_s(RENEW_BEFORE_S) || now < said_at
 }
 
+/// Whether a card is not what the others use of this node.
+fn is_overtaken(sequence: Sequence, newest: Newest) -> bool {
+    newest.is_equivocal || sequence < newest.sequence
+}
+
+/// Above the last one, also where the clock was set back.
+fn next_sequence(last: Option<Sequence>, now: UnixTime, drawn: u32) -> Sequence {
+    let drawn = u64::from(drawn >> (u32::BITS - DRAWN_BITS));
+    let by_time = now.0 << DRAWN_BITS | drawn;
+    Sequence(last.map_or(by_time, |last| by_time.max(last.0.saturating_add(1))))
+}
+
 /// Waits until the provider works. On a node that sells nothing the channel has no sender, and this waits for ever.
 async fn begins<T>(provider: &mut watch::Receiver<T>) {
     if provider.changed().await.is_err() {
@@ -502,6 +550,23 @@ mod tests {
         let renewed = card.to.minus_s(RENEW_BEFORE_S);
         assert!(!is_over(&card, renewed.minus_s(1), said_at));
         assert!(is_over(&card, renewed, said_at));
+    }
+
+    #[test]
+    fn a_card_goes_above_what_the_network_knows_and_two_lives_of_one_second_differ() {
+        let now = UnixTime(1_800_000_000);
+        let first = next_sequence(None, now, u32::MAX);
+        assert!(next_sequence(None, now, 0) < first);
+        assert_eq!(next_sequence(Some(first), now, 0), Sequence(first.0 + 1));
+        assert!(first < next_sequence(None, now.plus_s(1), 0));
+        let newest = |sequence, is_equivocal| Newest {
+            sequence,
+            is_equivocal,
+        };
+        assert!(!is_overtaken(first, newest(first, false)));
+        assert!(!is_overtaken(first, newest(Sequence(first.0 - 1), false)));
+        assert!(is_overtaken(first, newest(first, true)));
+        assert!(is_overtaken(first, newest(Sequence(first.0 + 1), false)));
     }
 
     #[test]
