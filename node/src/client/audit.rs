@@ -17,7 +17,7 @@ use souk_market::log::{
 use tokio::{runtime::Handle, sync::Mutex};
 
 use super::{
-    Connected, StateError,
+    StateError, Visitor,
     logs::{ClaimFailure, KnownLog},
     market,
 };
@@ -79,7 +79,7 @@ pub enum BundleError {
     Missing,
 }
 
-impl Connected {
+impl Visitor {
     /// Reads the whole log of a provider, verifies it, and remembers its checkpoint for the next time.
     ///
     /// # Errors

@@ -1,5 +1,11 @@
 //! Getting onto the network: the market, an entry that is kept for a while, a mailbox there, and a mix session.
 //!
+//! ```text
+//!  Visitor (market) ── connect ─► Connected (entry, mailbox, session) ── close ─► the mailbox is free again
+//! ```
+//!
+//! Who only looks stays a [`Visitor`]: an entry has few mailboxes for one address.
+//!
 //! Threats: an entry sees the address of its client, so a client that takes a new one each time is seen by all of them in the
 //! end; a session that can be joined to an earlier one by its identity or its mailbox, so both are drawn anew.
 
@@ -16,9 +22,9 @@ use souk_sphinx::{
 };
 use tokio::{
     sync::{OnceCell, mpsc, watch},
+    task::JoinHandle,
     time::interval,
 };
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     Client, Judgements, MarketError, Progress, StateError, Watch, evidence, market, state::Home,
@@ -40,17 +46,27 @@ const FRAME_QUEUE: usize = 32;
 /// How often it is looked whether an epoch has begun; epochs overlap by far more.
 const TOPOLOGY_LOOK: Duration = Duration::from_secs(5);
 
-/// A client on the network. Dropping it ends the session; what it knows of leases is in the client's folder.
+/// How long a client that ends waits for its entry to take the mailbox back: it ends in any case, and nothing is lost.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A client that knows the market, and sends nothing.
 #[derive(Debug)]
-pub struct Connected {
+pub struct Visitor {
     pub(super) client: Client,
     pub(super) market: Arc<Market>,
-    pub(super) messenger: Messenger,
     net: NetClient,
     judged: OnceCell<Judgements>,
+}
+
+/// A client on the network. What it knows of leases is in the client's folder. Dropping it ends the session; [`Self::close`] also
+/// gives its mailbox back.
+#[derive(Debug)]
+pub struct Connected {
+    pub(super) visitor: Visitor,
+    pub(super) messenger: Messenger,
     entry: NodeId,
-    local: NodeId,
-    _stop: DropGuard,
+    /// Collects for the messenger, and ends after it.
+    collecting: JoinHandle<()>,
 }
 
 /// Why a client did not get onto the network.
@@ -59,9 +75,6 @@ pub enum ConnectError {
     /// Its folder.
     #[error("the client's folder cannot be used")]
     State(#[from] StateError),
-    /// The market.
-    #[error("the market could not be taken")]
-    Market(#[from] MarketError),
     /// Too few mixes are believed.
     #[error(
         "{attested} of {mixes} mixes have evidence that the policy accepts, and a route needs an entry and two more; `souk market --policy` tells why"
@@ -95,22 +108,62 @@ pub(super) struct KeptEntry {
     since: UnixTime,
 }
 
-impl Connected {
-    pub(super) async fn new(client: Client, watch: Watch<'_>) -> Result<Self, ConnectError> {
+impl Visitor {
+    pub(super) async fn new(client: Client, watch: Watch<'_>) -> Result<Self, MarketError> {
         let net = NetClient::start(&client.net_config());
-        let market = Arc::new(market::gather(&net, &client.config, unix_now(), watch).await?);
+        let market = market::gather(&net, &client.config, unix_now(), watch).await?;
+        Ok(Self {
+            client,
+            market: Arc::new(market),
+            net,
+            judged: OnceCell::new(),
+        })
+    }
+
+    /// What may be rented, and who mixes.
+    #[must_use]
+    pub fn market(&self) -> &Market {
+        &self.market
+    }
+
+    /// The identity under which this client is on the network; it ends with this process.
+    #[must_use]
+    pub fn local(&self) -> NodeId {
+        self.net.peers().local()
+    }
+
+    /// What the policy of this client says of the nodes whose cards name evidence; `None` without a policy.
+    ///
+    /// # Errors
+    /// [`StateError`] where the folder for evidence cannot be used.
+    pub async fn judgements(&self) -> Result<Option<&Judgements>, StateError> {
+        let client = &self.client;
+        let Some(wanted) = &client.config.evidence else {
+            return Ok(None);
+        };
+        let judge = || {
+            let policy = Arc::clone(&wanted.policy);
+            let (config, home) = (&client.config, &client.home);
+            evidence::judge(&self.net, config, home, &self.market, policy, unix_now())
+        };
+        self.judged.get_or_try_init(judge).await.map(Some)
+    }
+
+    /// Chooses an entry and opens a mix session through it.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn connect(self, watch: Watch<'_>) -> Result<Connected, ConnectError> {
+        let (client, net, market) = (&self.client, &self.net, &self.market);
         let clock = EpochClock::of(&client.config.params);
-        let judged = OnceCell::new();
-        let mut over = None;
-        if let Some(wanted) = &client.config.evidence
-            && wanted.attested_mixes
-        {
-            let judgements = judge(&net, &client, &market).await?;
-            over = Some(judgements.accepted().collect());
-            judged.set(judgements).expect("it is new");
-        }
+        let wanted = client.config.evidence.as_ref();
+        let over = match wanted.is_some_and(|wanted| wanted.attested_mixes) {
+            true => self.judgements().await?,
+            false => None,
+        };
+        let over = over.map(|judgements| judgements.accepted().collect());
         let renewal = Renewal {
-            market: Arc::clone(&market),
+            market: Arc::clone(market),
             clock,
             over,
         };
@@ -125,7 +178,7 @@ impl Connected {
             });
         }
 
-        let (card, mailbox) = open_entry(&client, &net, &renewal, &topology).await?;
+        let (card, mailbox) = open_entry(client, net, &renewal, &topology).await?;
         let entry = card.node;
         watch(Progress::Entry { node: entry });
         net.links()
@@ -142,10 +195,7 @@ impl Connected {
             topology,
             clock,
         });
-        let stop = CancellationToken::new();
-        let local = net.peers().local();
-        let of_client = net.clone();
-        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+        let collecting = tokio::spawn(async move {
             tokio::select! {
                 // Its end ends the session with the frames: who waits for a reply learns it.
                 ended = mailbox.run(frames) => if let Err(error) = ended {
@@ -153,38 +203,39 @@ impl Connected {
                 },
                 () = renewal.run(new_topology) => {}
             }
-            drop(net);
-        }));
-        Ok(Self {
-            client,
-            market,
+        });
+        Ok(Connected {
+            visitor: self,
             messenger,
-            net: of_client,
-            judged,
             entry,
-            local,
-            _stop: stop.drop_guard(),
+            collecting,
         })
     }
+}
 
+impl Connected {
     /// What may be rented, and who mixes.
     #[must_use]
     pub fn market(&self) -> &Market {
-        &self.market
+        &self.visitor.market
     }
 
-    /// What the policy of this client says of the nodes whose cards name evidence; `None` without a policy.
-    ///
-    /// # Errors
-    /// [`StateError`] where the folder for evidence cannot be used.
-    pub async fn judgements(&self) -> Result<Option<&Judgements>, StateError> {
-        if self.client.config.evidence.is_none() {
-            return Ok(None);
+    /// Ends the session and gives its mailbox back: else it takes a place at the entry until that needs it.
+    pub async fn close(self) {
+        let Self {
+            visitor,
+            messenger,
+            collecting,
+            ..
+        } = self;
+        drop(messenger);
+        if tokio::time::timeout(RELEASE_PATIENCE, collecting)
+            .await
+            .is_err()
+        {
+            tracing::debug!("the entry does not take the mailbox back in time");
         }
-        let judged = self
-            .judged
-            .get_or_try_init(|| judge(&self.net, &self.client, &self.market));
-        judged.await.map(Some)
+        drop(visitor);
     }
 
     /// The node through which this client sends and receives.
@@ -196,7 +247,7 @@ impl Connected {
     /// The identity under which this client is on the network; it ends with this session.
     #[must_use]
     pub fn local(&self) -> NodeId {
-        self.local
+        self.visitor.local()
     }
 
     /// Packets that were changed on their way to the mailbox; many of them speak against the entry.
@@ -225,22 +276,6 @@ pub(super) fn kept_entry(home: &Home) -> Result<Option<KeptEntry>, StateError> {
     };
     // A record that does not read is no reason to fail: another entry is chosen.
     Ok(parse(&text))
-}
-
-/// What the policy of `client` says of the nodes of a market; nothing without a policy.
-async fn judge(
-    net: &NetClient,
-    client: &Client,
-    market: &Market,
-) -> Result<Judgements, StateError> {
-    let config = &client.config;
-    match &config.evidence {
-        None => Ok(Judgements::default()),
-        Some(wanted) => {
-            let policy = Arc::clone(&wanted.policy);
-            evidence::judge(net, config, &client.home, market, policy, unix_now()).await
-        }
-    }
 }
 
 /// Opens a mailbox at the kept entry, or at a new one.

@@ -1,9 +1,9 @@
 //! The requester's client: finds a provider, rents, gets in, ends, and checks the account. It has no daemon.
 //!
 //! ```text
-//!  Client (a folder) ── connect ─► Connected (market, entry, mix session) ── rent ─► Lease
-//!    │ leases, find                    │ resume, poll, end                            │
-//!    └ relay_stream ◄── ssh's ProxyCommand                                            └─► ssh files, proven statement
+//!  Client (a folder) ── visit ─► Visitor (market, logs) ── connect ─► Connected (entry, mix session) ── rent ─► Lease
+//!    │ leases, find                                                    │ resume, poll, end                  │
+//!    └ relay_stream ◄── ssh's ProxyCommand                                  ssh files, proven statement ◄───┘
 //!
 //!  rent:  keys and envelope on disk ─► envelope over the mix ─► receipt by SURB
 //!             killed here or later: resume polls, and sends the very same envelope where the provider never saw it
@@ -41,7 +41,7 @@ use souk_crypto::{HolderKey, HolderPublicKey, NetworkId, NetworkParams, NodeId, 
 use crate::{net::NodeAddress, unix_now};
 
 pub use audit::{BundleError, LogError, VerifiedLog};
-pub use connect::{ConnectError, Connected};
+pub use connect::{ConnectError, Connected, Visitor};
 pub use evidence::{EvidencePolicy, Judgement, Judgements};
 pub use lease::{Dispute, Lease, RecordError, RelayWay, Stage};
 pub use logs::{ClaimFailure, KeptEvidence, OtherKey};
@@ -257,12 +257,12 @@ impl Client {
         }
     }
 
-    /// Takes the market, chooses an entry and opens a mix session through it.
+    /// Takes the market, which costs the entries nothing but its bytes.
     ///
     /// # Errors
-    /// [`ConnectError`].
-    pub async fn connect(&self, watch: Watch<'_>) -> Result<Connected, ConnectError> {
-        Connected::new(self.clone(), watch).await
+    /// [`MarketError`].
+    pub async fn visit(&self, watch: Watch<'_>) -> Result<Visitor, MarketError> {
+        Visitor::new(self.clone(), watch).await
     }
 }
 

@@ -178,9 +178,9 @@ impl Connected {
             wanted.issuer = Some(voucher.issuer());
             wanted.provider = wanted.provider.or(voucher.voucher.provider);
         }
-        let judgements = self.judgements().await?;
+        let judgements = self.visitor.judgements().await?;
         wanted.attested = judgements.map(|judged| judged.accepted().collect());
-        let (mut found, others) = candidates(&self.market, &wanted);
+        let (mut found, others) = candidates(&self.visitor.market, &wanted);
         // A route cannot end where it begins.
         found.retain(|candidate| candidate.card.node != self.entry());
         let mut refused = None;
@@ -217,7 +217,7 @@ impl Connected {
         candidate: &Candidate,
         watch: Watch<'_>,
     ) -> Result<(Lease, Replies), RentError> {
-        let network = &self.client.config.network;
+        let network = &self.visitor.client.config.network;
         let provider = candidate.card.node;
         let (holder, authorization) = match &request.voucher {
             Some(file) => {
@@ -227,7 +227,7 @@ impl Connected {
             None => (HolderKey::generate(&mut rand::rng()), Typed::anonymous()),
         };
         let id = RequestId::of(network, &provider, &holder.public());
-        if let Some(known) = self.client.home.lease(&LeaseFolder::name_of(id)) {
+        if let Some(known) = self.visitor.client.home.lease(&LeaseFolder::name_of(id)) {
             return Err(RentError::VoucherUsed { name: known.name() });
         }
         let work = match candidate.work_bits {
@@ -286,7 +286,7 @@ impl Connected {
                 if request.direct { DIRECT } else { "relay" }.as_bytes(),
             )
         };
-        let folder = self.client.home.create_lease(id, fill)?;
+        let folder = self.visitor.client.home.create_lease(id, fill)?;
         watch(Progress::Stored {
             name: folder.name(),
         });
@@ -295,9 +295,14 @@ impl Connected {
 
     /// The relays over which a lease at `provider` will be reached.
     fn draw_relays(&self, provider: &VerifiedCard) -> Result<NamedRelays, RentError> {
-        let drawn = relays::draw(&self.market, self.entry(), provider, &mut rand::rng());
+        let drawn = relays::draw(
+            &self.visitor.market,
+            self.entry(),
+            provider,
+            &mut rand::rng(),
+        );
         if drawn.is_empty() {
-            let cards = self.market.cards.iter();
+            let cards = self.visitor.market.cards.iter();
             let relays = cards.filter(|l| l.card.has_role(Role::Relay)).count();
             return Err(RentError::NoRelay { relays });
         }
@@ -312,7 +317,7 @@ impl Connected {
         watch: Watch<'_>,
     ) -> Result<Option<Body>, RentError> {
         let to = self.seal_key(lease).map_err(RentError::Talk)?;
-        let network = &self.client.config.network;
+        let network = &self.visitor.client.config.network;
         let frame = seal_envelope(&lease.envelope, &to, network, &mut rand::rng())
             .map_err(RentError::Seal)?;
         watch(Progress::Sending { bytes: frame.len() });
@@ -406,7 +411,7 @@ impl Connected {
             KNOWN_HOSTS,
             ssh::known_hosts(&alias, &receipt.host_key).as_bytes(),
         )?;
-        let config = &self.client.config;
+        let config = &self.visitor.client.config;
         let direct = receipt
             .endpoints
             .iter()
@@ -426,7 +431,7 @@ impl Connected {
         };
         let fragment = ssh::config(&ssh::Fragment {
             alias: &alias,
-            home: self.client.home.path(),
+            home: self.visitor.client.home.path(),
             folder: folder.path(),
             lease: &lease.name(),
             user: &receipt.user,
@@ -435,9 +440,9 @@ impl Connected {
         folder.write(SSH_CONFIG, fragment.as_bytes())?;
         let all = format!(
             "Include {}/leases/*/ssh_config\n",
-            self.client.home.path().display()
+            self.visitor.client.home.path().display()
         );
-        self.client.home.write_text(SSH_CONFIG, &all)?;
+        self.visitor.client.home.write_text(SSH_CONFIG, &all)?;
         Ok(())
     }
 
@@ -445,7 +450,7 @@ impl Connected {
     fn relays(&self, receipt: &Receipt, provider: NodeId) -> Vec<NodeAddress> {
         let address = |endpoint: &Endpoint| match endpoint {
             Endpoint::Relay { relay, .. } if *relay != provider && *relay != self.entry() => {
-                let card = &self.market.card(relay)?.card;
+                let card = &self.visitor.market.card(relay)?.card;
                 let mut addresses = market::addresses(card).into_iter();
                 addresses.find_map(|address| NodeAddress::new(*relay, address).ok())
             }

@@ -198,7 +198,7 @@ impl Connected {
             surbs,
         };
         let (key, to) = (lease.holder_key()?, self.seal_key(lease)?);
-        let network = &self.client.config.network;
+        let network = &self.visitor.client.config.network;
         seal_holder_request(request, &key, &to, network, &mut rand::rng()).map_err(TalkError::Seal)
     }
 
@@ -220,7 +220,7 @@ impl Connected {
     /// To which key requests about a lease are sealed now: the provider's current one, where its card is at hand.
     pub(super) fn seal_key(&self, lease: &Lease) -> Result<SealPublicKey, TalkError> {
         let current = self
-            .market
+            .market()
             .card(&lease.provider())
             .and_then(|l| l.card.seal_key());
         current
@@ -244,7 +244,7 @@ impl Connected {
             .messenger
             .send(self.outgoing(lease, frame, watch).await?);
         tokio::pin!(sending);
-        let mean = Duration::from_millis(self.client.config.params.mean_delay_ms().into());
+        let mean = Duration::from_millis(self.visitor.client.config.params.mean_delay_ms().into());
         let patience = ANSWER_ALLOWANCE + ANSWER_MEANS * mean;
         let mut give_up = None;
         let mut interim = None;
@@ -290,12 +290,15 @@ impl Connected {
         let Some(proven) = &lease.statement else {
             return Ok(());
         };
-        let (home, network) = (&self.client.home, &self.client.config.network);
+        let (home, network) = (
+            &self.visitor.client.home,
+            &self.visitor.client.config.network,
+        );
         let list = lease.card.key_list().clone();
         let claim = LogClaim::of_checkpoint(list, network, &proven.checkpoint)
             .expect("the statement was verified with the key of this list");
         home.hear(network, &claim)?;
-        self.hear_capacity(lease.provider())
+        self.visitor.hear_capacity(lease.provider())
     }
 
     /// A message to the provider of a lease, with the work that its card asks for where it takes several packets.
@@ -308,14 +311,14 @@ impl Connected {
         let class = Class::fitting(bytes.len()).ok_or(TalkError::TooLarge(bytes.len()))?;
         let provider = lease.provider();
         let id = MessageId::random(&mut rand::rng());
-        let current = self.market.card(&provider).map(|l| &*l.card);
+        let current = self.visitor.market.card(&provider).map(|l| &*l.card);
         let wanted = work_bits(&current.unwrap_or(&lease.card).policy);
         let admission = if class == Class::Small || wanted == 0 {
             Admission::NONE
         } else {
             watch(Progress::Working { bits: wanted });
             let to = MessageTo {
-                network: self.client.config.network.clone(),
+                network: self.visitor.client.config.network.clone(),
                 provider,
                 message: id.to_bytes(),
             };
@@ -338,11 +341,17 @@ impl Connected {
         let expected = lease.envelope.expected_reply();
         let key = lease.reply_key()?;
         let open = |signer: &CardPublicKey| {
-            open_reply(sealed, &key, signer, &expected, &self.client.config.network)
+            open_reply(
+                sealed,
+                &key,
+                signer,
+                &expected,
+                &self.visitor.client.config.network,
+            )
         };
         // The provider may have renewed its card key since.
         let newer = self
-            .market
+            .market()
             .card(&lease.provider())
             .map(|l| l.card.sub_keys().card_key);
         let opened = match (open(&lease.card.sub_keys().card_key), newer) {

@@ -1,7 +1,7 @@
 //! Collects a client's mailbox at its entry, on a clock.
 //!
 //! ```text
-//!  open ─► wait for the tick ─► one batch of fixed size, full or empty ─► frames to the Session
+//!  open ─► wait for the tick ─► one batch of fixed size, full or empty ─► frames to the Session ─► ended: released
 //!    ▲            ▲                          │ok                  │ the stream broke
 //!    │            └──────────────────────────┘                    │
 //!    └──── later, at most RETRIES times in a row ◄────────────────┘
@@ -27,8 +27,8 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long to wait before a broken stream is opened again.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// A mailbox outlives the slowest exchange by far, and gives its place at the entry back soon after the process has
-/// ended. A session that lasts longer registers it again.
+/// A mailbox outlives the slowest exchange by far, and gives its place at the entry back also where its process was killed. A session
+/// that lasts longer registers it again.
 const LIFE: Duration = Duration::from_secs(3600);
 
 /// Packets that the mailbox holds: acknowledgements and replies of a few leases.
@@ -75,7 +75,7 @@ impl MailboxCollector {
         self.key.address()
     }
 
-    /// Collects until nobody takes `frames` any more.
+    /// Collects until nobody takes `frames` any more, and then gives the mailbox back.
     ///
     /// # Errors
     /// [`MailboxError`] when the entry could not be reached ten times in a row.
@@ -85,16 +85,15 @@ impl MailboxCollector {
         let mut failed = 0;
         loop {
             tokio::select! {
-                () = frames.closed() => return Ok(()),
+                () = frames.closed() => break,
                 _ = ticks.tick() => {}
             }
             match self.mailbox.collect(Duration::ZERO).await {
                 Ok(batch) => {
                     failed = 0;
                     for frame in batch {
-                        if frames.send(frame).await.is_err() {
-                            return Ok(());
-                        }
+                        // Where nobody takes it, the next look sees that.
+                        let _ = frames.send(frame).await;
                     }
                 }
                 Err(error) => {
@@ -103,6 +102,10 @@ impl MailboxCollector {
                 }
             }
         }
+        if let Err(error) = self.mailbox.release().await {
+            tracing::debug!(%error, "the entry keeps the mailbox until it needs the place");
+        }
+        Ok(())
     }
 
     async fn reopen(&mut self, failed: &mut u32) -> Result<(), MailboxError> {

@@ -131,6 +131,10 @@ async fn a_client_collects_what_was_held_for_it_and_nobody_else_does() {
     let other = MailboxKey::from_bytes([2; 32]).address();
     let unknown = entry.node.mailboxes().try_deposit(other, frame(0));
     assert_eq!(unknown, Deposit::Unknown(frame(0)));
+
+    mailbox.release().await.unwrap();
+    let given_back = entry.node.mailboxes().try_deposit(key.address(), frame(0));
+    assert_eq!(given_back, Deposit::Unknown(frame(0)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

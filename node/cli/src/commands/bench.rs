@@ -124,21 +124,25 @@ impl Leases {
         network.agree().await?;
 
         let client = open(&folder.join(REQUESTER))?;
-        let connected = requester::connect(&client, &progress).await?;
-        let wanted = smallest(&connected)?;
         let mut control = network.provider().await?;
         let mut samples: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
-        for number in 1..=self.count {
-            progress.step(&format!("lease {number} of {}", self.count));
-            let (lease, marks) = one(&client, &connected, &wanted).await?;
-            for (name, took) in PARTS.into_iter().zip(marks) {
-                samples.entry(name).or_default().push(took);
+        let visitor = requester::visit(&client, &progress).await?;
+        requester::session(visitor, &progress, async |connected| {
+            let wanted = smallest(connected)?;
+            for number in 1..=self.count {
+                progress.step(&format!("lease {number} of {}", self.count));
+                let (lease, marks) = one(&client, connected, &wanted).await?;
+                for (name, took) in PARTS.into_iter().zip(marks) {
+                    samples.entry(name).or_default().push(took);
+                }
+                control
+                    .end(lease.to_string())
+                    .await
+                    .map_err(|error| super::unreached(&error))?;
             }
-            control
-                .end(lease.to_string())
-                .await
-                .map_err(|error| super::unreached(&error))?;
-        }
+            Ok(())
+        })
+        .await?;
         Ok(Figures {
             leases: self.count,
             parts: samples

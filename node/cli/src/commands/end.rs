@@ -74,16 +74,20 @@ impl End {
             Some(proven) => account(&lease, proven),
             None => wait(async {
                 let progress = Progress::start("asking for cards");
-                let connected = client.join(&progress).await?;
                 let patience = Duration::from_secs(self.wait_s);
                 let mut watch = |step| progress.step(&requester::step_text(&step));
-                let ended = connected.end(&mut lease, patience, &mut watch).await;
+                let visitor = client.visit(&progress).await?;
+                let ended = requester::session(visitor, &progress, async |connected| {
+                    let ended = connected.end(&mut lease, patience, &mut watch).await;
+                    Ok((ended, connected.local()))
+                });
+                let (ended, local) = ended.await?;
                 let account = match ended.map_err(|error| unended(&error))? {
                     Ended::Proven(proven) => account(&lease, &proven),
                     Ended::Pending(state) => pending(&lease, state.as_str()),
                 };
                 Ok(Account {
-                    client_peer_id: Some(peer_id(&connected.local()).to_string()),
+                    client_peer_id: Some(peer_id(&local).to_string()),
                     ..account
                 })
             })?,

@@ -72,10 +72,10 @@ impl Log {
         let mut session = String::new();
         let outcome = wait(async {
             let progress = Progress::start("asking for cards");
-            let connected = client.join(&progress).await?;
+            let visitor = client.visit(&progress).await?;
             progress.step("fetching the log");
-            session = peer_id(&connected.local()).to_string();
-            connected
+            session = peer_id(&visitor.local()).to_string();
+            visitor
                 .verify_log(node)
                 .await
                 .map_err(|error| unverified(&error))

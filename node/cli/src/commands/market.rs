@@ -68,9 +68,9 @@ impl Market {
         let client = self.requester.open()?;
         let (rows, unanimous) = wait(async {
             let progress = Progress::start("asking for cards");
-            let connected = client.join(&progress).await?;
-            let market = connected.market();
-            let judgements = connected.judgements().await;
+            let visitor = client.visit(&progress).await?;
+            let market = visitor.market();
+            let judgements = visitor.judgements().await;
             let judgements = judgements.map_err(|error| requester::state(&error))?;
             let of = |listed| rows(listed, judgements);
             let rows: Vec<_> = market.cards.iter().flat_map(of).collect();

@@ -141,12 +141,15 @@ impl Rent {
             let progress = Progress::start("asking for cards");
             let mut seen = Seen::default();
             let start = Instant::now();
-            let connected = client.join(&progress).await?;
-            seen.part("market", start);
-            let lease = self
-                .rent(&connected, resumed, provider, voucher, &progress, &mut seen)
-                .await?;
-            Ok(rented(&lease, &connected, seen))
+            let visitor = client.visit(&progress).await?;
+            requester::session(visitor, &progress, async |connected| {
+                seen.part("market", start);
+                let lease = self
+                    .rent(connected, resumed, provider, voucher, &progress, &mut seen)
+                    .await?;
+                Ok(rented(&lease, connected, seen))
+            })
+            .await
         })?;
         if self.json {
             out::json(&rented);

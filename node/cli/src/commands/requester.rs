@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 use souk_node::{
     attest::read_policy,
-    client::{self, Client, ClientConfig, Connected, EvidencePolicy, Lease, StateError},
+    client::{self, Client, ClientConfig, Connected, EvidencePolicy, Lease, StateError, Visitor},
     config::{self, Config},
 };
 
@@ -19,6 +19,9 @@ use crate::{
     out,
     progress::Progress,
 };
+
+/// What may be wrong where nobody answers.
+const CHECK: &str = "check the network connection, the clock and node.bootstrap";
 
 /// Whose leases, and on which network.
 #[derive(Args, Clone, Debug)]
@@ -99,15 +102,15 @@ impl Deref for Opened {
 }
 
 impl Opened {
-    /// Gets onto the network, and remembers which one it is.
-    pub(crate) async fn join(&self, progress: &Progress) -> Result<Connected, Failure> {
-        let connected = connect(&self.client, progress).await?;
+    /// Takes the market, and remembers of which network it is.
+    pub(crate) async fn visit(&self, progress: &Progress) -> Result<Visitor, Failure> {
+        let visitor = visit(&self.client, progress).await?;
         if let Some((path, config)) = &self.unwritten {
             remember(path, config).map_err(|error| {
                 Failure::because(format_args!("cannot write {}", path.display()), &error)
             })?;
         }
-        Ok(connected)
+        Ok(visitor)
     }
 }
 
@@ -182,12 +185,27 @@ fn remember(path: &Path, config: &Config) -> std::io::Result<()> {
     std::fs::write(path, text)
 }
 
-/// Gets onto the network.
-pub(crate) async fn connect(client: &Client, progress: &Progress) -> Result<Connected, Failure> {
+/// Takes the market.
+pub(crate) async fn visit(client: &Client, progress: &Progress) -> Result<Visitor, Failure> {
     client
+        .visit(&mut |step| progress.step(&step_text(&step)))
+        .await
+        .map_err(|error| no_market(&error))
+}
+
+/// Works over a session of its own, which gives its mailbox back also where the work fails.
+pub(crate) async fn session<T>(
+    visitor: Visitor,
+    progress: &Progress,
+    work: impl AsyncFnOnce(&Connected) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let connected = visitor
         .connect(&mut |step| progress.step(&step_text(&step)))
         .await
-        .map_err(|error| unconnected(&error))
+        .map_err(|error| unconnected(&error))?;
+    let outcome = work(&connected).await;
+    connected.close().await;
+    outcome
 }
 
 /// The lease of that name.
@@ -248,12 +266,19 @@ fn unconnected(error: &client::ConnectError) -> Failure {
     let failure = Failure::of(error);
     match error {
         client::ConnectError::State(source) => state(source),
-        client::ConnectError::Market(client::MarketError::NobodyToAsk) => failure
+        _ => failure.hint(CHECK).code(UNAVAILABLE),
+    }
+}
+
+fn no_market(error: &client::MarketError) -> Failure {
+    let failure = Failure::because("the market could not be taken", error);
+    match error {
+        client::MarketError::NobodyToAsk => failure
             .hint("name a few nodes under node.bootstrap in souk.toml; their operators know the addresses")
             .code(CONFIG),
-        client::ConnectError::Market(client::MarketError::TooFewConfigured { .. }) => failure
+        client::MarketError::TooFewConfigured { .. } => failure
             .hint("name more nodes, of different operators, under node.bootstrap in souk.toml")
             .code(CONFIG),
-        _ => failure.hint("check the network connection, the clock and node.bootstrap").code(UNAVAILABLE),
+        _ => failure.hint(CHECK).code(UNAVAILABLE),
     }
 }

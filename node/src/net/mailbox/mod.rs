@@ -3,6 +3,7 @@
 //! ```text
 //!  client ──► Register{key, lifetime, quota}      ◄── Answer{status}
 //!  client ──► Collect{key, acknowledged, wait}    ◄── batch: always BATCH_BYTES, at the next tick that has something
+//!  client ──► Register{key, no lifetime}          ◄── Answer{status}: the mailbox is given back
 //! ```
 //!
 //! A batch has one size, full or empty, and answers leave on ticks of [`TICK`]. A collection that waits is answered at the
@@ -132,23 +133,33 @@ impl Peers {
         quota: u16,
     ) -> Result<Mailbox, MailboxError> {
         let mut stream = self.open(entry, What::Mailbox).await?;
-        let request = Request::Register {
-            key: (*key.as_bytes()).into(),
-            lifetime_s: u32::try_from(lifetime.min(MAX_LIFETIME).as_secs())
-                .expect("a day has fewer seconds"),
-            quota,
-        };
-        frame::write_message(&mut stream, &request).await?;
-        let answer: Answer = frame::read_message(&mut stream, ANSWER_CAP, PATIENCE).await?;
-        match answer.status {
-            Status::Ok => Ok(Mailbox {
-                stream,
-                key,
-                acknowledged: 0,
-            }),
-            Status::NoRoom => Err(MailboxError::NoRoom),
-            Status::Unknown => Err(MailboxError::Unknown),
-        }
+        register(&mut stream, &key, lifetime, quota).await?;
+        Ok(Mailbox {
+            stream,
+            key,
+            acknowledged: 0,
+        })
+    }
+}
+
+async fn register(
+    stream: &mut PeerStream,
+    key: &MailboxKey,
+    lifetime: Duration,
+    quota: u16,
+) -> Result<(), MailboxError> {
+    let request = Request::Register {
+        key: (*key.as_bytes()).into(),
+        lifetime_s: u32::try_from(lifetime.min(MAX_LIFETIME).as_secs())
+            .expect("a day has fewer seconds"),
+        quota,
+    };
+    frame::write_message(stream, &request).await?;
+    let answer: Answer = frame::read_message(stream, ANSWER_CAP, PATIENCE).await?;
+    match answer.status {
+        Status::Ok => Ok(()),
+        Status::NoRoom => Err(MailboxError::NoRoom),
+        Status::Unknown => Err(MailboxError::Unknown),
     }
 }
 
@@ -171,6 +182,14 @@ impl Mailbox {
             .ok_or(MailboxError::Unknown)?;
         self.acknowledged = batch.last;
         Ok(batch.frames)
+    }
+
+    /// Gives the mailbox back, so that its place is free at once.
+    ///
+    /// # Errors
+    /// [`MailboxError`]; its place is free then once the entry needs it.
+    pub async fn release(mut self) -> Result<(), MailboxError> {
+        register(&mut self.stream, &self.key, Duration::ZERO, 0).await
     }
 }
 

@@ -114,7 +114,8 @@ struct Mailbox {
 }
 
 impl MailboxStore {
-    /// Registers the mailbox of `key`, or renews it: then it is the mailbox of whoever did so last, among its others.
+    /// Registers the mailbox of `key`, or renews it: then it is the mailbox of whoever did so last, among its others. For no time at
+    /// all, it gives the mailbox back with what is in it.
     ///
     /// # Errors
     /// [`NoRoom`] where there are [`MAX_MAILBOXES`], or of this owner, beside this one, [`MAX_OF_PEER`] or [`MAX_OF_ORIGIN`], and all of them are in use.
@@ -127,6 +128,10 @@ impl MailboxStore {
         now: Instant,
     ) -> Result<(), NoRoom> {
         let address = key.address();
+        if lifetime.is_zero() {
+            self.remove(&address);
+            return Ok(());
+        }
         match self.boxes.get(&address).map(|mailbox| mailbox.owner) {
             None => {
                 self.make_room_of(owner, &address, now)?;
@@ -261,10 +266,14 @@ impl MailboxStore {
             return Err(NoRoom);
         }
         let address = *address;
-        if let Some(gone) = self.boxes.remove(&address) {
+        self.remove(&address);
+        Ok(())
+    }
+
+    fn remove(&mut self, address: &HopAddress) {
+        if let Some(gone) = self.boxes.remove(address) {
             self.held -= gone.frames.len();
         }
-        Ok(())
     }
 
     /// Whether a mailbox fuller than `than` lost its oldest frame.
@@ -444,6 +453,32 @@ mod tests {
         assert_eq!(store.held(), MAX_HELD);
         let batch = store.handle_collect(&key(full), 0, 8, now).unwrap();
         assert_eq!(numbers(&batch), [9]);
+    }
+
+    #[test]
+    fn a_mailbox_that_was_given_back_leaves_its_place_and_no_frame() {
+        let (mut store, now) = (MailboxStore::default(), Instant::now());
+        let stranger = |n| Owner {
+            peer: peer(n),
+            origin: origin(1),
+        };
+        let max = u16::try_from(MAX_OF_ORIGIN).unwrap();
+        let mut register =
+            |n, lifetime| store.handle_register(&key(n), stranger(n), lifetime, 1, now);
+        for n in 0..max {
+            register(n, DAY).unwrap();
+        }
+        assert_eq!(register(max, DAY), Err(NoRoom));
+        register(7, Duration::ZERO).unwrap();
+        register(max, DAY).unwrap();
+        let address = key(max).address();
+        store.handle_deposit(&address, frame(0), now).unwrap();
+        let given_back = store.handle_register(&key(max), stranger(max), Duration::ZERO, 1, now);
+        assert_eq!((given_back, store.held()), (Ok(()), 0));
+        assert!(store.handle_collect(&key(max), 0, 8, now).is_none());
+        // One that there never was is given back all the same.
+        let unknown = store.handle_register(&key(999), stranger(9), Duration::ZERO, 1, now);
+        assert_eq!(unknown, Ok(()));
     }
 
     #[test]

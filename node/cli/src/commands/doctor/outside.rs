@@ -52,24 +52,24 @@ pub(super) async fn look(
     // What this node judges others by has nothing to do with it.
     let mut config = config.clone();
     config.evidence = souk_node::config::Evidence::default();
-    let connected = async {
+    let visited = async {
         // A requester's folder holds keys.
         let folder = tempfile::Builder::new()
             .permissions(Permissions::from_mode(0o700))
             .tempdir()
             .map_err(|error| Failure::because("cannot make a temporary folder", &error))?;
         let client = requester::client(folder.path(), &config)?;
-        let connected = requester::connect(&client, progress).await?;
-        Ok::<_, Failure>((folder, connected))
+        let visitor = requester::visit(&client, progress).await?;
+        Ok::<_, Failure>((folder, visitor))
     };
-    let (_folder, connected) = match connected.await {
-        Ok(connected) => connected,
+    let (_folder, visitor) = match visited.await {
+        Ok(visited) => visited,
         Err(failure) => {
             let why = "requesters go the same way, and get nowhere either";
             return vec![Finding::failed(CHECK, &failure, why)];
         }
     };
-    let market = connected.market();
+    let market = visitor.market();
     let asked = market.roots.len();
     let left_out = market.left_out.iter().find(|(node, _)| *node == own);
     let mut findings = vec![match (market.card(&own), left_out) {
@@ -102,7 +102,10 @@ pub(super) async fn look(
     let sells = snapshot.log.is_some();
     if lease && sells && market.card(&own).is_some() {
         progress.step("renting from this node");
-        findings.push(match rented(&connected, own).await {
+        let lease = requester::session(visitor, progress, async |connected| {
+            rented(connected, own).await
+        });
+        findings.push(match lease.await {
             Ok(what) => Finding::fine("lease", what),
             Err(failure) => Finding::failed("lease", &failure, "a requester would meet the same"),
         });
