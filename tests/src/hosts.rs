@@ -78,6 +78,19 @@ impl Lan {
     /// Without root or iproute2.
     #[must_use]
     pub fn new(hosts: u8) -> Self {
+        Self::numbered(hosts, [10, 77, 0])
+    }
+
+    /// Makes hosts 5.77.0.1, 5.77.0.2, …, which take themselves for a part of the internet.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn public(hosts: u8) -> Self {
+        Self::numbered(hosts, [5, 77, 0])
+    }
+
+    fn numbered(hosts: u8, [a, b, c]: [u8; 3]) -> Self {
         SWEPT.call_once(sweep);
         let switch = Arc::new(Namespace::make("switch"));
         switch.ip("link add br0 type bridge");
@@ -86,7 +99,7 @@ impl Lan {
             .map(|n| {
                 let namespace = Arc::new(Namespace::make(&format!("host{n}")));
                 let port = format!("port{n}");
-                let address = Ipv4Addr::new(10, 77, 0, n);
+                let address = Ipv4Addr::new(a, b, c, n);
                 succeed(Command::new("ip").args([
                     "link",
                     "add",
@@ -194,6 +207,18 @@ impl Host {
                 .join()
                 .expect("the function does not panic")
         })
+    }
+
+    /// Puts a firewall in front of it that lets no new connection in.
+    ///
+    /// # Panics
+    /// Without nftables.
+    pub fn let_nobody_in(&self) {
+        let rules = "table inet wall { chain in { type filter hook input priority 0; iif != lo ct state new drop; }; };";
+        let mut nft = Command::new("nft");
+        nft.arg(rules);
+        self.enter(&mut nft);
+        succeed(&mut nft);
     }
 
     /// Pulls its cable.

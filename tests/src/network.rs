@@ -37,6 +37,8 @@ pub struct Plan {
     pub quic: bool,
     /// Whom a node knows when it starts.
     pub discovery: Discovery,
+    /// The network is a real one, whose cards name public addresses only, and the provider has none: it listens on its loopback.
+    pub shut_in: bool,
 }
 
 /// How the nodes of a network find each other.
@@ -61,6 +63,7 @@ impl Default for Plan {
             more: String::new(),
             quic: false,
             discovery: Discovery::Bootstrap,
+            shut_in: false,
         }
     }
 }
@@ -120,7 +123,9 @@ impl Network {
             // A test that failed has ended its network all the same.
             _turn: TURN.lock().unwrap_or_else(PoisonError::into_inner),
         };
-        for number in 0..=plan.mixes {
+        // Nobody can be told of a provider that has no address, so it is told of the others.
+        let numbers = (0..=plan.mixes).cycle().skip(usize::from(plan.shut_in));
+        for number in numbers.take(plan.mixes + 1) {
             let role = if number == 0 {
                 Role::Provider
             } else {
@@ -130,6 +135,7 @@ impl Network {
             let node = network.start_node(role, number, host);
             network.nodes.push(node);
         }
+        network.nodes.rotate_right(usize::from(plan.shut_in));
         let all = network.nodes.len();
         for node in &mut network.nodes {
             node.knows_cards(all);
@@ -283,6 +289,8 @@ impl Network {
         bootstrap: Vec<String>,
         host: Option<&Host>,
     ) -> String {
+        let is_shut_in = self.plan.shut_in && role == Some(Role::Provider);
+        let host = host.filter(|_| !is_shut_in);
         let ip = host.map_or_else(|| "127.0.0.1".to_owned(), |host| host.address().to_string());
         let roles = match role {
             Some(Role::Provider) if self.plan.sells => r#""provider""#,
@@ -299,7 +307,7 @@ impl Network {
             r#"[network]
 name = "e2e"
 mean_delay_ms = {delay}
-test = true
+test = {test}
 
 [node]
 data_dir = {data:?}
@@ -329,6 +337,7 @@ filter = "debug"
             },
             mdns = role.is_some() && self.plan.discovery == Discovery::Mdns,
             delay = self.plan.mean_delay_ms,
+            test = !self.plan.shut_in,
             policy = self.plan.policy,
             more = role.map_or("", |_| &self.plan.more),
             data = folder.join("data"),

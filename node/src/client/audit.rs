@@ -45,6 +45,11 @@ pub enum LogError {
     /// The name of the log is not one.
     #[error("the log has no name")]
     Origin(#[source] NoteError),
+    /// The provider publishes no address.
+    #[error(
+        "the provider publishes no address, so nobody can read its log as a whole; proofs of leases come with their statements"
+    )]
+    NoAddress,
     /// The provider was not reached.
     #[error("the provider was not reached")]
     Connect(#[source] PeerError),
@@ -98,9 +103,12 @@ impl Visitor {
         let verifier = NoteVerifier::new(origin.clone(), key);
         self.hear_capacity(provider)?;
 
+        let addresses = market::addresses(&listed.card);
+        if addresses.is_empty() {
+            return Err(LogError::NoAddress);
+        }
         let net = NetClient::start(&self.client.net_config());
         let peers = net.peers();
-        let addresses = market::addresses(&listed.card);
         peers
             .connect(provider, &addresses)
             .await

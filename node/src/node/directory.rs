@@ -181,17 +181,17 @@ impl Cards {
             .collect()
     }
 
-    /// The same, with where their cards came from: for links, which are shared out by it.
+    /// Nodes with one of these roles, and where their cards came from: for links, which are shared out by it. Those without an address
+    /// connect by themselves.
     pub(super) fn linkable(&self, roles: &[Role]) -> Vec<Wanted> {
-        let nodes = self.dialable(roles);
         let directory = self.directory();
-        nodes
-            .into_iter()
-            // One that has gone in between is left out the next time.
-            .map(|(node, addresses)| Wanted {
-                node,
-                addresses,
-                source: directory.source_of(&node).unwrap_or(Source::Own),
+        let cards = directory.cards((self.now)()).map(|(card, _)| card);
+        cards
+            .filter(|card| roles.iter().any(|role| card.has_role(*role)))
+            .map(|card| Wanted {
+                node: card.node,
+                addresses: card.addresses.iter().map(multiaddr).collect(),
+                source: directory.source_of(&card.node).unwrap_or(Source::Own),
             })
             .collect()
     }

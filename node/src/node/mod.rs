@@ -304,6 +304,8 @@ impl Node {
             refresh: refresh.clone(),
             heard: cards.own(),
             answered_at: None,
+            began: tokio::time::Instant::now(),
+            is_alone_told: false,
         };
         tasks.spawn(publisher.run(stop.clone()));
         if let Some(source) = source {

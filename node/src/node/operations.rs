@@ -127,11 +127,17 @@ impl Running {
                     .to_owned(),
             ),
         }
-        if self.own.borrow().is_none() && !matches!(standing, Standing::Retired(_)) {
-            warnings.push(
+        let own = self.own.borrow().clone();
+        match own.map(|card| card.addresses.is_empty()) {
+            None if !matches!(standing, Standing::Retired(_)) => warnings.push(
                 "this node has no address that others can dial; set node.listen or node.external"
                     .to_owned(),
-            );
+            ),
+            Some(true) => warnings.push(
+                "this node has no address that others can dial: it sells over the links that it dials itself, nobody can read its usage log as a whole, and it has no other role; node.external names an address"
+                    .to_owned(),
+            ),
+            _ => {}
         }
         if peers == 0 {
             warnings.push("no other node is connected; check node.bootstrap".to_owned());

@@ -59,6 +59,10 @@ const RENEW_BEFORE_S: u64 = CARD_LIFE_S / 2;
 /// How often it is looked whether the card still says what is true: addresses come and go.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 
+/// How long a provider looks for an address that others can dial before it publishes a card without one: sockets open one after the
+/// other.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(3);
+
 /// While the node has no address or no neighbours yet, it looks so soon again, and ever more rarely.
 const LOOK_SOON: Duration = Duration::from_millis(50);
 
@@ -150,6 +154,10 @@ pub(super) struct Publisher {
     pub(super) heard: watch::Receiver<Option<Newest>>,
     /// When a card was made above one that this node does not remember.
     pub(super) answered_at: Option<tokio::time::Instant>,
+    /// Since when the node has looked for an address that others can dial.
+    pub(super) began: tokio::time::Instant,
+    /// That there is none was logged.
+    pub(super) is_alone_told: bool,
 }
 
 impl Publisher {
@@ -240,10 +248,11 @@ impl Publisher {
     async fn renew(&mut self, wanted: bool) -> Result<bool, PublisherError> {
         let info = self.peers.info().await;
         let addresses = self.addresses(&info);
-        if addresses.is_empty() {
+        let now = (self.now)();
+        let old = self.own.borrow().clone();
+        if addresses.is_empty() && !self.does_without_address(now, old.as_deref()) {
             return Ok(false);
         }
-        let now = (self.now)();
         let mix_keys = self.mix_keys.borrow_and_update().clone();
         let evidence = self.evidence.borrow_and_update().clone();
         let sales = self
@@ -251,7 +260,6 @@ impl Publisher {
             .sales
             .clone()
             .filter(|_| self.standing.borrow().takes_leases());
-        let old = self.own.borrow().clone();
         let heard = *self.heard.borrow_and_update();
         let answers = old.as_deref().is_some_and(|card| self.answers(card, heard));
         let sells = sales.as_ref().is_some_and(|sales| !sales.offers.is_empty());
@@ -298,6 +306,11 @@ impl Publisher {
     ) -> Result<VerifiedCard, PublisherError> {
         let profile = &self.profile;
         let provider = profile.sales.is_some();
+        // Whoever cannot be dialed is of no use as a mix, an entry or a relay; a provider dials those itself.
+        let roles = profile.roles.iter().copied();
+        let roles = roles
+            .filter(|role| !addresses.is_empty() || *role == Role::Provider)
+            .collect();
         let sequence = next_sequence(last, now, rand::rng().random());
         let list = self
             .keys
@@ -307,7 +320,7 @@ impl Publisher {
             sequence,
             from: now.minus_s(MAX_SKEW_S),
             to: now.plus_s(CARD_LIFE_S),
-            roles: List::new(profile.roles.clone()).expect("there are four roles"),
+            roles: List::new(roles).expect("there are four roles"),
             addresses,
             sub_keys: list,
             operator: profile.operator,
@@ -334,6 +347,24 @@ impl Publisher {
             succeeds: None,
         };
         Ok(VerifiedCard::sign(card, &self.keys.card, &profile.network)?)
+    }
+
+    /// Whether a card without an address is of use: that of a provider, which links itself to the mixes and the relays. A card that
+    /// still holds stays as it is, for a line that is down comes back.
+    fn does_without_address(&mut self, now: UnixTime, old: Option<&VerifiedCard>) -> bool {
+        if self.began.elapsed() < ADDRESS_PATIENCE {
+            return false;
+        }
+        if !self.is_alone_told {
+            self.is_alone_told = true;
+            tracing::warn!(
+                sells = self.profile.sales.is_some(),
+                "this node has no address that others can dial: it sells over the links that it dials itself, if it sells, and does nothing else; see node.listen and node.external"
+            );
+        }
+        let holds =
+            |card: &VerifiedCard| !card.addresses.is_empty() && !is_over(card, now, self.said_at);
+        self.profile.sales.is_some() && !old.is_some_and(holds)
     }
 
     /// Addresses that others can dial: those the operator named, or else those that the node listens on.

@@ -69,7 +69,7 @@ pub(super) async fn snapshot(node: &Running) -> v1::Snapshot {
             routable: to_u32(info.routable),
             subscribers: to_u32(neighbours.len()),
             mesh: to_u32(info.mesh),
-            reachable: own.is_some(),
+            reachable: own.as_ref().is_some_and(|card| !card.addresses.is_empty()),
             listening: listening(&info),
             peers: neighbours.into_iter().take(MAX_ROWS).map(peer).collect(),
             offences: totals.offences,
