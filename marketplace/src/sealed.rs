@@ -120,6 +120,24 @@ pub fn seal_holder_request(
         .map_err(SealRequestError::Seal)
 }
 
+/// Which request a frame says it is about. Nothing of it is verified; but only who made the request, its provider, and who signed a
+/// voucher for it know its id before it is opened.
+#[must_use]
+pub fn claimed_request(frame: &[u8]) -> Option<RequestId> {
+    split_head(frame).map(|(request, _)| request)
+}
+
+fn split_head(frame: &[u8]) -> Option<(RequestId, &[u8])> {
+    let (head, sealed) = frame.split_first_chunk::<REQUEST_HEAD_LEN>()?;
+    let (version, request) = head.split_first_chunk::<1>()?;
+    (version[0] == FRAME_VERSION).then(|| {
+        (
+            RequestId(request.try_into().expect("the head is 1 and 32 bytes")),
+            sealed,
+        )
+    })
+}
+
 /// Opens a frame with one of the provider's seal keys: the current one and the one before it.
 ///
 /// # Errors
@@ -129,13 +147,7 @@ pub fn open_request(
     keys: &[SealKey],
     network: &NetworkId,
 ) -> Result<Request, RequestError> {
-    let (head, sealed) = frame
-        .split_at_checked(REQUEST_HEAD_LEN)
-        .ok_or(RequestError::Frame)?;
-    if head[0] != FRAME_VERSION {
-        return Err(RequestError::Frame);
-    }
-    let request = RequestId(head[1..].try_into().expect("the head is 1 and 32 bytes"));
+    let (request, sealed) = split_head(frame).ok_or(RequestError::Frame)?;
     let mut outcome = Err(RequestError::Frame);
     for key in keys {
         outcome = seal::open(&domain::TO_PROVIDER, network, key, &request.0, sealed)

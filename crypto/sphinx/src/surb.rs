@@ -135,7 +135,8 @@ impl Surb {
     }
 
     /// The node that its reply is handed to first.
-    pub(crate) fn first_hop(&self) -> HopAddress {
+    #[must_use]
+    pub fn first_hop(&self) -> HopAddress {
         let bytes = self.to_bytes();
         HopAddress(
             *bytes[HEADER_LEN..]

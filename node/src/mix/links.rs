@@ -22,6 +22,9 @@ pub trait Links: Send + Sync + 'static {
     /// # Errors
     /// [`LinkRefused`]; the frame is dropped then, as a network may, and its sender resends.
     fn try_send(&self, to: HopAddress, frame: Frame) -> Result<(), LinkRefused>;
+
+    /// Whether there is a link to `to`, up or being opened.
+    fn has_link(&self, to: &HopAddress) -> bool;
 }
 
 /// Why a link did not take a frame.

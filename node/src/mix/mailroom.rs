@@ -158,6 +158,12 @@ impl Replier {
         Ok(())
     }
 
+    /// Whether a reply by this SURB could leave: its epoch is open, and there is a link to its first node.
+    #[must_use]
+    pub fn can_use(&self, surb: &Surb) -> bool {
+        self.clock.accepts(surb.epoch(), unix_now()) && self.links.has_link(&surb.first_hop())
+    }
+
     fn spend(&self, surb: Surb, body: &Body) -> Result<(), ReplyRefused> {
         let sent = self.try_spend(surb, body);
         if sent.is_err() {

@@ -51,6 +51,11 @@ struct Port {
 }
 
 impl Links for Port {
+    fn has_link(&self, to: &HopAddress) -> bool {
+        let queues = self.wires.queues.lock().expect("no test panicked");
+        queues.contains_key(to)
+    }
+
     fn try_send(&self, to: HopAddress, frame: Frame) -> Result<(), LinkRefused> {
         let wires = &self.wires;
         wires

@@ -242,6 +242,11 @@ impl MixLinks {
 }
 
 impl mix::Links for MixLinks {
+    fn has_link(&self, to: &HopAddress) -> bool {
+        let table = self.table.read().unwrap_or_else(|e| e.into_inner());
+        table.links.contains_key(to)
+    }
+
     fn try_send(&self, to: HopAddress, frame: Frame) -> Result<(), LinkRefused> {
         let table = self.table.read().unwrap_or_else(|e| e.into_inner());
         let result = match table.links.get(&to) {

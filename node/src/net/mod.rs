@@ -69,7 +69,7 @@ pub use node::{Client, Node, Services, StartError};
 pub use origin::Origin;
 pub use peers::{ConnectError, Neighbour, NetInfo, Peers, PublishError};
 pub use places::MAX_LINKS;
-pub(crate) use rate::TokenBucket;
+pub(crate) use rate::{Rates, TokenBucket};
 pub use relay::{
     MAX_REGISTRATIONS, RelayConnectError, RelayRegistrations, RelayStream, RelayedStream,
     WARM_RELAYS, connect_via,

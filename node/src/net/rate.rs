@@ -129,16 +129,16 @@ impl SharedBucket {
     }
 }
 
-/// One bucket for each peer, or for each address.
+/// One bucket for each peer, each address, or each of something else.
 #[derive(Debug)]
-pub(super) struct Rates<K> {
+pub(crate) struct Rates<K> {
     per_second: f64,
     burst: f64,
     buckets: HashMap<K, TokenBucket>,
 }
 
 impl<K: Copy + Eq + Hash> Rates<K> {
-    pub(super) fn new(per_second: f64, burst: f64) -> Self {
+    pub(crate) fn new(per_second: f64, burst: f64) -> Self {
         Self {
             per_second,
             burst,
@@ -147,7 +147,7 @@ impl<K: Copy + Eq + Hash> Rates<K> {
     }
 
     /// Takes a token of `of` if there is one.
-    pub(super) fn try_take(&mut self, of: K, now: Instant) -> bool {
+    pub(crate) fn try_take(&mut self, of: K, now: Instant) -> bool {
         self.bucket(of, now)
             .is_none_or(|bucket| bucket.try_take(now))
     }

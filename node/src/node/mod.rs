@@ -79,7 +79,7 @@ use crate::{
         NoMailboxes, Replier,
     },
     net::{self, NodeAddress, NodeConfig, Services},
-    provider::{MessageGate, SystemClock},
+    provider::{MessageGate, Requests, SystemClock},
     unix_now,
 };
 
@@ -244,10 +244,12 @@ impl Node {
         let links: Arc<dyn Links> = Arc::new(net.links().clone());
         let replier = Replier::new(links.clone(), clock, counters.clone());
         let delay = MixDelay::of(&config.network.params);
+        let requests = Requests::default();
         let mailroom = shop.as_ref().map(|shop| {
             let (network, node) = (config.network.id.clone(), keys.node.public());
             let policy = &shop.sales.policy;
-            let gate = MessageGate::new(network, node, policy, unix_now, Instant::now());
+            let (known, now) = (requests.clone(), Instant::now());
+            let gate = MessageGate::new(network, node, policy, known, unix_now, now);
             Mailroom::start(delay, gate, replier.clone(), stop.clone())
         });
         let (bodies, messages) = mailroom.unzip();
@@ -357,6 +359,7 @@ impl Node {
                 clock,
                 own: own_card.clone(),
                 messages,
+                requests,
                 streams,
                 working,
                 replaced: Replaced::new(&config.node.data_dir, config.network.id.clone()),

@@ -33,8 +33,8 @@ use crate::{
     mix::Replier,
     net::{self, RelayedStream},
     provider::{
-        Clock as _, Offering, Provider, ProviderParts, PublishedLog, Settings, Stand, SystemClock,
-        SystemRandomness, TcpDoors,
+        Clock as _, Offering, Provider, ProviderParts, PublishedLog, Requests, Settings, Stand,
+        SystemClock, SystemRandomness, TcpDoors,
     },
     store::{Found, PublishError, Publisher, Seen, Store, StoreError},
 };
@@ -145,6 +145,8 @@ pub(super) struct Selling {
     pub(super) clock: EpochClock,
     pub(super) own: watch::Receiver<Option<Arc<VerifiedCard>>>,
     pub(super) messages: mpsc::Receiver<Message>,
+    /// Those that are accepted, for the gate in front of the messages.
+    pub(super) requests: Requests,
     pub(super) streams: mpsc::Receiver<RelayedStream>,
     /// Shows the provider to the others once it works.
     pub(super) working: watch::Sender<Option<Provider>>,
@@ -179,6 +181,7 @@ impl Selling {
             found: shop.found,
             publisher: shop.publisher,
             stands: shop.stands,
+            requests: self.requests,
             messages: self.messages,
             replies: Arc::new(self.replier),
             relays: Arc::new(self.net.registrations().clone()),

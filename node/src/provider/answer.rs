@@ -14,7 +14,7 @@ use souk_sphinx::{Surb, message};
 use super::Shared;
 #[cfg(feature = "failpoints")]
 use crate::failpoint::failpoint;
-use crate::store::Contract;
+use crate::store::{Contract, Spent};
 
 /// SURBs kept for one lease: those of the last request and what was left before. The oldest give way.
 const MAX_KEPT: usize = 2 * envelope::MAX_SURBS;
@@ -42,6 +42,12 @@ impl<'a> Addressee<'a> {
         }
     }
 }
+
+/// Rows of spent SURBs, about 100 bytes each: what all rates of the gate together can spend in an hour, and far more than
+/// holders do in the epochs that they stay. When they are full, replies are left out, and holders poll once an epoch is over.
+const MAX_SPENT: u64 = 1 << 20;
+/// Of those, how many answers to whoever has no lease may take: three hours of nothing but refusals at the rate of the gate.
+const MAX_SPENT_BY_STRANGERS: u64 = MAX_SPENT / 2;
 
 /// SURBs that have not been used.
 #[derive(Debug, Default)]
@@ -72,7 +78,8 @@ impl Surbs {
     /// Each is journalled as spent before it is used: a copy of an envelope brings the same ones again, and a SURB that is
     /// used twice shows two packets of one header.
     pub(super) async fn send(&mut self, shared: &Shared, to: Addressee<'_>, body: Body) -> bool {
-        self.send_within(shared, to, body, MAX_KEPT).await
+        self.send_within(shared, to, body, MAX_KEPT, MAX_SPENT)
+            .await
     }
 
     /// As [`Self::send`], but spends one SURB at most: for those who have no lease, since each that is spent is a row that
@@ -83,7 +90,8 @@ impl Surbs {
         to: Addressee<'_>,
         body: Body,
     ) -> bool {
-        self.send_within(shared, to, body, 1).await
+        self.send_within(shared, to, body, 1, MAX_SPENT_BY_STRANGERS)
+            .await
     }
 
     async fn send_within(
@@ -92,6 +100,7 @@ impl Surbs {
         to: Addressee<'_>,
         body: Body,
         mut tries: usize,
+        most_spent: u64,
     ) -> bool {
         #[cfg(feature = "failpoints")]
         let kind = Kind::of(&body);
@@ -102,20 +111,22 @@ impl Surbs {
             && let Some(surb) = self.0.pop_back()
         {
             let epoch = surb.epoch();
-            if !shared.epochs.accepts(epoch, shared.clock.now()) {
+            let is_open = shared.epochs.accepts(epoch, shared.clock.now());
+            if !is_open || !shared.replies.can_use(&surb) {
                 continue;
             }
             match shared
                 .store
-                .spend_surb(surb.fingerprint(), u64::from(epoch.0))
+                .spend_surb(surb.fingerprint(), u64::from(epoch.0), most_spent)
                 .await
             {
-                Ok(true) => {
+                Ok(Spent::Now) => {
                     tries -= 1;
                     #[cfg(feature = "failpoints")]
                     kind.spent();
                 }
-                Ok(false) => continue,
+                Ok(Spent::Before) => continue,
+                Ok(Spent::NoRoom) => break,
                 Err(error) => {
                     tracing::error!(
                         error = &error as &dyn std::error::Error,

@@ -1,8 +1,10 @@
 //! The gate in front of a provider's memory: which messages of strangers are put together at all.
 //!
 //! ```text
-//!  first fragment ─► one packet? ─yes──────────────────────────► rate of single packets ─► in
-//!                        │no                                                             past it: out
+//!                                           yes ─► rate of this lease, rate of all leases ─► in
+//!  first fragment ─► one packet? ─yes─► of a request that was accepted?                     past it: out
+//!                        │no                no ──► rate of single packets ─► in
+//!                        │                                               past it: out
 //!                        └─► the card asks for work? ─► good? ─► rate of longer messages ─► in
 //!                                                        └no: out                       past it: out
 //! ```
@@ -11,24 +13,37 @@
 //! several packets (an envelope) holds memory until it is complete or a minute has passed. Where the card asks anonymous
 //! requesters for work, every longer message shows as much, bound to its id: who vouches stands inside the sealed message.
 //!
-//! Threat: strangers who open messages to fill the provider's memory or time. The two rates are apart, so that a flood of
-//! envelopes stops no holder from ending its lease, and work comes first, so that what is worthless uses up no rate.
+//! Threat: strangers who open messages to fill the provider's memory or time. The rates are apart, so that no flood of strangers
+//! stops a holder from ending its lease: the id of a request stands before what is sealed, inside of the mix packet, where no stranger
+//! sees it. Whoever knows one (its holder, and who signed the voucher for it) uses up the rate of that lease alone. And work comes first,
+//! so that what is worthless uses up no rate.
 
 use std::time::Instant;
 
 use souk_crypto::{NetworkId, NodeId, UnixTime};
 use souk_market::{
     card::Policy,
+    sealed::claimed_request,
+    units::RequestId,
     work::{MessageTo, MessageWork},
 };
 use souk_sphinx::message::{Admission, Class, Gate, MessageId};
 
-use crate::net::TokenBucket;
+use super::Requests;
+use crate::net::{Rates, TokenBucket};
 
-/// Messages of one packet let in each second: an unsealing each, together a tenth of a core.
-const SINGLE_PER_SECOND: f64 = 200.0;
+/// Messages of one packet let in each second about requests that were accepted: an unsealing each, together a tenth of a core.
+const HOLDERS_PER_SECOND: f64 = 200.0;
 /// And at once: as many as may be incomplete.
-const SINGLE_BURST: f64 = 512.0;
+const HOLDERS_BURST: f64 = 512.0;
+/// Of one of these requests: a holder polls, ends and repeats itself every few seconds.
+const HOLDER_PER_SECOND: f64 = 2.0;
+/// And at once.
+const HOLDER_BURST: f64 = 32.0;
+/// Other messages of one packet let in each second. There is no answer to any; a few may overtake the envelope that they follow.
+const SINGLE_PER_SECOND: f64 = 50.0;
+/// And at once.
+const SINGLE_BURST: f64 = 128.0;
 /// Longer messages let in each second, far above what admission accepts of leases: an unsealing, two signatures.
 const LONG_PER_SECOND: f64 = 50.0;
 /// And at once: half of those that may be incomplete, so that one burst leaves room.
@@ -41,17 +56,21 @@ pub struct MessageGate {
     provider: NodeId,
     work_bits: u8,
     clock: fn() -> UnixTime,
+    requests: Requests,
+    holders: TokenBucket,
+    of_holder: Rates<RequestId>,
     single: TokenBucket,
     long: TokenBucket,
 }
 
 impl MessageGate {
-    /// The gate of `provider`, whose card has this `policy`. Work is dated by `clock`.
+    /// The gate of `provider`, whose card has this `policy`, and which has accepted these `requests`. Work is dated by `clock`.
     #[must_use]
     pub fn new(
         network: NetworkId,
         provider: NodeId,
         policy: &Policy,
+        requests: Requests,
         clock: fn() -> UnixTime,
         now: Instant,
     ) -> Self {
@@ -60,6 +79,9 @@ impl MessageGate {
             provider,
             work_bits: work_bits(policy),
             clock,
+            requests,
+            holders: TokenBucket::new(HOLDERS_PER_SECOND, HOLDERS_BURST, now),
+            of_holder: Rates::new(HOLDER_PER_SECOND, HOLDER_BURST),
             single: TokenBucket::new(SINGLE_PER_SECOND, SINGLE_BURST, now),
             long: TokenBucket::new(LONG_PER_SECOND, LONG_BURST, now),
         }
@@ -81,9 +103,26 @@ impl MessageGate {
 }
 
 impl Gate for MessageGate {
-    fn admit(&mut self, now: Instant, id: MessageId, class: Class, admission: &Admission) -> bool {
+    fn admit(
+        &mut self,
+        now: Instant,
+        id: MessageId,
+        class: Class,
+        admission: &Admission,
+        whole: Option<&[u8]>,
+    ) -> bool {
         match class {
-            Class::Small => self.single.try_take(now),
+            Class::Small => {
+                let accepted = whole
+                    .and_then(claimed_request)
+                    .filter(|request| self.requests.has(request));
+                match accepted {
+                    Some(request) => {
+                        self.of_holder.try_take(request, now) && self.holders.try_take(now)
+                    }
+                    None => self.single.try_take(now),
+                }
+            }
             Class::Medium | Class::Large => {
                 self.shows_work(id, admission) && self.long.try_take(now)
             }
@@ -104,7 +143,8 @@ mod tests {
     use souk_crypto::{NetworkParams, NodeKey};
     use souk_market::{
         card::AnonymousLimits,
-        units::{DurationS, Resources},
+        sealed::FRAME_VERSION,
+        units::{DurationS, LeaseId, Resources},
     };
 
     use super::*;
@@ -126,7 +166,7 @@ mod tests {
         };
         let network = NetworkId::new("test", &params).expect("a name");
         let provider = NodeKey::generate(&mut StdRng::seed_from_u64(1)).public();
-        MessageGate::new(network, provider, &policy, || NOW, now)
+        MessageGate::new(network, provider, &policy, Requests::default(), || NOW, now)
     }
 
     fn work(gate: &MessageGate, id: MessageId, at: UnixTime) -> Admission {
@@ -143,7 +183,18 @@ mod tests {
     fn let_in(gate: &mut MessageGate, now: Instant, class: Class) -> usize {
         let id = MessageId::from_bytes([1; 16]);
         (0..2_000)
-            .filter(|_| gate.admit(now, id, class, &Admission::NONE))
+            .filter(|_| gate.admit(now, id, class, &Admission::NONE, None))
+            .count()
+    }
+
+    /// Messages of one packet about a request let in, of so many at once.
+    fn about(gate: &mut MessageGate, now: Instant, request: RequestId, count: usize) -> usize {
+        let id = MessageId::from_bytes([1; 16]);
+        let mut whole = vec![FRAME_VERSION];
+        whole.extend(request.0);
+        whole.extend([7; 200]);
+        (0..count)
+            .filter(|_| gate.admit(now, id, Class::Small, &Admission::NONE, Some(&whole)))
             .count()
     }
 
@@ -162,7 +213,43 @@ mod tests {
         let start = Instant::now();
         let mut gate = gate(0, start);
         let_in(&mut gate, start, Class::Medium);
-        assert_eq!(let_in(&mut gate, start, Class::Small), 512);
+        assert_eq!(let_in(&mut gate, start, Class::Small), 128);
+    }
+
+    #[test]
+    fn no_flood_of_single_packets_stops_the_holder_of_a_lease_but_its_own() {
+        let start = Instant::now();
+        let mut gate = gate(0, start);
+        let [flooding, other, unknown] = [1, 2, 3].map(|n| RequestId([n; 32]));
+        gate.requests.insert(flooding, LeaseId([1; 16]));
+        gate.requests.insert(other, LeaseId([2; 16]));
+        // Strangers, also with ids that they made up.
+        let_in(&mut gate, start, Class::Small);
+        assert_eq!(about(&mut gate, start, unknown, 10), 0);
+        assert_eq!(about(&mut gate, start, other, 10), 10);
+        // A holder.
+        assert_eq!(about(&mut gate, start, flooding, 2_000), 32);
+        assert_eq!(about(&mut gate, start, other, 10), 10);
+        let later = start + Duration::from_secs(5);
+        assert_eq!(about(&mut gate, later, flooding, 2_000), 10);
+        // Once its lease is forgotten it is a stranger.
+        let_in(&mut gate, later, Class::Small);
+        gate.requests.remove(&other);
+        assert_eq!(about(&mut gate, later, other, 1), 0);
+    }
+
+    #[test]
+    fn all_holders_together_have_a_rate() {
+        let start = Instant::now();
+        let mut gate = gate(0, start);
+        let holders = (0..100).map(|n| RequestId([n; 32]));
+        let let_in: usize = holders
+            .map(|request| {
+                gate.requests.insert(request, LeaseId([1; 16]));
+                about(&mut gate, start, request, 32)
+            })
+            .sum();
+        assert_eq!(let_in, 512);
     }
 
     #[test]
@@ -174,13 +261,13 @@ mod tests {
             MessageId::from_bytes([2; 16]),
         );
         let shown = work(&gate, id, NOW);
-        assert!(gate.admit(start, id, Class::Medium, &shown));
-        assert!(!gate.admit(start, other, Class::Medium, &shown));
+        assert!(gate.admit(start, id, Class::Medium, &shown, None));
+        assert!(!gate.admit(start, other, Class::Medium, &shown, None));
         let old = work(&gate, id, NOW.minus_s(3_600));
-        assert!(!gate.admit(start, id, Class::Medium, &old));
+        assert!(!gate.admit(start, id, Class::Medium, &old, None));
         let of_another_kind = Admission::new(9, shown.bytes().to_vec()).expect("short");
-        assert!(!gate.admit(start, id, Class::Medium, &of_another_kind));
-        assert!(gate.admit(start, id, Class::Small, &Admission::NONE));
+        assert!(!gate.admit(start, id, Class::Medium, &of_another_kind, None));
+        assert!(gate.admit(start, id, Class::Small, &Admission::NONE, None));
     }
 
     #[test]
@@ -190,6 +277,6 @@ mod tests {
         assert_eq!(let_in(&mut gate, start, Class::Medium), 0);
         let id = MessageId::from_bytes([1; 16]);
         let shown = work(&gate, id, NOW);
-        assert!(gate.admit(start, id, Class::Medium, &shown));
+        assert!(gate.admit(start, id, Class::Medium, &shown, None));
     }
 }

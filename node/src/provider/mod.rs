@@ -23,6 +23,7 @@ mod intake;
 mod lease;
 mod pausing;
 mod reconcile;
+mod requests;
 mod router;
 mod seams;
 mod served;
@@ -46,6 +47,7 @@ pub(crate) use gate::work_bits;
 pub use intake::Intake;
 pub use pausing::PauseRefused;
 pub use reconcile::{Findings, OrphanView};
+pub use requests::Requests;
 pub use seams::{
     Clock, Doors, Randomness, Relays, ReplySink, Settings, SystemClock, SystemRandomness, TcpDoors,
 };
@@ -117,6 +119,8 @@ pub struct ProviderParts {
     pub publisher: Publisher,
     /// The backends.
     pub stands: Vec<Stand>,
+    /// Where the requests that are accepted are shown to the gate.
+    pub requests: Requests,
     /// What comes out of the mix for this node.
     pub messages: mpsc::Receiver<Message>,
     /// Where replies go.
@@ -252,6 +256,7 @@ impl Provider {
             parts.seal_keys,
             parts.offering,
             backends,
+            parts.requests,
         );
         failpoint!(StoreOpened);
         router.recover(parts.found);

@@ -32,7 +32,7 @@ use tokio::{
 };
 
 use super::{
-    Offering, Shared,
+    Offering, Requests, Shared,
     answer::{Addressee, Surbs},
     lease::{Ended, LeaseTask, ToLease, Wish},
 };
@@ -69,7 +69,7 @@ pub(super) struct Router {
     admission: Admission,
     /// Totals that were taken and could not be appended yet.
     unwritten: Option<RefusalTotals>,
-    requests: HashMap<RequestId, LeaseId>,
+    requests: Requests,
     /// Closed leases, and when their statement may be forgotten.
     closed: BTreeMap<LeaseId, (UnixTime, RequestId)>,
     slots: HashMap<LeaseId, mpsc::Sender<ToLease>>,
@@ -82,6 +82,8 @@ pub(super) struct Router {
     clock_watch: ClockWatch,
     /// Nothing is forgotten before: the process has just begun, or the clock was set.
     doubts_until: SteadyTime,
+    /// Forgets spent SURBs, at most one task.
+    sweeping: JoinSet<()>,
 }
 
 impl Router {
@@ -90,6 +92,7 @@ impl Router {
         seal_keys: Vec<SealKey>,
         offering: watch::Receiver<Arc<Offering>>,
         backends: BTreeMap<BackendName, (Arc<dyn Backend>, Resources)>,
+        requests: Requests,
     ) -> Self {
         let clock_watch = ClockWatch::new(shared.clock.boot(), shared.clock.moment());
         let doubts_until = shared.clock.moment().steady.plus(shared.settings.doubt);
@@ -101,7 +104,7 @@ impl Router {
             backends,
             admission,
             unwritten: None,
-            requests: HashMap::new(),
+            requests,
             closed: BTreeMap::new(),
             slots: HashMap::new(),
             late: HashMap::new(),
@@ -110,6 +113,7 @@ impl Router {
             refusing: Arc::new(Semaphore::new(MAX_REFUSING)),
             clock_watch,
             doubts_until,
+            sweeping: JoinSet::new(),
         }
     }
 
@@ -197,7 +201,7 @@ impl Router {
                     wish,
                     surbs,
                 };
-                match self.requests.get(&request.request).copied() {
+                match self.requests.lease(&request.request) {
                     Some(lease) if request.provider == self.shared.node => {
                         self.tell(lease, message);
                     }
@@ -241,7 +245,7 @@ impl Router {
         let is_anonymous = envelope.grant.authorization.kind == AUTHORIZATION_NONE;
         let is_full =
             self.tasks.len() >= MAX_TASKS || !remembers_one_more(self.requests.len(), is_anonymous);
-        let is_new = !self.requests.contains_key(request);
+        let is_new = !self.requests.has(request);
         let decision = if is_full && is_new {
             self.admission.refuse(Reason::Busy)
         } else if !is_new && !self.admission.remembers(request) {
@@ -528,13 +532,24 @@ impl Router {
             self.closed.remove(&lease);
             self.requests.remove(&request);
         }
-        let epoch = self.shared.epochs.oldest(now);
-        if let Err(error) = self.shared.store.forget_spent(u64::from(epoch.0)).await {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "spent SURBs were not forgotten"
-            );
+        self.sweep(u64::from(self.shared.epochs.oldest(now).0));
+    }
+
+    /// Forgets the SURBs of earlier epochs beside the messages: there may be very many.
+    fn sweep(&mut self, epoch: u64) {
+        while self.sweeping.try_join_next().is_some() {}
+        if !self.sweeping.is_empty() {
+            return;
         }
+        let shared = Arc::clone(&self.shared);
+        self.sweeping.spawn(async move {
+            if let Err(error) = shared.store.forget_spent(epoch).await {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "spent SURBs were not forgotten"
+                );
+            }
+        });
     }
 
     fn obey(&mut self, order: Order) {

@@ -86,6 +86,9 @@ impl Clock for SystemClock {
 
 /// Takes replies on their way.
 pub trait ReplySink: Send + Sync + 'static {
+    /// Whether a reply by this SURB could leave, as far as is known. One that cannot is not journalled.
+    fn can_use(&self, surb: &Surb) -> bool;
+
     /// Sends a reply by a SURB that has been journalled as spent. It may get lost; the holder polls then.
     ///
     /// # Errors
@@ -94,6 +97,10 @@ pub trait ReplySink: Send + Sync + 'static {
 }
 
 impl ReplySink for Replier {
+    fn can_use(&self, surb: &Surb) -> bool {
+        Self::can_use(self, surb)
+    }
+
     fn reply(&self, surb: Surb, reply: &Reply) -> Result<(), String> {
         Self::reply(self, surb, reply).map_err(|e| e.to_string())
     }

@@ -11,7 +11,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use redb::{Database, StorageBackend};
 
 use super::{
-    tests::{entry, record},
+    tests::{ROOM, entry, record},
     *,
 };
 
@@ -308,7 +308,13 @@ async fn filled(rng: &mut StdRng) -> (Vec<u8>, Book) {
         let (after, result) = book.step(&store, rng, 60).await;
         result.expect("written");
         book = after;
-        assert!(store.spend_surb([n; 32], n.into()).await.expect("written"));
+        assert_eq!(
+            store
+                .spend_surb([n; 32], n.into(), ROOM)
+                .await
+                .expect("written"),
+            Spent::Now
+        );
     }
     for lease in &book.leases {
         let written = store.acknowledge(lease.row.lease(), AGREED.to_vec()).await;
@@ -405,7 +411,7 @@ async fn errors_of(disk: &Disk, book: &Book, place: &str) -> Vec<StoreError> {
         Ok(body) => assert!(body.is_none_or(|body| body == AGREED), "{place}"),
         Err(error) => errors.push(error),
     }
-    errors.extend(store.spend_surb([1; 32], 1).await.err());
+    errors.extend(store.spend_surb([1; 32], 1, ROOM).await.err());
     errors.extend(store.forget_spent(30).await.err());
     let written = store.append(vec![entry(7)], None).await;
     errors.extend(written.err());

@@ -148,8 +148,8 @@ pub(super) mod tests {
 
     use super::{
         super::{
-            FILE, Found, LogRecord, Store, StoreError,
-            tests::{entry, record},
+            FILE, Found, LogRecord, Spent, Store, StoreError,
+            tests::{ROOM, entry, record},
         },
         *,
     };
@@ -176,11 +176,26 @@ pub(super) mod tests {
         );
         assert_eq!(store.meta("totals").expect("read"), Some(vec![7]));
         for n in 1..=200 {
-            assert!(!store.spend_surb([n; 32], n.into()).await.expect("written"));
+            assert_eq!(
+                store
+                    .spend_surb([n; 32], n.into(), ROOM)
+                    .await
+                    .expect("written"),
+                Spent::Before
+            );
         }
         store.forget_spent(200).await.expect("written");
-        assert!(store.spend_surb([1; 32], 300).await.expect("written"));
-        assert!(!store.spend_surb([200; 32], 300).await.expect("written"));
+        assert_eq!(
+            store.spend_surb([1; 32], 300, ROOM).await.expect("written"),
+            Spent::Now
+        );
+        assert_eq!(
+            store
+                .spend_surb([200; 32], 300, ROOM)
+                .await
+                .expect("written"),
+            Spent::Before
+        );
     }
 
     fn database(directory: &Path) -> Database {

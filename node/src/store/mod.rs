@@ -235,6 +235,17 @@ impl Drop for Inner {
     }
 }
 
+/// What became of a SURB that was to be marked as used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spent {
+    /// It was fresh, and may be used once.
+    Now,
+    /// It was used before.
+    Before,
+    /// Too many are remembered; it must not be used.
+    NoRoom,
+}
+
 impl Store {
     /// Opens or makes the store in a directory and reads the journal.
     ///
@@ -459,23 +470,41 @@ impl Store {
             .transpose()?)
     }
 
-    /// Marks a SURB as used, before it is; says whether it is fresh. It is remembered until [`Store::forget_spent`].
+    /// Marks a SURB as used, before it is, where fewer than `most` are remembered. It is remembered until [`Store::forget_spent`].
     ///
     /// # Errors
     /// [`StoreError`]; the SURB must not be used then.
-    pub async fn spend_surb(&self, surb: [u8; 32], epoch: u64) -> Result<bool, StoreError> {
-        let outcomes = self.write(vec![Op::Spend { surb, epoch }]).await?;
-        Ok(outcomes == [Outcome::Done])
+    pub async fn spend_surb(
+        &self,
+        surb: [u8; 32],
+        epoch: u64,
+        most: u64,
+    ) -> Result<Spent, StoreError> {
+        let outcomes = self.write(vec![Op::Spend { surb, epoch, most }]).await?;
+        Ok(match outcomes[..] {
+            [Outcome::Done] => Spent::Now,
+            [Outcome::NoRoom] => Spent::NoRoom,
+            _ => Spent::Before,
+        })
     }
 
-    /// Forgets SURBs whose epoch is over: they cannot be used any more.
+    /// Forgets SURBs whose epoch is over: they cannot be used any more. Other writes come in between.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`]; some are forgotten then, and some not.
     pub async fn forget_spent(&self, before_epoch: u64) -> Result<(), StoreError> {
-        self.write(vec![Op::ForgetSpent { before_epoch }])
-            .await
-            .map(drop)
+        let mut from = Some([0; 32]);
+        while let Some(first) = from {
+            let op = Op::ForgetSpent {
+                before_epoch,
+                from: first,
+            };
+            from = match self.write(vec![op]).await?[..] {
+                [Outcome::SweptTo(next)] => next,
+                _ => None,
+            };
+        }
+        Ok(())
     }
 
     /// Forgets a lease whose statement need not be served any more. Its log entry stays.

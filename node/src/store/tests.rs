@@ -29,7 +29,7 @@ use souk_market::{
 use tokio::sync::watch;
 
 use super::{
-    writer::{LEASES, LOG},
+    writer::{LEASES, LOG, SWEPT_AT_ONCE},
     *,
 };
 
@@ -149,22 +149,86 @@ async fn writes_that_wait_together_each_get_an_index_of_their_own() {
     assert_eq!(indexes, (0..300).collect::<Vec<_>>());
 }
 
+/// So many SURBs may be spent.
+pub(super) const ROOM: u64 = 1_000_000;
+
+#[tokio::test]
+async fn spent_surbs_have_their_room_and_are_forgotten_part_by_part() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (store, _) = open(directory.path()).await;
+    let surb = |n: usize| {
+        let mut surb = [0; 32];
+        surb[..8].copy_from_slice(&(n as u64).to_be_bytes());
+        surb
+    };
+    // Every third one lives on, over more than two parts.
+    let count = 2 * SWEPT_AT_ONCE + 10;
+    let ops = (0..count)
+        .map(|n| Op::Spend {
+            surb: surb(n),
+            epoch: if n % 3 == 0 { 9 } else { 5 },
+            most: ROOM,
+        })
+        .collect();
+    store.write(ops).await.expect("written");
+    let spend = async |n: usize, most: usize| {
+        let most = u64::try_from(most).expect("small");
+        store.spend_surb(surb(n), 9, most).await.expect("written")
+    };
+    assert_eq!(spend(count, count).await, Spent::NoRoom);
+    assert_eq!(spend(0, count).await, Spent::Before);
+    assert_eq!(spend(count, count + 1).await, Spent::Now);
+    store.forget_spent(9).await.expect("written");
+    for n in [
+        0,
+        1,
+        2,
+        SWEPT_AT_ONCE,
+        SWEPT_AT_ONCE + 1,
+        count - 2,
+        count - 1,
+    ] {
+        let wanted = if n % 3 == 0 {
+            Spent::Before
+        } else {
+            Spent::Now
+        };
+        assert_eq!(spend(n, count).await, wanted, "{n}");
+    }
+}
+
 #[tokio::test]
 async fn a_surb_is_fresh_once_even_across_a_restart() {
     let directory = tempfile::tempdir().expect("a directory");
     let (store, _) = open(directory.path()).await;
-    assert!(store.spend_surb([1; 32], 5).await.expect("written"));
-    assert!(!store.spend_surb([1; 32], 5).await.expect("written"));
+    assert_eq!(
+        store.spend_surb([1; 32], 5, ROOM).await.expect("written"),
+        Spent::Now
+    );
+    assert_eq!(
+        store.spend_surb([1; 32], 5, ROOM).await.expect("written"),
+        Spent::Before
+    );
     drop(store);
     let (store, _) = open(directory.path()).await;
-    assert!(!store.spend_surb([1; 32], 5).await.expect("written"));
-    assert!(store.spend_surb([2; 32], 6).await.expect("written"));
+    assert_eq!(
+        store.spend_surb([1; 32], 5, ROOM).await.expect("written"),
+        Spent::Before
+    );
+    assert_eq!(
+        store.spend_surb([2; 32], 6, ROOM).await.expect("written"),
+        Spent::Now
+    );
     store.forget_spent(6).await.expect("written");
-    assert!(
-        store.spend_surb([1; 32], 5).await.expect("written"),
+    assert_eq!(
+        store.spend_surb([1; 32], 5, ROOM).await.expect("written"),
+        Spent::Now,
         "its epoch is over"
     );
-    assert!(!store.spend_surb([2; 32], 6).await.expect("written"));
+    assert_eq!(
+        store.spend_surb([2; 32], 6, ROOM).await.expect("written"),
+        Spent::Before
+    );
 }
 
 /// Changes the stored bytes of a lease behind the back of the store.

@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
-use redb::{Database, ReadableTable, StorageError, Table, TableDefinition, WriteTransaction};
+use redb::{
+    Database, ReadableTable, ReadableTableMetadata as _, StorageError, Table, TableDefinition,
+    WriteTransaction,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -50,6 +53,9 @@ pub(super) const MAX_WAITING: usize = 1024;
 /// For how many epochs a SURB can still be good at most: those of the last epoch, the current and the next.
 const SURB_EPOCHS: u64 = 3;
 
+/// Rows of spent SURBs that one transaction looks at when some are forgotten: a few milliseconds.
+pub(super) const SWEPT_AT_ONCE: usize = 4_096;
+
 /// Room that an encoder begins with, so that it need not grow: a log record has 223 bytes.
 const USUAL_ROW_BYTES: usize = 256;
 
@@ -64,11 +70,15 @@ pub(super) enum Op {
     Spend {
         surb: [u8; 32],
         epoch: u64,
+        /// Nothing is written where so many are remembered.
+        most: u64,
     },
     Meta(&'static str, Vec<u8>),
     ForgetLease([u8; 16], [u8; 32]),
+    /// Of those from this one on, a part.
     ForgetSpent {
         before_epoch: u64,
+        from: [u8; 32],
     },
     Acknowledge([u8; 16], Vec<u8>),
     Quarantine(super::CorruptRow),
@@ -95,6 +105,10 @@ pub(super) enum Outcome {
     Index(u64),
     /// The SURB had been used before.
     AlreadySpent,
+    /// Too many SURBs are remembered.
+    NoRoom,
+    /// Where the next part begins, if there is one.
+    SweptTo(Option<[u8; 32]>),
 }
 
 /// The same of many, in one buffer.
@@ -255,7 +269,13 @@ impl<'t> Tables<'t> {
                 }
                 return Ok(last);
             }
-            Op::Spend { surb, epoch } => {
+            Op::Spend { surb, epoch, most } => {
+                if self.spent.len()? >= *most {
+                    return Ok(match self.spent.get(*surb)? {
+                        Some(_) => Outcome::AlreadySpent,
+                        None => Outcome::NoRoom,
+                    });
+                }
                 let row = frame(&mut self.row, "spent-surbs", surb, epoch_bytes(*epoch));
                 if self.spent.insert(*surb, row)?.is_some() {
                     return Ok(Outcome::AlreadySpent);
@@ -270,7 +290,10 @@ impl<'t> Tables<'t> {
                 self.acknowledged.remove(*lease)?;
                 self.requests.remove(*request)?;
             }
-            Op::ForgetSpent { before_epoch } => self.forget_spent(*before_epoch)?,
+            Op::ForgetSpent { before_epoch, from } => {
+                let next = self.forget_spent(*before_epoch, *from)?;
+                return Ok(Outcome::SweptTo(next));
+            }
             Op::Acknowledge(lease, signed) => {
                 let row = frame(&mut self.row, "acknowledged", lease, bytes(signed));
                 self.acknowledged.insert(*lease, row)?;
@@ -323,16 +346,31 @@ impl<'t> Tables<'t> {
         Ok(stored.ok().and_then(|stored| stored.log_index))
     }
 
-    fn forget_spent(&mut self, before_epoch: u64) -> Result<(), redb::Error> {
-        let mut damaged = Vec::new();
-        self.spent.retain(|surb, row| {
-            let body = unframe("spent-surbs", &surb, row).ok();
-            let epoch = body.and_then(|body| body.try_into().ok().map(u64::from_be_bytes));
-            if epoch.is_none() {
-                damaged.push(surb);
+    /// Looks at some rows, so that whoever waits for a write waits no longer for a sweep than for other writes; the first row that was
+    /// not looked at.
+    fn forget_spent(
+        &mut self,
+        before_epoch: u64,
+        from: [u8; 32],
+    ) -> Result<Option<[u8; 32]>, redb::Error> {
+        let (mut over, mut damaged, mut next) = (Vec::new(), Vec::new(), None);
+        for (looked_at, row) in self.spent.range(from..)?.enumerate() {
+            let (surb, row) = row?;
+            let surb = surb.value();
+            if looked_at == SWEPT_AT_ONCE {
+                next = Some(surb);
+                break;
             }
-            epoch.is_none_or(|epoch| epoch >= before_epoch)
-        })?;
+            let body = unframe("spent-surbs", &surb, row.value()).ok();
+            match body.and_then(|body| body.try_into().ok().map(u64::from_be_bytes)) {
+                Some(epoch) if epoch < before_epoch => over.push(surb),
+                Some(_) => {}
+                None => damaged.push(surb),
+            }
+        }
+        for surb in over {
+            self.spent.remove(surb)?;
+        }
         for surb in damaged {
             // It stays spent for as long as any SURB can be good.
             tracing::error!(surb = %hex::encode(surb), "a damaged row of the spent SURBs is written anew");
@@ -340,7 +378,7 @@ impl<'t> Tables<'t> {
             let row = frame(&mut self.row, "spent-surbs", &surb, epoch_bytes(epoch));
             self.spent.insert(surb, row)?;
         }
-        Ok(())
+        Ok(next)
     }
 
     fn settle_lost(

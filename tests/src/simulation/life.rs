@@ -25,7 +25,7 @@ use souk_crypto::NodeId;
 use souk_market::{log::origin, units::RelayToken};
 use souk_node::{
     failpoint,
-    provider::{Offering, Provider, ProviderParts, Relays, Settings, Stand},
+    provider::{Offering, Provider, ProviderParts, Relays, Requests, Settings, Stand},
     store::{Publisher, Store},
 };
 use souk_sphinx::message::{Admission, Class, Message, MessageId};
@@ -257,6 +257,7 @@ async fn start(world: &Shared, log: &Path, dead: &Arc<AtomicBool>) -> Result<Lif
             backend: machines::backend(world),
             total: support::large(),
         }],
+        requests: Requests::default(),
         messages: to_read,
         replies: Arc::new(SimulatedMix(world.clone())),
         relays: Arc::new(FaultyRelays(world.clone())),

@@ -256,6 +256,10 @@ fn carry_to_provider(world: &mut World, sealed: Vec<u8>) {
 pub(super) struct SimulatedMix(pub(super) Shared);
 
 impl ReplySink for SimulatedMix {
+    fn can_use(&self, _: &Surb) -> bool {
+        true
+    }
+
     fn reply(&self, surb: Surb, reply: &message::Reply) -> Result<(), String> {
         let mut world = self.0.lock();
         if world.is_dead() {

@@ -53,12 +53,26 @@ const PARTIAL_OVERHEAD: usize = ACKS_KEPT * 512 + 512;
 /// Decides which messages are let in.
 pub trait Gate {
     /// Whether memory may be given to the message `id` now, for what it shows. It is asked once for each message that
-    /// is let in, and with each fragment of one that is not.
-    fn admit(&mut self, now: Instant, id: MessageId, class: Class, admission: &Admission) -> bool;
+    /// is let in, and with each fragment of one that is not. Of a message of one fragment, `whole` is what it holds, with zeros behind.
+    fn admit(
+        &mut self,
+        now: Instant,
+        id: MessageId,
+        class: Class,
+        admission: &Admission,
+        whole: Option<&[u8]>,
+    ) -> bool;
 }
 
 impl<F: FnMut(MessageId, Class, &Admission) -> bool> Gate for F {
-    fn admit(&mut self, _: Instant, id: MessageId, class: Class, admission: &Admission) -> bool {
+    fn admit(
+        &mut self,
+        _: Instant,
+        id: MessageId,
+        class: Class,
+        admission: &Admission,
+        _: Option<&[u8]>,
+    ) -> bool {
         self(id, class, admission)
     }
 }
@@ -242,7 +256,9 @@ impl Inbox {
         gate: &mut dyn Gate,
     ) -> Result<(), Refused> {
         // First, so that nobody makes room for a message that is not let in.
-        if !gate.admit(now, fragment.message, fragment.class, &fragment.admission) {
+        let (id, class) = (fragment.message, fragment.class);
+        let whole = (class.fragments() == 1).then(|| &fragment.part[LENGTH_PREFIX..]);
+        if !gate.admit(now, id, class, &fragment.admission, whole) {
             return Err(Refused::NotAdmitted);
         }
         let cost = cost(fragment.class);

@@ -42,7 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{
-        Clock, Offering, Provider, ProviderParts, Relays, ReplySink, Settings, Stand,
+        Clock, Offering, Provider, ProviderParts, Relays, ReplySink, Requests, Settings, Stand,
         SystemRandomness, TcpDoors,
     },
     support::{NOW, Node, Requester, large, network, relay},
@@ -416,10 +416,16 @@ struct Captured {
     sent: mpsc::UnboundedSender<([u8; 32], Vec<u8>)>,
     /// No first hop is reached.
     cut: AtomicBool,
+    /// There is no link to any first hop.
+    unlinked: AtomicBool,
     tried: AtomicUsize,
 }
 
 impl ReplySink for Captured {
+    fn can_use(&self, _: &Surb) -> bool {
+        !self.unlinked.load(Ordering::Relaxed)
+    }
+
     fn reply(&self, surb: Surb, reply: &message::Reply) -> Result<(), String> {
         self.tried.fetch_add(1, Ordering::Relaxed);
         if self.cut.load(Ordering::Relaxed) {
@@ -490,6 +496,7 @@ impl World {
             replies: Arc::new(Captured {
                 sent: captured,
                 cut: AtomicBool::new(false),
+                unlinked: AtomicBool::new(false),
                 tried: AtomicUsize::new(0),
             }),
             received,
@@ -537,6 +544,7 @@ impl World {
                 backend: Arc::clone(&self.machines) as Arc<dyn Backend>,
                 total: large(),
             }],
+            requests: Requests::default(),
             messages: to_read,
             replies: Arc::clone(&self.replies) as Arc<dyn ReplySink>,
             relays: Arc::clone(&self.relays) as Arc<dyn Relays>,
@@ -607,6 +615,11 @@ impl World {
     /// No reply leaves any more.
     pub(super) fn cut_replies(&self) {
         self.replies.cut.store(true, Ordering::Relaxed);
+    }
+
+    /// There is no link for any reply, or there is again.
+    pub(super) fn unlink_replies(&self, unlinked: bool) {
+        self.replies.unlinked.store(unlinked, Ordering::Relaxed);
     }
 
     /// How many SURBs replies were tried by, each journalled before.

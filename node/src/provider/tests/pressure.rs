@@ -76,6 +76,31 @@ async fn a_refusal_spends_one_surb_however_many_lead_nowhere() {
 }
 
 #[tokio::test]
+async fn a_surb_to_which_there_is_no_link_is_not_spent() {
+    let mut world = World::started().await;
+    let wrong = Tenant::new(&world, 1, |e| {
+        e.image = ImageHash([8; 32]);
+        e.surbs = surbs(&world, MAX_SURBS);
+    });
+    world.unlink_replies(true);
+    wrong.ask(&world).await;
+    let unanswered = &world.provider().counters().unanswered;
+    let given_up = async {
+        while unanswered.load(Ordering::Relaxed) == 0 {
+            yield_now().await;
+        }
+    };
+    timeout(PATIENCE, given_up).await.expect("it gives up");
+    assert_eq!(world.tried_replies(), 0);
+    // The same ones again: had one of them been spent, the newest would not be the one that is used.
+    world.unlink_replies(false);
+    wrong.ask(&world).await;
+    let reply = world.reply(&wrong).await;
+    assert!(matches!(reply.body, Body::Refusal(_)));
+    assert_eq!(world.tried_replies(), 1);
+}
+
+#[tokio::test]
 async fn a_backend_that_hangs_in_one_lease_holds_up_nothing_else() {
     let mut world = World::new();
     let never = Arc::new(Semaphore::new(0));
