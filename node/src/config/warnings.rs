@@ -1,7 +1,7 @@
 //! What a configuration may say and yet hardly means: for `souk config check`, and for whoever starts a node with it.
 
 use libp2p::{Multiaddr, multiaddr::Protocol};
-use souk_market::card;
+use souk_market::card::{self, Role};
 
 use crate::net::is_public;
 
@@ -20,10 +20,13 @@ impl Config {
             false => &self.node.external,
         };
         if !self.node.roles.is_empty() && !named.iter().any(may_be_reached) {
-            warnings.push(
-                "none of its addresses can be reached from the Internet, so other nodes cannot connect to this one; name a public address under node.external, or set network.test = true where all are on one network"
-                    .to_owned(),
-            );
+            let so = match self.has(Role::Provider) {
+                true => "it sells over the links that it dials itself, and does nothing else",
+                false => "other nodes cannot connect to this one",
+            };
+            warnings.push(format!(
+                "none of its addresses can be reached from the Internet, so {so}; name a public address under node.external, or set network.test = true where all are on one network"
+            ));
         }
         if self.node.mdns {
             warnings.push(

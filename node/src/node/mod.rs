@@ -307,7 +307,6 @@ impl Node {
             heard: cards.own(),
             answered_at: None,
             began: tokio::time::Instant::now(),
-            is_alone_told: false,
         };
         tasks.spawn(publisher.run(stop.clone()));
         if let Some(source) = source {

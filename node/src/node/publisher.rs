@@ -156,8 +156,6 @@ pub(super) struct Publisher {
     pub(super) answered_at: Option<tokio::time::Instant>,
     /// Since when the node has looked for an address that others can dial.
     pub(super) began: tokio::time::Instant,
-    /// That there is none was logged.
-    pub(super) is_alone_told: bool,
 }
 
 impl Publisher {
@@ -286,6 +284,11 @@ impl Publisher {
             );
             self.answered_at = Some(tokio::time::Instant::now());
         }
+        if addresses.is_empty() {
+            tracing::warn!(
+                "this node has no address that others can dial: it sells over the links that it dials itself, and does nothing else; see node.external"
+            );
+        }
         let card = self.card(now, last, addresses, (mix_keys, evidence), sales)?;
         self.keep_last(now);
         self.write(&card)?;
@@ -351,16 +354,9 @@ impl Publisher {
 
     /// Whether a card without an address is of use: that of a provider, which links itself to the mixes and the relays. A card that
     /// still holds stays as it is, for a line that is down comes back.
-    fn does_without_address(&mut self, now: UnixTime, old: Option<&VerifiedCard>) -> bool {
+    fn does_without_address(&self, now: UnixTime, old: Option<&VerifiedCard>) -> bool {
         if self.began.elapsed() < ADDRESS_PATIENCE {
             return false;
-        }
-        if !self.is_alone_told {
-            self.is_alone_told = true;
-            tracing::warn!(
-                sells = self.profile.sales.is_some(),
-                "this node has no address that others can dial: it sells over the links that it dials itself, if it sells, and does nothing else; see node.listen and node.external"
-            );
         }
         let holds =
             |card: &VerifiedCard| !card.addresses.is_empty() && !is_over(card, now, self.said_at);
