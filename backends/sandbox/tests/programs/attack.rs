@@ -13,6 +13,8 @@ unsafe extern "C" {
     fn inotify_init1(flags: i32) -> i32;
     fn kill(pid: i32, signal: i32) -> i32;
     fn pause() -> i32;
+    fn sendmsg(fd: i32, message: *const Message, flags: i32) -> isize;
+    fn socketpair(family: i32, kind: i32, protocol: i32, ends: *mut i32) -> i32;
     fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
     fn open(path: *const i8, flags: i32, ...) -> i32;
     fn ioctl(fd: i32, request: u64, ...) -> i32;
@@ -143,12 +145,66 @@ fn main() {
             let made = (0..amount(1)).take_while(|_| unsafe { inotify_init1(0) } >= 0);
             println!("{}", made.count());
         }
+        Some("park") => park(&words[1], &words[2]),
         Some("spin") => {
             let until = Instant::now() + Duration::from_millis(amount(1));
             while Instant::now() < until {}
         }
         Some("abstract") => abstract_socket(words[1].as_bytes()),
         _ => std::process::exit(2),
+    }
+}
+
+/// A message of `sendmsg`, as all 64-bit Linux has it.
+#[repr(C)]
+struct Message {
+    name: *const u8,
+    name_len: u32,
+    parts: *const Part,
+    parts_len: usize,
+    control: *const u64,
+    control_len: usize,
+    flags: i32,
+}
+
+#[repr(C)]
+struct Part {
+    base: *const u8,
+    len: usize,
+}
+
+/// Sends one descriptor to itself over and over, as many times as the kernel lets it, and never takes one out. Says how often in one
+/// file, and holds them until the other one is there.
+fn park(said: &str, enough: &str) {
+    const IN_ONE_MESSAGE: usize = 200;
+    const MOST: usize = 40_000;
+    let mut ends = [0; 2];
+    assert_eq!(unsafe { socketpair(1, 1, 0, ends.as_mut_ptr()) }, 0);
+    // Length, SOL_SOCKET and SCM_RIGHTS, then two descriptors in each word.
+    let mut control = [0_u64; 2 + IN_ONE_MESSAGE / 2];
+    control[0] = 16 + 4 * IN_ONE_MESSAGE as u64;
+    control[1] = 1 | 1 << 32;
+    control[2..].fill(ends[1] as u64 | (ends[1] as u64) << 32);
+    let part = Part {
+        base: b"x".as_ptr(),
+        len: 1,
+    };
+    let message = Message {
+        name: std::ptr::null(),
+        name_len: 0,
+        parts: &part,
+        parts_len: 1,
+        control: control.as_ptr(),
+        control_len: std::mem::size_of_val(&control),
+        flags: 0,
+    };
+    // MSG_DONTWAIT: a full socket ends it as well.
+    let sent = (0..MOST / IN_ONE_MESSAGE)
+        .take_while(|_| unsafe { sendmsg(ends[0], &message, 0x40) } == 1)
+        .count();
+    std::fs::write(said, (sent * IN_ONE_MESSAGE).to_string()).expect("a file");
+    while !std::path::Path::new(enough).exists() {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -17,6 +17,7 @@ for_both_users!(
     a_memory_bomb_is_stopped_and_nobody_else_notices,
     a_disk_bomb_stops_at_its_size_and_nobody_else_notices,
     descriptors_on_their_way_leave_room_for_those_of_the_node,
+    descriptors_parked_in_sockets_stop_no_further_lease,
     a_cpu_hog_gets_its_share,
     what_the_kernel_lends_to_a_user_is_not_used_up,
     the_agent_survives_signals_and_shows_nothing,
@@ -119,6 +120,52 @@ fn descriptors_on_their_way_leave_room_for_those_of_the_node(fixture: &Fixture) 
     let tenant: u64 = guest.output("ulimit -Hn").parse().unwrap();
     let node = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     assert!(tenant <= 16_384 && tenant <= node / 2, "{tenant} of {node}");
+}
+
+fn descriptors_parked_in_sockets_stop_no_further_lease(fixture: &Fixture) {
+    const PARKED: u64 = 2_000;
+    let attacker = fixture.instance();
+    let allowed: u64 = attacker.output("ulimit -Hn").parse().unwrap();
+    std::thread::scope(|scope| {
+        let attack = scope.spawn(|| attacker.output("attack park /tmp/parked /tmp/enough"));
+        let parked: u64 = loop {
+            assert!(!attack.is_finished(), "it holds them");
+            if let Ok(parked) = attacker.run("cat /tmp/parked 2>/dev/null").0.parse() {
+                break parked;
+            }
+        };
+        assert!(parked >= PARKED.min(allowed), "{parked} of {allowed}");
+        // A keeper gets four descriptors; both of these are made while the others are under way.
+        for _ in 0..2 {
+            fixture.instance().assert_well();
+        }
+        attacker.output("touch /tmp/enough");
+        attack.join().unwrap();
+    });
+    attacker.assert_well();
+    let began = Instant::now();
+    // Other tests of this process end their own keepers all the time.
+    while let Some(dead) = dead_child() {
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "a zombie: {dead}"
+        );
+        std::thread::yield_now();
+    }
+}
+
+/// A child of this process that has ended and that nobody waited for.
+fn dead_child() -> Option<String> {
+    let own = std::process::id().to_string();
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok())
+        .find(|stat| {
+            // The name, which may hold anything, stands in brackets before the state and the parent.
+            let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+            let mut fields = fields.split_whitespace();
+            fields.next() == Some("Z") && fields.next() == Some(&own)
+        })
 }
 
 fn a_cpu_hog_gets_its_share(fixture: &Fixture) {
