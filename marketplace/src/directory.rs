@@ -50,7 +50,8 @@ pub const MAX_CARDS: usize = 4096;
 pub const MAX_TOMBSTONES: usize = 4096;
 /// Most proofs of equivocation; when full, the oldest goes.
 pub const MAX_EQUIVOCATIONS: usize = 64;
-/// Most nodes of whose log the last claim is kept, about 900 bytes each; when full, new ones are not kept.
+/// Most nodes of whose log the last claim is kept, about 900 bytes each; when full, those of nodes without a card here make
+/// room for those of nodes with one, and among themselves by the same shares.
 pub const MAX_CLAIMS: usize = 2 * MAX_CARDS;
 /// A claim is kept for so long, in seconds (30 days): whoever restores a backup later than this is not reminded any more.
 pub const CLAIM_LIFE_S: u64 = 30 * 86_400;
@@ -147,7 +148,8 @@ pub struct Directory {
     tombstones: BTreeMap<NodeId, Tombstone>,
     arrivals: Arrivals,
     equivocations: VecDeque<Equivocation>,
-    claims: BTreeMap<NodeId, Arc<LogClaim>>,
+    claims: BTreeMap<NodeId, Claimed>,
+    max_claims: usize,
     /// Whose claims are kept also where there is no room.
     own: Option<NodeId>,
     contradictions: VecDeque<Arc<Contradiction>>,
@@ -162,6 +164,12 @@ struct Entry {
     capacity: Option<Arc<Verified<Capacity>>>,
     updates_left: u8,
     refilled_at: UnixTime,
+    brought: Brought,
+}
+
+#[derive(Debug)]
+struct Claimed {
+    claim: Arc<LogClaim>,
     brought: Brought,
 }
 
@@ -183,6 +191,7 @@ impl Directory {
             arrivals: Arrivals::default(),
             equivocations: VecDeque::new(),
             claims: BTreeMap::new(),
+            max_claims: MAX_CLAIMS,
             own: None,
             contradictions: VecDeque::new(),
             untold: 0,
@@ -265,12 +274,20 @@ impl Directory {
         self
     }
 
-    /// Takes what a provider said of its log, from a snapshot; says whether it was news.
-    pub fn handle_claim(&mut self, now: UnixTime, bytes: &[u8]) -> bool {
-        if bytes.len() > MAX_CLAIM_BYTES || self.claims.values().any(|c| c.as_bytes() == bytes) {
+    /// Keeps the claims of fewer nodes than [`MAX_CLAIMS`]; they have to be more than the cards that are held, which keep theirs.
+    #[must_use]
+    pub fn with_places_for_claims(mut self, places: usize) -> Self {
+        self.max_claims = places;
+        self
+    }
+
+    /// Takes what a provider said of its log, from a snapshot of `source`; says whether it was news.
+    pub fn handle_claim(&mut self, now: UnixTime, source: Source, bytes: &[u8]) -> bool {
+        let is_held = |held: &Claimed| held.claim.as_bytes() == bytes;
+        if bytes.len() > MAX_CLAIM_BYTES || self.claims.values().any(is_held) {
             return false;
         }
-        LogClaim::open(bytes, &self.network).is_ok_and(|claim| self.claim(now, claim))
+        LogClaim::open(bytes, &self.network).is_ok_and(|claim| self.claim(now, source, claim))
     }
 
     /// Takes evidence against a log; says whether it was news.
@@ -337,7 +354,7 @@ impl Directory {
         }
         self.tombstones
             .retain(|_, tombstone| !tombstone.retirement.is_over(now));
-        self.claims.retain(|_, claim| is_claimed(now, claim));
+        self.claims.retain(|_, held| is_claimed(now, &held.claim));
         before - self.entries.len()
     }
 
@@ -390,7 +407,8 @@ impl Directory {
                 .and_then(|entry| entry.capacity.as_ref())
                 .is_some_and(|capacity| claim.is_of(capacity))
         };
-        let claims = self.claims.values().filter(|claim| !rides(claim));
+        let claims = self.claims.values().map(|held| &held.claim);
+        let claims = claims.filter(|claim| !rides(claim));
         let retirements = self.retirements().map(VerifiedRetirement::shared_bytes);
         Snapshot::new(
             &self.network,
@@ -430,7 +448,7 @@ impl Directory {
     /// The last that a node said of its log: of the largest size, and then the latest.
     #[must_use]
     pub fn log_claim(&self, node: &NodeId) -> Option<&Arc<LogClaim>> {
-        self.claims.get(node)
+        self.claims.get(node).map(|held| &held.claim)
     }
 
     /// Evidence against the log of a node.
@@ -488,32 +506,52 @@ impl Directory {
         let Some(entry) = self.entries.get(&capacity.node) else {
             return;
         };
-        let list = entry.card.key_list().clone();
+        let (list, source) = (entry.card.key_list().clone(), entry.brought.source());
         if let Ok(claim) = LogClaim::of_capacity(list, capacity.clone()) {
-            self.claim(now, claim);
+            self.claim(now, source, claim);
         }
     }
 
-    fn claim(&mut self, now: UnixTime, claim: LogClaim) -> bool {
+    fn claim(&mut self, now: UnixTime, source: Source, claim: LogClaim) -> bool {
         // A checkpoint alone does not say when it was signed, and would be kept for ever.
         if !is_claimed(now, &claim) {
             return false;
         }
         let node = claim.node();
-        let held = self.claims.get(&node).cloned();
+        let held = self.claims.get(&node);
+        let (held, before) = (held.map(|h| Arc::clone(&h.claim)), held.map(|h| h.brought));
         if let Some(held) = &held
             && let Some(evidence) = Contradiction::between(held, &claim)
         {
             self.handle_contradiction(evidence);
         }
         let news = held.as_ref().map_or_else(
-            || self.claims.len() < MAX_CLAIMS || self.own == Some(node),
+            || self.make_room_for_claim(source, node),
             |held| (held.size(), held.signed_at()) < (claim.size(), claim.signed_at()),
         );
         if news {
-            self.claims.insert(node, Arc::new(claim));
+            let brought = before.unwrap_or_else(|| self.arrivals.next(source));
+            let claim = Arc::new(claim);
+            self.claims.insert(node, Claimed { claim, brought });
         }
         news
+    }
+
+    /// Whether there is room for the claim of one more node, perhaps because that of a node without a card here went.
+    fn make_room_for_claim(&mut self, source: Source, node: NodeId) -> bool {
+        if self.claims.len() < self.max_claims || self.own == Some(node) {
+            return true;
+        }
+        let unknown = self.claims.iter().filter(|(held, _)| {
+            !self.entries.contains_key(*held) && self.own.as_ref() != Some(*held)
+        });
+        let unknown = unknown.map(|(held, claimed)| (*held, claimed.brought));
+        let gone = match self.entries.contains_key(&node) {
+            // There are more places than cards, so that one of the others is there to go.
+            true => shares::latest_of_most(unknown),
+            false => shares::makes_room(source, unknown),
+        };
+        gone.is_some_and(|node| self.claims.remove(&node).is_some())
     }
 
     fn open(&self, bytes: &[u8]) -> Result<VerifiedCard, CardError> {

@@ -55,7 +55,24 @@ pub(crate) fn makes_room<K>(
     newcomer: Source,
     held: impl IntoIterator<Item = (K, Brought)>,
 ) -> Option<K> {
-    let mut shares: BTreeMap<Source, (usize, u64, K)> = BTreeMap::new();
+    let mut shares = shares(held);
+    let own = shares.get(&newcomer).map_or(0, |(count, ..)| *count);
+    shares.remove(&Source::Own);
+    let (count, latest) = largest(shares)?;
+    // By two, else two sources would take one place from each other for ever.
+    (own + 1 < count).then_some(latest)
+}
+
+/// Which object goes for one that is kept in any case.
+pub(crate) fn latest_of_most<K>(held: impl IntoIterator<Item = (K, Brought)>) -> Option<K> {
+    largest(shares(held)).map(|(_, latest)| latest)
+}
+
+/// Of each source: how many objects, the serial of the latest, and its key.
+type Shares<K> = BTreeMap<Source, (usize, u64, K)>;
+
+fn shares<K>(held: impl IntoIterator<Item = (K, Brought)>) -> Shares<K> {
+    let mut shares = Shares::new();
     for (key, brought) in held {
         match shares.get_mut(&brought.source) {
             None => {
@@ -69,13 +86,14 @@ pub(crate) fn makes_room<K>(
             }
         }
     }
-    let own = shares.get(&newcomer).map_or(0, |(count, ..)| *count);
-    shares.remove(&Source::Own);
-    let (count, _, latest) = shares
+    shares
+}
+
+fn largest<K>(shares: Shares<K>) -> Option<(usize, K)> {
+    let largest = shares
         .into_values()
-        .max_by_key(|(count, latest, _)| (*count, *latest))?;
-    // By two, else two sources would take one place from each other for ever.
-    (own + 1 < count).then_some(latest)
+        .max_by_key(|(count, at, _)| (*count, *at));
+    largest.map(|(count, _, latest)| (count, latest))
 }
 
 #[cfg(test)]

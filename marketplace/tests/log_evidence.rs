@@ -10,6 +10,7 @@ use souk_market::{
         Checkpoint, ConsistencyProof, Contradiction, ContradictionError, Contradicts, Frontier,
         Hash, LogClaim, NodeSource, leaf_hash, origin, prove_consistency, root_of,
     },
+    shares::Source,
     units::{Digest, Sequence},
 };
 use support::{NOW, Node, SOURCE, list, network};
@@ -64,7 +65,7 @@ fn the_last_claim_outlives_capacity_and_card_and_reaches_a_directory_that_heard_
     let news = old
         .snapshot(day, 1)
         .objects()
-        .filter(|object| young.handle_claim(day, object))
+        .filter(|object| young.handle_claim(day, SOURCE, object))
         .count();
     assert_eq!(news, 1);
     assert_eq!(young.log_claim(&id).expect("known").size(), 7);
@@ -73,6 +74,28 @@ fn the_last_claim_outlives_capacity_and_card_and_reaches_a_directory_that_heard_
     assert!(young.log_claim(&id).is_some());
     young.handle_time(over);
     assert!(young.log_claim(&id).is_none(), "bounded in time");
+}
+
+#[test]
+fn claims_of_nodes_that_nobody_knows_keep_none_of_a_known_one_out() {
+    let mut full = directory(&[]).with_places_for_claims(8);
+    for seed in 0..8 {
+        let unknown = claim(&Node::new(1_000 + seed), 1, NOW, 1, 1);
+        assert!(full.handle_claim(NOW, SOURCE, unknown.as_bytes()));
+    }
+    let late = claim(&Node::new(500), 1, NOW, 1, 1);
+    assert!(!full.handle_claim(NOW, SOURCE, late.as_bytes()));
+    let other = Source::Neighbour(2);
+    assert!(full.handle_claim(NOW, other, late.as_bytes()));
+
+    let known = Node::new(1);
+    let id = known.node.public();
+    full.handle_card(NOW, SOURCE, known.card(1).as_bytes());
+    hear(&mut full, NOW, &capacity(&known, 1, NOW, 7, 1));
+    assert_eq!(full.log_claim(&id).expect("kept").size(), 7);
+    let fork = claim(&known, 1, NOW.plus_s(PERIOD_S), 7, 2);
+    full.handle_claim(NOW, other, fork.as_bytes());
+    assert!(full.contradiction(&id).is_some());
 }
 
 #[test]

@@ -128,7 +128,7 @@ impl Cards {
     /// Takes one signed object of a snapshot, or of our own: a card, a capacity message, a retirement or a claim about a log.
     pub(super) fn take(&self, object: &[u8], source: Source) {
         if LogClaim::is_form_of(object) {
-            if self.directory().handle_claim((self.now)(), object) {
+            if self.directory().handle_claim((self.now)(), source, object) {
                 self.set().take();
             }
             self.heed();
