@@ -38,7 +38,7 @@ use crate::{mix::Replies, net::NodeAddress};
 /// SURBs in an envelope: the receipt, a status before it, and one of each to be lost.
 const ENVELOPE_SURBS: usize = 4;
 /// Envelopes and polls that are sent before a receipt is given up for now.
-const RECEIPT_ATTEMPTS: u32 = 12;
+const RECEIPT_ATTEMPTS: u32 = 16;
 /// Providers that are asked one after the other when they have no room.
 const PROVIDER_ATTEMPTS: usize = 3;
 /// How long a request may take to arrive, at least.

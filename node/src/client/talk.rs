@@ -38,8 +38,8 @@ use crate::{
 const REQUEST_SURBS: usize = 2;
 /// An answer takes this long beyond the mixing delays: the provider starts an instance meanwhile.
 const ANSWER_ALLOWANCE: Duration = Duration::from_secs(3);
-/// Mean delays of an answer's way back that are waited for.
-const ANSWER_MEANS: u32 = 40;
+/// Mean delays of an answer's way back that are waited for: three hops take longer once in two thousand times, and a poll costs a packet.
+const ANSWER_MEANS: u32 = 12;
 /// A request is repeated at most so often before the provider counts as away.
 const ASK_ATTEMPTS: u32 = 4;
 /// The acknowledgement of a statement is a courtesy; it is not waited for longer than this.
