@@ -228,6 +228,134 @@ fn what_cannot_be_read_is_1_and_what_makes_no_sense_is_64() {
 }
 
 #[test]
+fn every_sample_has_its_exit_status() {
+    let samples = package("dcap-qvl").join("sample");
+    let mut seen = Vec::new();
+    for entry in fs::read_dir(&samples).expect("samples") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let name = name.expect("UTF-8").to_owned();
+        let path = path.display().to_string();
+        let collateral = format!("{path}_collateral.json");
+        let code = |args: &[&str]| attest(args).status.code().expect("an exit status");
+        let shown = code(&["show", &path]);
+        let alone = code(&["verify", &path]);
+        let verified = match Path::new(&collateral).exists() {
+            true => code(&["verify", &path, "--collateral", &collateral]),
+            false => alone,
+        };
+        let expected = match name.as_str() {
+            // Refused without a policy, whatever their day says.
+            "tdx_quote"
+            | "tdx_quote_td15ex"
+            | "tdx_quote_outdated"
+            | "tdx-quote.hex"
+            | "quote-from-tappd.hex" => (0, 2, 2),
+            // A quote that is none of TDX is refused by name, and there is nothing of it to show.
+            "sgx_quote" => (1, 2, 2),
+            _ => (1, 1, 1),
+        };
+        assert_eq!((shown, alone, verified), expected, "{name}");
+        seen.push(name);
+    }
+    for name in [
+        "tdx_quote",
+        "tdx_quote_td15ex",
+        "tdx_quote_outdated",
+        "sgx_quote",
+    ] {
+        assert!(
+            seen.iter().any(|seen| seen == name),
+            "no {name} in {seen:?}"
+        );
+    }
+}
+
+#[test]
+fn hex_is_read_however_it_is_written_and_what_is_no_file_is_1() {
+    let folder = TempDir::new().expect("a folder");
+    let (quote, collateral) = sample("tdx_quote");
+    let digits = hex::encode(fs::read(&quote).expect("a sample"));
+    let lines: Vec<_> = digits.as_bytes().chunks(64).collect();
+    let lines = String::from_utf8(lines.join(&b"\r\n"[..])).expect("digits");
+    let verify = |name: &str, text: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).expect("written");
+        let path = path.display().to_string();
+        let day = "2025-06-20T00:00:00Z";
+        attest(&["verify", &path, "--collateral", &collateral, "--at", day])
+    };
+    let raw = attest(&[
+        "verify",
+        &quote,
+        "--collateral",
+        &collateral,
+        "--at",
+        "2025-06-20T00:00:00Z",
+    ]);
+    assert_eq!(raw.status.code(), Some(2), "no policy, no reference value");
+    for (name, text) in [
+        ("lower", digits.clone()),
+        ("upper", digits.to_uppercase()),
+        ("prefixed", format!("0x{digits}\n")),
+        ("lines", lines),
+    ] {
+        let read = verify(name, text.as_bytes());
+        assert_eq!(read.status.code(), Some(2), "{name}");
+        assert_eq!(read.stdout, raw.stdout, "{name}");
+    }
+    let odd = &digits[..digits.len() - 1];
+    let no_digit = format!("{odd}g");
+    for (name, text) in [
+        ("odd", odd.as_bytes()),
+        ("no digit", no_digit.as_bytes()),
+        ("half", &digits.as_bytes()[..digits.len() / 2]),
+        ("only a prefix", b"0x"),
+        ("empty", b""),
+        ("white", b" \n"),
+    ] {
+        let read = verify(name, text);
+        assert_eq!(read.status.code(), Some(1), "{name}");
+        assert!(
+            read.stdout.is_empty(),
+            "{name}: a script would read a verdict"
+        );
+    }
+
+    let here = folder.path().display().to_string();
+    let code = |args: &[&str]| attest(args).status.code();
+    for no_file in [here.as_str(), "/nowhere"] {
+        for command in [&["verify"][..], &["show"], &["policy", "check"]] {
+            assert_eq!(
+                code(&[command, &[no_file]].concat()),
+                Some(1),
+                "{command:?}"
+            );
+        }
+        let with = [
+            "verify",
+            &quote,
+            "--collateral",
+            &collateral,
+            "--policy",
+            no_file,
+        ];
+        assert_eq!(code(&with), Some(1));
+    }
+    let endless = "/dev/zero";
+    assert_eq!(code(&["verify", endless]), Some(1));
+    assert_eq!(code(&["show", endless]), Some(1));
+    assert_eq!(code(&["verify", &quote, "--collateral", endless]), Some(1));
+    assert_eq!(code(&["policy", "check", endless]), Some(78));
+    let nothing = folder.path().join("nothing");
+    fs::create_dir(&nothing).expect("a folder");
+    let nothing = nothing.display().to_string();
+    assert_eq!(code(&["verify", &quote, "--collateral", &nothing]), Some(1));
+    let empty = folder.path().join("empty").display().to_string();
+    assert_eq!(code(&["policy", "check", &empty]), Some(78));
+}
+
+#[test]
 fn a_launch_digest_is_computed_from_files() {
     let firmware = package("sev").join("tests/measurement/ovmf_AmdSev_suffix.bin");
     let firmware = firmware.to_str().expect("UTF-8");

@@ -88,6 +88,34 @@ fn a_lease_under_a_policy_that_names_the_test_root_and_none_under_one_that_does_
 }
 
 #[test]
+fn a_policy_that_is_gone_fails_only_what_asks_it() {
+    let folder = TempDir::new().expect("a folder");
+    let minted = folder.path().join("minted");
+    let policy = mint(&minted);
+    let network = attested(&minted, &policy);
+    let requester = network.requester("requester", None);
+    let _ = judged(&requester, &policy, "accepted");
+    let lease = requester.rent(&["--policy", &policy]);
+
+    let own = requester.home().join("souk.toml");
+    let config = fs::read_to_string(&own).expect("the folder remembers its network");
+    let line = config.lines().find(|line| line.starts_with("policy = "));
+    let config = config.replace(line.expect("a template"), &format!("policy = {policy:?}"));
+    fs::write(&own, config).expect("written");
+    fs::rename(&policy, minted.join("away")).expect("renamed");
+    for command in [&["market"][..], &["rent"]] {
+        let output = requester.souk(command).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(78), "{said}");
+        assert!(said.contains(&format!("cannot read {policy}")), "{said}");
+    }
+    assert_eq!(requester.leases().len(), 1, "nothing was rented");
+    let said = requester.exec(&lease, "echo up");
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "up\n");
+    let _ = requester.json(&["end", "--json", lease.lease()]);
+}
+
+#[test]
 fn routes_over_attested_mixes_need_enough_of_them_and_say_how_many_there_are() {
     let folder = TempDir::new().expect("a folder");
     let (minted, other) = (folder.path().join("minted"), folder.path().join("other"));

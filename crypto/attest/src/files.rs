@@ -188,7 +188,11 @@ fn files_of(path: &Path) -> Result<Vec<PathBuf>, FileError> {
     Ok(files)
 }
 
-fn read(path: &Path, max: usize) -> Result<Vec<u8>, FileError> {
+/// Reads a file of at most `max` bytes.
+///
+/// # Errors
+/// [`FileError::Read`], [`FileError::TooLarge`].
+pub fn read(path: &Path, max: usize) -> Result<Vec<u8>, FileError> {
     let unreadable = |source| FileError::Read {
         path: path.to_owned(),
         source,

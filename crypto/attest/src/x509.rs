@@ -3,12 +3,15 @@
 //! Threat: bytes beside the signed ones. A certificate is taken only if encoding it again gives the same bytes, and only
 //! if the two places that name its signature algorithm agree, so that every byte is either signed or a signature.
 
+use std::borrow::Cow;
+
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use souk_crypto::UnixTime;
 use x509_cert::{
     certificate::{CertificateInner, Raw},
-    crl::CertificateList,
+    crl::{CertificateList, RevokedCert},
     der::{Decode as _, Encode as _, asn1::ObjectIdentifier},
+    ext::pkix::name::{GeneralName, GeneralNames},
     name::Name,
     spki::AlgorithmIdentifierOwned,
     time::Time,
@@ -21,6 +24,9 @@ pub(crate) const MAX_CERT_BYTES: usize = 8 * 1024;
 
 /// A revocation list is no larger, in bytes; Intel's list of PCKs grows with the machines that it revokes.
 pub(crate) const MAX_CRL_BYTES: usize = 256 * 1024;
+
+/// Says of an entry in a revocation list who issued the certificate (RFC 5280 section 5.3.3).
+const CERTIFICATE_ISSUER: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.29");
 
 /// A certificate whose form was checked, and nothing else.
 #[derive(Clone, Debug)]
@@ -139,6 +145,9 @@ impl Crl {
         if parsed.signature_algorithm != parsed.tbs_cert_list.signature {
             return Err(Refusal::malformed(part, "two signature algorithms"));
         }
+        for entry in entries(&parsed) {
+            named_issuer(entry, part)?;
+        }
         let next_update = parsed
             .tbs_cert_list
             .next_update
@@ -178,14 +187,16 @@ impl Crl {
         Some((tbs, self.parsed.signature.as_bytes()?))
     }
 
-    /// Whether it names `cert`, which its issuer issued.
+    /// Whether it names `cert`. An entry may say that its certificate, and those of the entries after it, were issued by somebody
+    /// else (RFC 5280 section 5.3.3).
     pub(crate) fn revokes(&self, cert: &Cert) -> bool {
-        let listed = self.parsed.tbs_cert_list.revoked_certificates.as_deref();
-        cert.issuer() == self.issuer()
-            && listed
-                .unwrap_or_default()
-                .iter()
-                .any(|entry| entry.serial_number.as_bytes() == cert.serial())
+        let mut issuer = Cow::Borrowed(self.issuer());
+        entries(&self.parsed).iter().any(|entry| {
+            if let Ok(Some(other)) = named_issuer(entry, Part::Collateral) {
+                issuer = Cow::Owned(other);
+            }
+            *issuer == *cert.issuer() && entry.serial_number.as_bytes() == cert.serial()
+        })
     }
 
     /// Refuses a list outside its dates; at the moment of its next update it is stale.
@@ -196,6 +207,31 @@ impl Crl {
         }
         check_window(part, self.this_update, to, now)
     }
+}
+
+fn entries(list: &CertificateList<Raw>) -> &[RevokedCert<Raw>] {
+    let entries = list.tbs_cert_list.revoked_certificates.as_deref();
+    entries.unwrap_or_default()
+}
+
+/// The issuer that an entry names, if it names one. A list with an entry that says something else that must be understood
+/// cannot be used (RFC 5280 section 5.3).
+fn named_issuer(entry: &RevokedCert<Raw>, part: Part) -> Result<Option<Name>, Refusal> {
+    let mut issuer = None;
+    for extension in entry.crl_entry_extensions.iter().flatten() {
+        if extension.extn_id == CERTIFICATE_ISSUER {
+            let names = GeneralNames::from_der(extension.extn_value.as_bytes())
+                .map_err(|error| Refusal::malformed(part, error))?;
+            let [GeneralName::DirectoryName(name)] = names.as_slice() else {
+                return Err(Refusal::malformed(part, "an entry of no single issuer"));
+            };
+            issuer = Some(name.clone());
+        } else if extension.critical {
+            let why = format!("an entry with the critical extension {}", extension.extn_id);
+            return Err(Refusal::malformed(part, why));
+        }
+    }
+    Ok(issuer)
 }
 
 /// Refuses what begins after `now` or ended before it; both ends belong to it (RFC 5280 section 4.1.2.5).

@@ -1,25 +1,19 @@
 //! The file of a policy.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use souk_attest::{MAX_POLICY_BYTES, Policy};
+use souk_attest::{
+    MAX_POLICY_BYTES, Policy,
+    files::{self, FileError},
+};
 use souk_toml::Mistakes;
 
 /// Why the policy of a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    /// The file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    /// The file.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The policy has mistakes.
     #[error("{} has mistakes; `souk attest policy check` explains them", path.display())]
     Mistakes {
@@ -36,18 +30,11 @@ pub enum PolicyError {
 /// # Errors
 /// [`PolicyError`].
 pub fn read_policy(path: &Path) -> Result<Policy, PolicyError> {
-    let unreadable = |source| PolicyError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    if fs::metadata(path).map_err(unreadable)?.len() > MAX_POLICY_BYTES as u64 {
-        return Err(unreadable(io::ErrorKind::FileTooLarge.into()));
-    }
     let mistaken = |source| PolicyError::Mistakes {
         path: path.to_owned(),
         source,
     };
-    let bytes = fs::read(path).map_err(unreadable)?;
+    let bytes = files::read(path, MAX_POLICY_BYTES)?;
     let text = souk_toml::text(bytes).map_err(|(_, found)| mistaken(found))?;
     Policy::parse(&text).map_err(mistaken)
 }

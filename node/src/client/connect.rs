@@ -27,8 +27,8 @@ use tokio::{
 };
 
 use super::{
-    Client, Judgements, MarketError, Progress, StateError, Watch, evidence, market, state::Home,
-    unix_now,
+    Client, JudgeError, Judgements, MarketError, Progress, StateError, Watch, evidence, market,
+    state::Home, unix_now,
 };
 use crate::{
     mix::{MailboxCollector, Messenger, MessengerParts},
@@ -75,6 +75,9 @@ pub enum ConnectError {
     /// Its folder.
     #[error("the client's folder cannot be used")]
     State(#[from] StateError),
+    /// It is not known which mixes are believed.
+    #[error("the mixes cannot be judged")]
+    Judge(#[from] JudgeError),
     /// Too few mixes are believed.
     #[error(
         "{attested} of {mixes} mixes have evidence that the policy accepts, and a route needs an entry and two more; `souk market --policy` tells why"
@@ -135,16 +138,18 @@ impl Visitor {
     /// What the policy of this client says of the nodes whose cards name evidence; `None` without a policy.
     ///
     /// # Errors
-    /// [`StateError`] where the folder for evidence cannot be used.
-    pub async fn judgements(&self) -> Result<Option<&Judgements>, StateError> {
+    /// [`JudgeError`].
+    pub async fn judgements(&self) -> Result<Option<&Judgements>, JudgeError> {
         let client = &self.client;
         let Some(wanted) = &client.config.evidence else {
             return Ok(None);
         };
-        let judge = || {
-            let policy = Arc::clone(&wanted.policy);
+        let judge = || async {
+            let policy = wanted.read()?;
             let (config, home) = (&client.config, &client.home);
-            evidence::judge(&self.net, config, home, &self.market, policy, unix_now())
+            let judged =
+                evidence::judge(&self.net, config, home, &self.market, policy, unix_now()).await;
+            Ok::<_, JudgeError>(judged?)
         };
         self.judged.get_or_try_init(judge).await.map(Some)
     }

@@ -10,7 +10,7 @@
 //! decides only whether it asks at all); an entry that keeps evidence back (the next one is asked, and what is missing is refused
 //! by name); evidence that fills the disk (bounded, and shared out by the part of the network that a card claims).
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use rand::seq::SliceRandom as _;
 use souk_attest::{Expected, Policy, Verdict, VerifiedCache};
@@ -21,7 +21,9 @@ use tokio::time::timeout;
 
 use super::{ClientConfig, StateError, state::Home};
 use crate::{
-    attest::{Claim, Outcome, Pieces, Wanted, examine, fetch, market_tee},
+    attest::{
+        Claim, Outcome, Pieces, PolicyError, Wanted, examine, fetch, market_tee, read_policy,
+    },
     net::Client as NetClient,
 };
 
@@ -37,10 +39,31 @@ const WITHIN: Duration = Duration::from_secs(60);
 /// What a requester asks of providers and mixes.
 #[derive(Clone, Debug)]
 pub struct EvidencePolicy {
-    /// What is accepted.
-    pub policy: Arc<Policy>,
+    /// The file that says what is accepted. It is read when it is needed: what does without it works also where it is gone.
+    pub policy: PathBuf,
     /// Routes lead over nodes only that it accepts.
     pub attested_mixes: bool,
+}
+
+impl EvidencePolicy {
+    /// Reads what is accepted.
+    ///
+    /// # Errors
+    /// [`PolicyError`].
+    pub fn read(&self) -> Result<Policy, PolicyError> {
+        read_policy(&self.policy)
+    }
+}
+
+/// Why nodes could not be judged.
+#[derive(Debug, thiserror::Error)]
+pub enum JudgeError {
+    /// The policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The folder for evidence.
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
 /// What a policy says of a node.
@@ -102,7 +125,7 @@ pub(super) async fn judge(
     config: &ClientConfig,
     home: &Home,
     market: &Market,
-    policy: Arc<Policy>,
+    policy: Policy,
     now: UnixTime,
 ) -> Result<Judgements, StateError> {
     let clock = EpochClock::of(&config.params);

@@ -42,7 +42,7 @@ use crate::{net::NodeAddress, unix_now};
 
 pub use audit::{BundleError, LogError, VerifiedLog};
 pub use connect::{ConnectError, Connected, Visitor};
-pub use evidence::{EvidencePolicy, Judgement, Judgements};
+pub use evidence::{EvidencePolicy, JudgeError, Judgement, Judgements};
 pub use lease::{Dispute, Lease, RecordError, RelayWay, Stage};
 pub use logs::{ClaimFailure, KeptEvidence, OtherKey};
 pub use market::{EntryFailure, MarketError};
@@ -190,10 +190,10 @@ impl Client {
         &self.config.network
     }
 
-    /// Whether a policy says which providers are accepted.
+    /// What says which providers and mixes are accepted, if anything does.
     #[must_use]
-    pub fn has_policy(&self) -> bool {
-        self.config.evidence.is_some()
+    pub fn evidence_policy(&self) -> Option<&EvidencePolicy> {
+        self.config.evidence.as_ref()
     }
 
     /// The node that is kept as entry, if one was chosen.

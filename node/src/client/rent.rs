@@ -23,7 +23,7 @@ use souk_market::{
 };
 
 use super::{
-    Connected, Lease, Progress, Stage, StateError, Watch,
+    Connected, JudgeError, Lease, Progress, Stage, StateError, Watch,
     lease::{
         CARD, DIRECT, ENVELOPE, HOLDER_KEY, KNOWN_HOSTS, RELAYS, REPLY_KEY, SSH_CONFIG, SSH_KEY,
         WAY,
@@ -99,6 +99,9 @@ pub enum RentError {
         /// The lease.
         name: String,
     },
+    /// It is not known which providers are believed.
+    #[error("the providers cannot be judged")]
+    Judge(#[from] JudgeError),
     /// The lease could not be stored, so nothing was sent.
     #[error("the lease could not be stored")]
     State(#[from] StateError),

@@ -41,6 +41,9 @@ pub(super) type References = List<EvidenceRef, MAX_EVIDENCE>;
 /// Evidence is made anew when it is this old, in seconds: half of what it counts for at least.
 const RENEW_AFTER_S: u64 = LIFE_AFTER_EPOCH_S / 2;
 
+/// The first card waits for evidence for so long: making it takes seconds, fetching its collateral some more.
+const FIRST_CARD_WAITS: Duration = Duration::from_secs(30);
+
 /// How often it is looked whether it is due.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
@@ -64,8 +67,8 @@ pub(super) struct Attester {
     /// What this node stands against.
     pub(super) policy: Option<Arc<Policy>>,
     pub(super) pieces: Arc<Pieces>,
-    /// What its card names.
-    pub(super) references: watch::Sender<References>,
+    /// What its card names; nothing yet, until the source has answered for the first time.
+    pub(super) references: watch::Sender<Option<References>>,
     pub(super) now: fn() -> UnixTime,
 }
 
@@ -76,25 +79,25 @@ impl Attester {
         let mut retry = RETRY;
         loop {
             let now = (self.now)();
-            let ends = self.references.borrow().first().map(|made| made.not_after);
+            let ends = first(&self.references.borrow()).map(|made| made.not_after);
             let due = made_at.is_none_or(|made| now < made || now.since_s(made) >= RENEW_AFTER_S)
                 || ends.is_some_and(|ends| ends.minus_s(RENEW_AFTER_S / 2) <= now);
             let mut pause = LOOK_EVERY;
             if due {
-                match self.make(now).await {
+                match self.make_in_time(now).await {
                     Ok(reference) => {
                         made_at = Some(now);
                         retry = RETRY;
                         let references = List::new(vec![reference]).expect("one fits");
-                        self.references.send_replace(references);
+                        self.references.send_replace(Some(references));
                     }
                     Err(error) => {
                         let error = &error as &dyn std::error::Error;
                         tracing::warn!(error, "this node has no new evidence");
                         pause = retry;
                         retry = (2 * retry).min(LOOK_EVERY);
-                        if ends.is_some_and(|ends| ends <= now) {
-                            self.references.send_replace(List::empty());
+                        if ends.is_none_or(|ends| ends <= now) {
+                            self.go_without();
                         }
                     }
                 }
@@ -104,6 +107,30 @@ impl Attester {
                 () = stop.cancelled() => return,
             }
         }
+    }
+
+    /// Makes it. A node that has no card yet waits for its evidence, and not for ever.
+    async fn make_in_time(&self, now: UnixTime) -> Result<EvidenceRef, SourceError> {
+        let making = self.make(now);
+        tokio::pin!(making);
+        tokio::select! {
+            made = &mut making => return made,
+            () = tokio::time::sleep(FIRST_CARD_WAITS) => {}
+        }
+        if self.references.borrow().is_none() {
+            tracing::warn!("the source of evidence is slow; the first card goes out without any");
+            self.go_without();
+        }
+        making.await
+    }
+
+    fn go_without(&self) {
+        self.references.send_if_modified(|references| {
+            let none = Some(List::empty());
+            let modified = *references != none;
+            *references = none;
+            modified
+        });
     }
 
     async fn make(&self, now: UnixTime) -> Result<EvidenceRef, SourceError> {
@@ -147,6 +174,14 @@ impl Attester {
     }
 }
 
+/// The evidence of this node, of which there is one at most.
+fn first(references: &Option<References>) -> Option<&EvidenceRef> {
+    references
+        .iter()
+        .flat_map(|references| references.iter())
+        .next()
+}
+
 /// Gets what the cards name and has it verified.
 pub(super) struct Gatherer {
     pub(super) network: NetworkId,
@@ -157,7 +192,7 @@ pub(super) struct Gatherer {
     pub(super) pieces: Arc<Pieces>,
     pub(super) verifier: Verifier,
     /// What our own card names, or will.
-    pub(super) own: watch::Receiver<References>,
+    pub(super) own: watch::Receiver<Option<References>>,
     pub(super) now: fn() -> UnixTime,
 }
 
@@ -200,7 +235,7 @@ impl Gatherer {
                 *first = (*first).min(source);
             }
         }
-        for reference in self.own.borrow().iter() {
+        if let Some(reference) = first(&self.own.borrow()) {
             let names = [Some(reference.digest), reference.collateral];
             wanted.extend(names.into_iter().flatten().map(|name| (name, Origin::Own)));
         }

@@ -279,7 +279,7 @@ impl Node {
         let (own, own_card) = watch::channel(None);
         let refresh = Arc::<Notify>::default();
         let happenings = Arc::<Happenings>::default();
-        let (references, evidence_of_card) = watch::channel(List::empty());
+        let (references, evidence_of_card) = watch::channel(source.is_none().then(List::empty));
         let (working, provider) = watch::channel(None);
         let publisher = Publisher {
             profile: Profile {

@@ -137,8 +137,8 @@ pub(super) struct Publisher {
     pub(super) refusal: watch::Receiver<Option<String>>,
     /// How the node stands to new leases.
     pub(super) standing: watch::Receiver<Standing>,
-    /// What proves what this node runs on.
-    pub(super) evidence: watch::Receiver<References>,
+    /// What proves what this node runs on; `None` while it is not known yet, and there is no card before it is.
+    pub(super) evidence: watch::Receiver<Option<References>>,
     /// The card that holds now.
     pub(super) own: watch::Sender<Option<Arc<VerifiedCard>>>,
     /// Where the last card is kept.
@@ -252,7 +252,9 @@ impl Publisher {
             return Ok(false);
         }
         let mix_keys = self.mix_keys.borrow_and_update().clone();
-        let evidence = self.evidence.borrow_and_update().clone();
+        let Some(evidence) = self.evidence.borrow_and_update().clone() else {
+            return Ok(false);
+        };
         let sales = self
             .profile
             .sales

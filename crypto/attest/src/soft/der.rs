@@ -15,6 +15,7 @@ const COMMON_NAME: &str = "2.5.4.3";
 const BASIC_CONSTRAINTS: &str = "2.5.29.19";
 const KEY_USAGE: &str = "2.5.29.15";
 const CRL_NUMBER: &str = "2.5.29.20";
+const CERTIFICATE_ISSUER: &str = "2.5.29.29";
 
 /// What a certificate or list is signed with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,17 +78,24 @@ pub(super) fn certificate(cert: &ToSign<'_>, algorithm: Algorithm) -> Vec<u8> {
     ])
 }
 
-/// The part of a revocation list that is signed (RFC 5280 section 5.1).
+/// The part of a revocation list that is signed (RFC 5280 section 5.1). Each entry is a serial and, where `issuer` did not issue
+/// it, who did.
 pub(super) fn revocation_list(
     issuer: &str,
     from: UnixTime,
     to: UnixTime,
-    serials: &[u64],
+    revoked: &[(Option<&str>, u64)],
     algorithm: Algorithm,
 ) -> Vec<u8> {
-    let revoked: Vec<_> = serials
+    let revoked: Vec<_> = revoked
         .iter()
-        .map(|serial| sequence(&[&integer(&serial.to_be_bytes()), &time(from)]))
+        .map(|(other_issuer, serial)| {
+            let extensions = other_issuer.map_or_else(Vec::new, |issuer| {
+                let names = sequence(&[&tagged(0xa4, &name(issuer))]);
+                sequence(&[&extension(CERTIFICATE_ISSUER, true, &names)])
+            });
+            sequence(&[&integer(&serial.to_be_bytes()), &time(from), &extensions])
+        })
         .collect();
     let revoked = if revoked.is_empty() {
         Vec::new()

@@ -183,13 +183,14 @@ impl TestSnp {
         let point = Key::P384(vcek.public_key().as_ref());
         let vcek_cert = issue(0, (ASK, &amd.ask), VCEK, point, extensions(&recipe))?;
         let crl = if recipe.with_crl {
-            let serials: &[u64] = match recipe.revoked {
-                Some(Part::Ask) => &[2],
-                Some(Part::Root) => &[1],
+            let revoked: &[_] = match recipe.revoked {
+                Some(Part::Root) => &[(None, 1)],
+                Some(Part::Ask) => &[(None, 2)],
+                Some(Part::Vcek) => &[(None, 3), (Some(ASK), 0)],
                 _ => &[],
             };
             let (from, to) = (recipe.issued, recipe.next_update);
-            let tbs = der::revocation_list(ARK, from, to, serials, Algorithm::RsaPssSha384);
+            let tbs = der::revocation_list(ARK, from, to, revoked, Algorithm::RsaPssSha384);
             let signature = sign(&amd.ark, &tbs, rng)?;
             Some(der::signed(&tbs, Algorithm::RsaPssSha384, &signature))
         } else {

@@ -204,13 +204,13 @@ impl TestTdx {
             Part::TcbInfoSigner,
         )?;
         let list = |issuer: (&str, &EcdsaKeyPair), parts: &[(Part, u64)]| {
-            let serials: Vec<_> = parts
+            let revoked: Vec<_> = parts
                 .iter()
                 .filter(|(part, _)| recipe.revoked == Some(*part))
-                .map(|(_, serial)| *serial)
+                .map(|(_, serial)| (None, *serial))
                 .collect();
             let (from, to) = (recipe.issued, recipe.next_update);
-            let tbs = der::revocation_list(issuer.0, from, to, &serials, Algorithm::EcdsaSha256);
+            let tbs = der::revocation_list(issuer.0, from, to, &revoked, Algorithm::EcdsaSha256);
             let signature = sign_der(issuer.1, &tbs, rng)?;
             Ok::<_, SoftError>(der::signed(&tbs, Algorithm::EcdsaSha256, &signature))
         };

@@ -5,7 +5,6 @@ mod mint;
 mod show;
 
 use std::{
-    fs, io,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -288,17 +287,10 @@ impl Told {
 }
 
 fn read_policy(path: &Path) -> Result<Policy, Failure> {
-    let unread = |source: &io::Error| {
-        Failure::because(format_args!("cannot read {}", path.display()), source)
-    };
-    let too_large = || {
-        let what = format_args!("{} is larger than {MAX_POLICY_BYTES} bytes", path.display());
-        Failure::new(what).code(CONFIG)
-    };
-    if fs::metadata(path).map_err(|error| unread(&error))?.len() > MAX_POLICY_BYTES as u64 {
-        return Err(too_large());
-    }
-    let bytes = fs::read(path).map_err(|error| unread(&error))?;
+    let bytes = files::read(path, MAX_POLICY_BYTES).map_err(|error| match &error {
+        FileError::TooLarge { .. } => unread(&error).code(CONFIG),
+        _ => unread(&error),
+    })?;
     let text = souk_toml::text(bytes).map_err(|(text, found)| mistakes(path, &text, &found))?;
     Policy::parse(&text).map_err(|found| mistakes(path, &text, &found))
 }

@@ -66,12 +66,14 @@ struct Image {
 impl Market {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let client = self.requester.open()?;
+        requester::check_policy(&client)?;
         let (rows, unanimous) = wait(async {
             let progress = Progress::start("asking for cards");
             let visitor = client.visit(&progress).await?;
             let market = visitor.market();
             let judgements = visitor.judgements().await;
-            let judgements = judgements.map_err(|error| requester::state(&error))?;
+            let judgements =
+                judgements.map_err(|error| requester::unjudged(Failure::of(&error), &error))?;
             let of = |listed| rows(listed, judgements);
             let rows: Vec<_> = market.cards.iter().flat_map(of).collect();
             Ok((rows, market.is_unanimous()))

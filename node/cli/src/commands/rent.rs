@@ -122,7 +122,8 @@ struct Seen {
 impl Rent {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let client = self.requester.open()?;
-        if self.require_evidence && !client.has_policy() {
+        requester::check_policy(&client)?;
+        if self.require_evidence && client.evidence_policy().is_none() {
             return Err(Failure::new("no policy says which evidence is accepted")
                 .hint("name one with --policy, or as evidence.policy in souk.toml")
                 .code(USAGE));
@@ -387,6 +388,7 @@ pub(super) fn unrented(error: &RentError) -> Failure {
             .hint(format_args!("souk rent --resume {name}"))
             .code(UNAVAILABLE),
         RentError::State(source) => requester::state(source),
+        RentError::Judge(source) => requester::unjudged(failure, source),
         RentError::Talk(TalkError::Record(_)) => {
             failure.hint("keep the folder of the lease: it holds what the provider signed")
         }

@@ -3,13 +3,14 @@
 use std::{
     ops::Deref,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use clap::Args;
 use souk_node::{
-    attest::read_policy,
-    client::{self, Client, ClientConfig, Connected, EvidencePolicy, Lease, StateError, Visitor},
+    client::{
+        self, Client, ClientConfig, Connected, EvidencePolicy, JudgeError, Lease, StateError,
+        Visitor,
+    },
     config::{self, Config},
 };
 
@@ -123,12 +124,12 @@ pub(crate) fn client(folder: &Path, config: &Config) -> Result<Client, Failure> 
     let entries = config.node.bootstrap.clone();
     let mut settings =
         ClientConfig::new(network.id.clone(), network.params.clone(), entries, program);
-    settings.evidence = evidence(&config.evidence)?;
+    settings.evidence = evidence_policy(&config.evidence)?;
     Client::open(folder, settings).map_err(|error| state(&error))
 }
 
 /// What is asked of providers and mixes.
-fn evidence(config: &config::Evidence) -> Result<Option<EvidencePolicy>, Failure> {
+fn evidence_policy(config: &config::Evidence) -> Result<Option<EvidencePolicy>, Failure> {
     let Some(policy) = &config.policy else {
         return match config.attested_mixes {
             false => Ok(None),
@@ -137,9 +138,8 @@ fn evidence(config: &config::Evidence) -> Result<Option<EvidencePolicy>, Failure
                 .code(USAGE)),
         };
     };
-    let policy = read_policy(policy).map_err(|error| Failure::of(&error).code(CONFIG))?;
     Ok(Some(EvidencePolicy {
-        policy: Arc::new(policy),
+        policy: policy.clone(),
         attested_mixes: config.attested_mixes,
     }))
 }
@@ -262,10 +262,26 @@ pub(crate) fn state(error: &StateError) -> Failure {
     }
 }
 
+/// Why nobody could be judged.
+pub(crate) fn unjudged(failure: Failure, error: &JudgeError) -> Failure {
+    match error {
+        JudgeError::State(source) => state(source),
+        JudgeError::Policy(_) => failure.code(CONFIG),
+    }
+}
+
+/// Fails where the policy that says what is accepted cannot be used, before anybody is asked anything.
+pub(crate) fn check_policy(client: &Client) -> Result<(), Failure> {
+    let read = client.evidence_policy().map(EvidencePolicy::read);
+    let read = read.transpose().map(|_| ());
+    read.map_err(|error| Failure::of(&error).code(CONFIG))
+}
+
 fn unconnected(error: &client::ConnectError) -> Failure {
     let failure = Failure::of(error);
     match error {
         client::ConnectError::State(source) => state(source),
+        client::ConnectError::Judge(source) => unjudged(failure, source),
         _ => failure.hint(CHECK).code(UNAVAILABLE),
     }
 }
