@@ -2,8 +2,12 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Output},
+    thread,
 };
 
 use serde_json::Value;
@@ -429,4 +433,147 @@ fn minted_evidence_is_none_test_on_the_screen_and_only_its_policy_accepts_it() {
         assert_eq!(code, 2);
         assert!(has_reason(&told, "report-data"), "{told}");
     }
+}
+
+/// Answers as a PCCS that holds the collateral of a sample, until the test ends.
+fn pccs(collateral: &str) -> String {
+    let sample: Value =
+        serde_json::from_slice(&fs::read(collateral).expect("a sample")).expect("JSON");
+    let text = |key: &str| sample[key].as_str().expect("text").to_owned();
+    let signed = |name: &str, key: &str| {
+        let (value, signature) = (text(key), text(&format!("{key}_signature")));
+        format!("{{\"{name}\":{value},\"signature\":\"{signature}\"}}").into_bytes()
+    };
+    let chain = |name: &str, key: &str| {
+        let encoded = |byte: u8| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        };
+        let value: String = text(key).bytes().map(encoded).collect();
+        format!("{name}: {value}\r\n")
+    };
+    let answers = [
+        ("rootcacrl", String::new(), text("root_ca_crl").into_bytes()),
+        (
+            "pckcrl",
+            String::new(),
+            hex::decode(text("pck_crl")).expect("hex"),
+        ),
+        (
+            "tcb?fmspc=",
+            chain("TCB-Info-Issuer-Chain", "tcb_info_issuer_chain"),
+            signed("tcbInfo", "tcb_info"),
+        ),
+        (
+            "qe/identity",
+            chain(
+                "SGX-Enclave-Identity-Issuer-Chain",
+                "qe_identity_issuer_chain",
+            ),
+            signed("enclaveIdentity", "qe_identity"),
+        ),
+    ];
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let base = format!("http://{}", listener.local_addr().expect("an address"));
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.expect("a connection"));
+            let mut asked = String::new();
+            stream.read_line(&mut asked).expect("a request");
+            let mut line = String::new();
+            while stream.read_line(&mut line).expect("a header") > 2 {
+                line.clear();
+            }
+            let found = answers.iter().find(|(path, ..)| asked.contains(path));
+            let (_, header, body) = found.expect("one of the four");
+            let head = format!(
+                "HTTP/1.1 200 OK\r\n{header}content-length: {}\r\n\r\n",
+                body.len()
+            );
+            let answer = [head.as_bytes(), body].concat();
+            stream.get_mut().write_all(&answer).expect("it listens");
+        }
+    });
+    base
+}
+
+#[test]
+fn collateral_is_fetched_verified_and_kept_for_the_next_time() {
+    let folder = TempDir::new().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (quote, collateral) = sample("tdx_quote");
+    let day = "2025-06-20T00:00:00Z";
+    let service = pccs(&collateral);
+    let fetch = |out: &str, cache: &str, at: &str, more: &[&str]| {
+        let (out, cache) = (path(out), path(cache));
+        let args = [
+            "fetch", &quote, "--out", &out, "--cache", &cache, "--at", at,
+        ];
+        attest(&[&args, more].concat())
+    };
+    let output = fetch("one", "cache", day, &["--pccs", &service, "--json"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let told: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!(told["kind"], "tdx");
+    let (code, told) = json(&["verify", &quote, "--collateral", &path("one"), "--at", day]);
+    assert_eq!((code, &told["tcb_status"]), (2, &"UpToDate".into()));
+
+    // Nobody listens there: what was kept an hour ago is enough, and elsewhere there is nothing.
+    let away = ["--pccs", "http://127.0.0.1:1"];
+    let later = "2025-06-20T01:00:00Z";
+    let code = |output: Output| output.status.code();
+    let mode = fs::metadata(path("cache"))
+        .expect("it was made")
+        .permissions()
+        .mode();
+    assert_eq!(
+        mode & 0o777,
+        0o700,
+        "the requester's folder may begin with it"
+    );
+    assert_eq!(code(fetch("two", "cache", later, &away)), Some(0));
+    assert_eq!(
+        fs::read(path("one")).expect("written"),
+        fs::read(path("two")).expect("written")
+    );
+    assert_eq!(code(fetch("three", "other", day, &away)), Some(69));
+    assert_eq!(code(fetch("three", "other", day, &[])), Some(64));
+    let tls = ["--pccs", "https://127.0.0.1"];
+    assert_eq!(code(fetch("three", "other", day, &tls)), Some(64));
+    let today = "2026-11-20T18:00:00Z";
+    let old = fetch("three", "other", today, &["--pccs", &service]);
+    assert_eq!(code(old), Some(2), "it ended long ago");
+    assert!(!Path::new(&path("three")).exists(), "nothing is written");
+    let over = fetch("one", "cache", day, &["--pccs", &service]);
+    assert_eq!(code(over), Some(1), "nothing is overwritten");
+    assert_eq!(
+        attest(&["fetch", "/nowhere", "--out", &path("three")])
+            .status
+            .code(),
+        Some(1)
+    );
+}
+
+#[test]
+fn without_a_tee_nothing_is_collected() {
+    let folder = TempDir::new().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let output = attest(&["collect", &path("quote"), "--tsm", &path("nowhere")]);
+    assert_eq!(output.status.code(), Some(69));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("the kernel offers no evidence here"),
+        "{said}"
+    );
+    // A folder that is none of the kernel's has no attributes in its entries.
+    let output = attest(&["collect", &path("quote"), "--tsm", &path("")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!Path::new(&path("quote")).exists());
+    assert_eq!(
+        attest(&["collect", &path("quote"), "--report-data", "42"])
+            .status
+            .code(),
+        Some(64)
+    );
 }

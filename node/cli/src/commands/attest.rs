@@ -1,10 +1,15 @@
 //! `souk attest`: what evidence says, whether it is believed, and why.
 
+mod collect;
+mod fetch;
 mod measure;
 mod mint;
 mod show;
 
 use std::{
+    fs::File,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -39,6 +44,16 @@ pub(crate) enum Attest {
     /// Print what evidence claims, without verifying anything.
     #[command(after_help = "Example:\n  souk attest show quote.bin")]
     Show(show::Show),
+    /// Take evidence of the guest that this runs in.
+    #[command(
+        after_help = "Examples:\n  souk attest collect quote.bin\n  souk attest collect quote.bin --report-data $(openssl rand -hex 64) --json\n\nExit status: 0 taken, 1 the kernel or the file failed, 69 this machine is no guest of a TEE."
+    )]
+    Collect(collect::Collect),
+    /// Fetch the collateral of evidence, and keep what verifies.
+    #[command(
+        after_help = "Examples:\n  souk attest fetch quote.bin --pccs http://pccs.example:8081 --out collateral.cbor\n  souk attest fetch report.bin --kds http://kds.example:8080 --out collateral.cbor --json\n\nExit status: 0 it verifies, 1 a file failed, 2 it does not verify, 64 no service was named, 69 the service did not answer, 78 the policy has mistakes."
+    )]
+    Fetch(fetch::Fetch),
     /// Look after policies.
     #[command(
         subcommand,
@@ -98,6 +113,8 @@ impl Attest {
         match self {
             Self::Verify(verify) => verify.run(),
             Self::Show(show) => show.run(),
+            Self::Collect(collect) => collect.run(),
+            Self::Fetch(fetch) => fetch.run(),
             Self::Policy(PolicyCommand::Check(check)) => check.run(),
             Self::Measure(measure) => measure.run(),
             Self::Mint(mint) => mint.run(),
@@ -110,17 +127,7 @@ impl Verify {
         let now = self.at.unwrap_or_else(unix_now);
         let policy = self.policy.as_deref().map(read_policy).transpose()?;
         let trust = policy.as_ref().map_or_else(Trust::vendors, Policy::trust);
-        let bytes = files::evidence_bytes(&self.file).map_err(|error| unread(&error))?;
-        let evidence = match Evidence::parse(&bytes) {
-            Err(why) if is_unreadable(&why) => {
-                return Err(Failure::because(
-                    format_args!("{} holds no evidence", self.file.display()),
-                    &why,
-                )
-                .hint("give a TDX quote or an SEV-SNP report, raw or in hex"));
-            }
-            parsed => parsed,
-        };
+        let evidence = evidence(&self.file)?;
         let verified = match &evidence {
             Ok(evidence) => self.verified(evidence, &trust, now)?,
             Err(why) => Err(why.clone()),
@@ -293,6 +300,38 @@ fn read_policy(path: &Path) -> Result<Policy, Failure> {
     })?;
     let text = souk_toml::text(bytes).map_err(|(text, found)| mistakes(path, &text, &found))?;
     Policy::parse(&text).map_err(|found| mistakes(path, &text, &found))
+}
+
+/// The evidence of a file, or why what is there is not believed.
+fn evidence(path: &Path) -> Result<Result<Evidence, Refusal>, Failure> {
+    let bytes = files::evidence_bytes(path).map_err(|error| unread(&error))?;
+    match Evidence::parse(&bytes) {
+        Err(why) if is_unreadable(&why) => {
+            let what = format_args!("{} holds no evidence", path.display());
+            Err(Failure::because(what, &why)
+                .hint("give a TDX quote or an SEV-SNP report, raw or in hex"))
+        }
+        parsed => Ok(parsed),
+    }
+}
+
+/// Writes a file that is not there yet.
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failure> {
+    let written = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .and_then(|mut file| file.write_all(bytes));
+    written.map_err(|error| unwritten(path, &error))
+}
+
+fn unwritten(path: &Path, error: &io::Error) -> Failure {
+    let failure = Failure::because(format_args!("cannot write {}", path.display()), error);
+    if error.kind() == io::ErrorKind::AlreadyExists {
+        return failure.hint("name what does not exist yet: nothing is overwritten");
+    }
+    failure
 }
 
 /// Whether there is nothing to decide about: these bytes are no evidence at all, or only a part of some.

@@ -1,12 +1,6 @@
 //! `souk attest mint`: evidence of no machine at all, to try policies and programs with.
 
-use std::{
-    fs::{self, File},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use clap::{Args, ValueEnum};
 use ring::rand::SystemRandom;
@@ -17,7 +11,7 @@ use souk_attest::{
 use souk_node::unix_now;
 use zeroize::Zeroizing;
 
-use super::DONE;
+use super::{DONE, unwritten, write_new};
 use crate::{failure::Failure, out};
 
 #[derive(Args, Debug)]
@@ -71,13 +65,7 @@ impl Mint {
             let Some(bytes) = bytes else { continue };
             let path = self.folder.join(name);
             // A policy that the operator wrote is not replaced by one that accepts what proves nothing.
-            File::options()
-                .write(true)
-                .create_new(true)
-                .mode(mode)
-                .open(&path)
-                .and_then(|mut file| file.write_all(bytes))
-                .map_err(|error| unwritten(&path, &error))?;
+            write_new(&path, bytes, mode)?;
         }
         out::line(format_args!(
             "none+test: evidence.bin, collateral.cbor and policy.toml in {}; they prove nothing",
@@ -121,12 +109,4 @@ fn snp(data: ReportData) -> Result<Minted, SoftError> {
         root_file: None,
         measurement,
     })
-}
-
-fn unwritten(path: &Path, error: &io::Error) -> Failure {
-    let failure = Failure::because(format_args!("cannot write {}", path.display()), error);
-    if error.kind() == io::ErrorKind::AlreadyExists {
-        return failure.hint("name a folder that does not exist yet: nothing is overwritten");
-    }
-    failure
 }
