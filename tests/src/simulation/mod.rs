@@ -253,6 +253,10 @@ fn chaos(world: &Shared, log: &Path) -> u64 {
             CHAOS_MS
         };
         let ended = live(world, log, ending, until, everything_is_over);
+        if ended != Ended::Over {
+            // One that cannot start, on a full disk, does not go on.
+            world.lock().settle_no_more();
+        }
         match ended {
             Ended::Over => break,
             Ended::Died => deaths += 1,

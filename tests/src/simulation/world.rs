@@ -191,6 +191,12 @@ impl World {
         self.later(after, Effect::Settle);
     }
 
+    /// The life in which that was to happen has ended before: faults go on.
+    pub(super) fn settle_no_more(&mut self) {
+        self.queue
+            .retain(|_, effect| !matches!(effect, Effect::Settle));
+    }
+
     /// All faults are over; whatever hangs goes on hanging.
     pub(super) fn settle(&mut self) {
         self.is_settling = true;
