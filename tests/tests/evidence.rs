@@ -116,6 +116,35 @@ fn a_policy_that_is_gone_fails_only_what_asks_it() {
 }
 
 #[test]
+fn no_card_of_a_node_with_a_source_goes_out_without_evidence() {
+    let folder = TempDir::new().expect("a folder");
+    let minted = folder.path().join("minted");
+    let policy = mint(&minted);
+    let checked =
+        succeed(Command::new(souk()).args(["attest", "policy", "check", "--json", &policy]));
+    let checked: Value = serde_json::from_slice(&checked.stdout).expect("one JSON object");
+    // A card names the policy of its maker beside its evidence, and nowhere else.
+    let named = hex::decode(checked["digest"].as_str().expect("a digest")).expect("hex");
+    let network = attested(&minted, &policy);
+    let data = network.provider().folder().join("data");
+    let last = fs::read(data.join("card")).expect("the provider has a card");
+    // Those before it, each behind its length.
+    let replaced = fs::read(data.join("replaced-cards")).unwrap_or_default();
+    let mut cards = vec![&last[..]];
+    let mut rest = &replaced[..];
+    while let Some((length, after)) = rest.split_first_chunk() {
+        let length = usize::try_from(u32::from_be_bytes(*length)).expect("it fits");
+        let (card, after) = after.split_at(length);
+        cards.push(card);
+        rest = after;
+    }
+    for card in cards {
+        let names = card.windows(named.len()).any(|part| part == named);
+        assert!(names, "a card of {} bytes names no evidence", card.len());
+    }
+}
+
+#[test]
 fn routes_over_attested_mixes_need_enough_of_them_and_say_how_many_there_are() {
     let folder = TempDir::new().expect("a folder");
     let (minted, other) = (folder.path().join("minted"), folder.path().join("other"));
