@@ -541,8 +541,8 @@ fn collateral_is_fetched_verified_and_kept_for_the_next_time() {
     assert_eq!(code(fetch("three", "other", day, &[])), Some(64));
     let tls = ["--pccs", "https://127.0.0.1"];
     assert_eq!(code(fetch("three", "other", day, &tls)), Some(64));
-    let today = "2026-11-20T18:00:00Z";
-    let old = fetch("three", "other", today, &["--pccs", &service]);
+    let later = "2026-11-20T18:00:00Z";
+    let old = fetch("three", "other", later, &["--pccs", &service]);
     assert_eq!(code(old), Some(2), "it ended long ago");
     assert!(!Path::new(&path("three")).exists(), "nothing is written");
     let over = fetch("one", "cache", day, &["--pccs", &service]);

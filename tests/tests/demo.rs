@@ -2,13 +2,12 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use serde_json::Value;
-use souk_tests::{agent, eventually, souk};
+use souk_tests::{Process, agent, eventually, souk};
 
 fn demo(temporary: &Path) -> Command {
     let mut command = Command::new(souk());
@@ -94,14 +93,16 @@ fn a_step_that_fails_is_told_to_scripts_and_by_the_exit_status() {
 #[test]
 fn a_demo_that_is_kept_says_where_and_goes_on() {
     let temporary = tempfile::tempdir().expect("a temporary folder");
-    let mut demo = demo(temporary.path())
-        .arg("--keep")
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("souk starts");
-    let mut lines = BufReader::new(demo.stdout.take().expect("piped")).lines();
-    let line = lines.next().expect("a line").expect("text");
-    let object: Value = serde_json::from_str(&line).expect("one JSON object");
+    let said = tempfile::tempdir().expect("a folder");
+    let mut command = demo(temporary.path());
+    command.arg("--keep");
+    let mut demo = Process::start("demo", command, said.path());
+    let output = demo.output().to_owned();
+    let object: Value = demo.until("it tells scripts", || {
+        let said = fs::read_to_string(&output).ok()?;
+        said.lines()
+            .find_map(|line| serde_json::from_str(line).ok())
+    });
     assert_eq!(object["failures"], Value::Array(Vec::new()), "{object}");
     let folder = Path::new(object["folder"].as_str().expect("where it is"));
     assert!(folder.join("mix-1/ready").exists(), "{object}");
@@ -112,10 +113,11 @@ fn a_demo_that_is_kept_says_where_and_goes_on() {
     let market = market.output().expect("souk starts");
     let rows: Value = serde_json::from_slice(&market.stdout).expect("rows");
     assert_eq!(rows.as_array().map(Vec::len), Some(1), "{rows}");
-    demo.kill().expect("it runs");
-    demo.wait().expect("it is ours");
-    eventually("the first mix has stopped", || {
-        (!folder.join("mix-1/ready").exists()).then_some(())
+    demo.kill();
+    eventually("all nodes have stopped", || {
+        let is_ready = |name: &str| folder.join(name).join("ready").exists();
+        let nodes = ["mix-1", "mix-2", "mix-3", "provider"];
+        (!nodes.into_iter().any(is_ready)).then_some(())
     });
 }
 

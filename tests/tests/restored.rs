@@ -22,9 +22,9 @@ fn a_provider_restored_from_an_old_backup_signs_no_fork_and_goes_on_serving() {
     let backup = network.folder().join("backup");
     succeed(Command::new("cp").arg("-a").arg(&data).arg(&backup));
     network.start_provider_again("provider-second");
-    eventually("the market shows where the provider is now", || {
-        let market = requester.json(&["market", "--json"]);
-        (!market.as_array()?.is_empty()).then_some(())
+    eventually("the provider is linked to the mixes again", || {
+        let status = network.provider().status()?;
+        (status["overview"]["mix"]["links_up"].as_u64()? > 0).then_some(())
     });
     let second = requester.rent(&[]);
     end(second.lease());

@@ -3,6 +3,7 @@
 
 use std::{
     net::{SocketAddr, TcpStream},
+    process::Command,
     time::Duration,
 };
 
@@ -18,6 +19,9 @@ const NO_ANSWER: Duration = Duration::from_secs(2);
 fn a_provider_whom_nobody_can_dial_sells_over_its_own_links_needs_root_netns() {
     if !is_root() {
         return skipped("needs root");
+    }
+    if Command::new("nft").arg("--version").output().is_err() {
+        return skipped("needs nftables");
     }
     let lan = Lan::public(u8::try_from(MIXES).expect("few") + 2);
     let wall = &lan.hosts()[0];

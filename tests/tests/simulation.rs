@@ -14,6 +14,15 @@ fn every_promise_is_kept_and_everything_is_reached() {
     assert_eq!(batch.unreached(), Vec::<&str>::new());
 }
 
+/// Seeds in which a life that was to go on to the end did not come up.
+#[test]
+fn a_life_that_does_not_come_up_leaves_time_to_settle() {
+    for seed in [699, 1161, 1399, 4923] {
+        let broken = run(seed, None, false).violations;
+        assert!(broken.is_empty(), "seed {seed}: {broken:#?}");
+    }
+}
+
 fn is_found(bug: PlantedBug, invariant: Invariant) {
     let batch = Batch::run(0, SEEDS_FOR_A_BUG, Some(bug), true);
     let broken = batch.failures.values().flatten();

@@ -380,7 +380,9 @@ fn node(reader: &mut Reader<'_>, folder: &Path) -> Node {
 
 fn provider(reader: &mut Reader<'_>, node: &Node, folder: &Path) -> Provider {
     const SECTION: &str = "provider";
+    let before = reader.mistakes();
     let allow_shared_kernel = reader.bool(SECTION, "allow_shared_kernel");
+    let is_agreement_told = reader.mistakes() > before;
     let before = reader.mistakes();
     let issuers = issuers(reader);
     let serves_anybody = reader.bool(SECTION, "anonymous");
@@ -389,7 +391,7 @@ fn provider(reader: &mut Reader<'_>, node: &Node, folder: &Path) -> Provider {
     let limits = anonymous(reader);
     let anonymous = serves_anybody.then_some(limits);
     if node.roles.contains(&Role::Provider) {
-        if !allow_shared_kernel {
+        if !allow_shared_kernel && !is_agreement_told {
             reader.misfit(
                 "node",
                 "roles",

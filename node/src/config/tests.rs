@@ -137,6 +137,10 @@ fn a_wrong_switch_hides_nothing_and_is_told_once() {
         assert_eq!(error.iter().count(), 2, "{error}");
         assert!(error.to_string().contains("work_bits is 99"), "{error}");
     }
+    let unclear =
+        parse("[node]\nroles = [\"provider\"]\n[provider]\nallow_shared_kernel = \"yes\"\n");
+    let unclear = unclear.expect_err("has a mistake");
+    assert_eq!(unclear.iter().count(), 1, "{unclear}");
     let unmeant =
         parse("[provider]\nanonymous = false\nwork_bits = 99\n").expect_err("has a mistake");
     assert_eq!(unmeant.iter().count(), 1, "{unmeant}");

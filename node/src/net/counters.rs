@@ -101,6 +101,8 @@ impl Counters {
             "Bytes copied between requesters and providers",
             self.relayed_bytes.clone(),
         );
+        // All labels from the start: a series that appears with its first event shows no increase.
+        let _ = self.totals();
     }
 
     /// Everything as it stands now.

@@ -158,8 +158,8 @@ impl<K: Copy + Eq + Hash> Rates<K> {
             .map_or(Duration::ZERO, |bucket| bucket.take(now))
     }
 
-    /// Where [`MAX_RECORDED`] others have used theirs up, a newcomer goes unrecorded: it costs a fresh identity and a
-    /// connection each time, and those are bounded elsewhere.
+    /// Where [`MAX_RECORDED`] others have used theirs up, a newcomer goes unrecorded: all together are bounded elsewhere, a stranger by
+    /// the fresh identity and the connection that each takes, a holder by the rate of all holders.
     fn bucket(&mut self, of: K, now: Instant) -> Option<&mut TokenBucket> {
         if self.buckets.len() >= MAX_RECORDED {
             self.buckets.retain(|_, bucket| !bucket.is_full(now));

@@ -66,6 +66,9 @@ const ADDRESS_PATIENCE: Duration = Duration::from_secs(3);
 /// While the node has no address or no neighbours yet, it looks so soon again, and ever more rarely.
 const LOOK_SOON: Duration = Duration::from_millis(50);
 
+/// The longest of those pauses: a first node may be without neighbours for days.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// How often a card above one that this node does not remember is made: the others take no more of one node over time.
 const ANSWER_EVERY: Duration = Duration::from_secs(60);
 
@@ -75,9 +78,6 @@ const DRAWN_BITS: u32 = 20;
 
 /// How often a retirement is told again: nodes that were away forget nobody by themselves.
 const RETELL_EVERY: Duration = Duration::from_secs(900);
-
-/// The longest of those pauses: a first node may be without neighbours for days.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What goes on the card and does not change while the node runs.
 #[derive(Debug)]

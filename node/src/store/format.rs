@@ -154,7 +154,7 @@ pub(super) mod tests {
         *,
     };
 
-    /// A store that a program of layout 1 wrote (commit 2fd5f2b): three leases, the third of them closed, five entries of the log, 200 spent SURBs,
+    /// A store that a program of layout 1 wrote: three leases, the third of them closed, five entries of the log, 200 spent SURBs,
     /// an acknowledgement and a row of `meta`.
     pub(in super::super) const LAYOUT_1: &[u8] =
         include_bytes!("../../../fixtures/store/layout-1.redb");

@@ -16,13 +16,11 @@ use crate::{
     run::{cargo, run, target_dir},
 };
 
-/// Turns on failpoints and planted bugs. With the whole workspace, so that everything below is built as for its tests.
-pub(crate) const FEATURES: &[&str] = &[
-    "--workspace",
-    "--locked",
-    "--features",
-    "souk-tests/proof,souk/planted-bugs",
-];
+/// Turns on failpoints and planted bugs.
+const FAILPOINTS: &str = "souk-tests/proof,souk/planted-bugs";
+
+/// As the tests are built. With the whole workspace, so that everything below is built as for its tests.
+pub(crate) const FEATURES: &[&str] = &["--workspace", "--locked", "--features", FAILPOINTS];
 
 /// The profile of the long forms, and its folder.
 const LONG: &str = "proof";
@@ -40,7 +38,7 @@ fn build_long() -> Result<PathBuf> {
     let mut command = cargo(&["build", "--quiet", "--locked", "--profile", LONG]);
     command
         .args(["-p", "souk", "-p", "souk-tests", "--bins"])
-        .args(["--features", "souk-tests/proof,souk/planted-bugs"]);
+        .args(["--features", FAILPOINTS]);
     run(command)?;
     Ok(target_dir().join(LONG))
 }

@@ -80,7 +80,7 @@ async fn a_surb_to_which_there_is_no_link_is_not_spent() {
     let mut world = World::started().await;
     let wrong = Tenant::new(&world, 1, |e| {
         e.image = ImageHash([8; 32]);
-        e.surbs = surbs(&world, MAX_SURBS);
+        e.surbs = surbs(&world, 1);
     });
     world.unlink_replies(true);
     wrong.ask(&world).await;
@@ -92,7 +92,7 @@ async fn a_surb_to_which_there_is_no_link_is_not_spent() {
     };
     timeout(PATIENCE, given_up).await.expect("it gives up");
     assert_eq!(world.tried_replies(), 0);
-    // The same ones again: had one of them been spent, the newest would not be the one that is used.
+    // The same one again: had it been spent, no answer would come.
     world.unlink_replies(false);
     wrong.ask(&world).await;
     let reply = world.reply(&wrong).await;

@@ -74,7 +74,7 @@ fn folder(data: &Path) -> Finding {
             "the node can write its journal only to a folder of its own user",
             "run this command and the node as that user",
         ),
-        Ok(_) => Finding::fine(CHECK, format!("{shown} belongs to its user alone")),
+        Ok(_) => Finding::fine(CHECK, format!("only its user writes to {shown}")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Finding::note(
             CHECK,
             format!("{shown} is not there yet"),
@@ -90,14 +90,11 @@ fn folder(data: &Path) -> Finding {
     }
 }
 
-/// Files that look like keys and can be read by others.
+/// Keys of the node that others can read.
 fn keys(data: &Path) -> Vec<Finding> {
-    let entries = fs::read_dir(data).into_iter().flatten().flatten();
-    let keys = entries.filter(|entry| {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        name.ends_with(".key") || name == "identity"
-    });
+    let entries = fs::read_dir(data.join("keys"));
+    let entries = entries.into_iter().flatten().flatten();
+    let keys = entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(".key"));
     let open = keys.filter(|entry| {
         let meta = entry.metadata();
         meta.is_ok_and(|meta| meta.is_file() && meta.mode() & 0o077 != 0)
@@ -144,15 +141,17 @@ fn disk(data: &Path) -> Finding {
 
 fn files() -> Finding {
     const CHECK: &str = "open files";
-    match getrlimit(Resource::Nofile).maximum {
+    match getrlimit(Resource::Nofile).current {
         Some(most) if most < FEW_FILES => Finding::bad(
             CHECK,
-            format!("a process may have {most} files open"),
+            format!(
+                "a process of this user may have {most} files open, if the node was started as this command was"
+            ),
             "each connection takes one, and a node without room refuses neighbours",
             format!("LimitNOFILE={FEW_FILES} in the unit, or `ulimit -n {FEW_FILES}`"),
         ),
-        Some(most) => Finding::fine(CHECK, format!("a process may have {most}")),
-        None => Finding::fine(CHECK, "a process may have any number"),
+        Some(most) => Finding::fine(CHECK, format!("a process of this user may have {most}")),
+        None => Finding::fine(CHECK, "a process of this user may have any number"),
     }
 }
 
@@ -260,14 +259,15 @@ mod tests {
     #[test]
     fn keys_that_others_can_read_are_bad() {
         let folder = TempDir::new().expect("a folder");
-        let key = folder.path().join("identity.key");
+        fs::create_dir(folder.path().join("keys")).expect("made");
+        let key = folder.path().join("keys/node.key");
         fs::write(&key, "secret").expect("written");
         chmod(&key, 0o600);
         assert_eq!(keys(folder.path()), []);
         chmod(&key, 0o644);
         let found = keys(folder.path());
         assert_eq!(found.len(), 1);
-        assert!(found[0].what.contains("identity.key"), "{found:?}");
+        assert!(found[0].what.contains("node.key"), "{found:?}");
     }
 
     #[test]

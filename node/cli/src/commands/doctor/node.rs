@@ -23,7 +23,7 @@ pub(super) fn look(snapshot: &v1::Snapshot, now_unix_s: u64) -> Vec<Finding> {
         )
     }));
     findings.push(peers(snapshot, &status));
-    findings.push(reachable(snapshot, sells));
+    findings.push(reachable(snapshot, &status));
     findings.push(card(snapshot, now_unix_s));
     if sells {
         findings.extend(offers(snapshot));
@@ -67,7 +67,7 @@ fn peers(snapshot: &v1::Snapshot, status: &v1::StatusReply) -> Finding {
     }
 }
 
-fn reachable(snapshot: &v1::Snapshot, sells: bool) -> Finding {
+fn reachable(snapshot: &v1::Snapshot, status: &v1::StatusReply) -> Finding {
     const CHECK: &str = "reachable";
     let network = snapshot.network.clone().unwrap_or_default();
     if network.reachable {
@@ -76,14 +76,22 @@ fn reachable(snapshot: &v1::Snapshot, sells: bool) -> Finding {
     let what = "nobody can dial this node";
     let fix =
         "forward a port and name it under node.external, or run it where there is a public address";
-    match sells && snapshot.mix.as_ref().is_some_and(|mix| mix.links_up > 0) {
-        true => Finding::note(
+    let must_be = status.roles.iter().any(|role| role != "provider");
+    let is_linked = snapshot.mix.as_ref().is_some_and(|mix| mix.links_up > 0);
+    match (must_be, is_linked) {
+        (true, _) => Finding::bad(CHECK, what, "a mix, entry or relay must be dialled", fix),
+        (false, true) => Finding::note(
             CHECK,
             what,
-            "it works over the links that it dialled itself; new neighbours do not find it by themselves",
+            "it sells over the links that it dials itself, and nobody can read its usage log as a whole",
             fix,
         ),
-        false => Finding::bad(CHECK, what, "a mix, entry or relay must be dialled", fix),
+        (false, false) => Finding::bad(
+            CHECK,
+            what,
+            "it has no link of its own to any mix either, so no request reaches it",
+            fix,
+        ),
     }
 }
 

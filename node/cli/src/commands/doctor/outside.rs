@@ -42,12 +42,16 @@ pub(super) async fn look(
         return Vec::new();
     };
     if config.node.bootstrap.is_empty() {
-        return vec![Finding::note(
+        let unasked = Finding::note(
             CHECK,
             "nobody can be asked: node.bootstrap names no other node",
             "whether others see this node cannot be told",
             "name two or three nodes of the network under node.bootstrap",
-        )];
+        );
+        return [unasked]
+            .into_iter()
+            .chain(lease.then(nothing_rented))
+            .collect();
     }
     // What this node judges others by has nothing to do with it.
     let mut config = config.clone();
@@ -66,13 +70,29 @@ pub(super) async fn look(
         Ok(visited) => visited,
         Err(failure) => {
             let why = "requesters go the same way, and get nowhere either";
-            return vec![Finding::failed(CHECK, &failure, why)];
+            return [Finding::failed(CHECK, &failure, why)]
+                .into_iter()
+                .chain(lease.then(nothing_rented))
+                .collect();
         }
     };
     let market = visitor.market();
     let asked = market.roots.len();
     let left_out = market.left_out.iter().find(|(node, _)| *node == own);
     let mut findings = vec![match (market.card(&own), left_out) {
+        (Some(listed), _)
+            if snapshot
+                .card
+                .as_ref()
+                .is_some_and(|own| listed.card.sequence.0 < own.sequence) =>
+        {
+            Finding::bad(
+                CHECK,
+                "the others show an earlier card of this node",
+                "its addresses and offers may be gone",
+                "wait until the new card has travelled; if it stays so, check peers and reachable above",
+            )
+        }
         (Some(_), _) => Finding::fine(
             CHECK,
             format!("{asked} nodes were asked, and show its card"),
@@ -99,18 +119,32 @@ pub(super) async fn look(
             "is it on the same network, and is the clock right? See the warnings above",
         ),
     }];
-    let sells = snapshot.log.is_some();
-    if lease && sells && market.card(&own).is_some() {
-        progress.step("renting from this node");
-        let lease = requester::session(visitor, progress, async |connected| {
-            rented(connected, own).await
-        });
-        findings.push(match lease.await {
-            Ok(what) => Finding::fine("lease", what),
-            Err(failure) => Finding::failed("lease", &failure, "a requester would meet the same"),
+    if lease {
+        findings.push(if market.card(&own).is_some() {
+            progress.step("renting from this node");
+            let lease = requester::session(visitor, progress, async |connected| {
+                rented(connected, own).await
+            });
+            match lease.await {
+                Ok(what) => Finding::fine("lease", what),
+                Err(failure) => {
+                    Finding::failed("lease", &failure, "a requester would meet the same")
+                }
+            }
+        } else {
+            nothing_rented()
         });
     }
     findings
+}
+
+fn nothing_rented() -> Finding {
+    Finding::bad(
+        "lease",
+        "nothing was rented",
+        "no requester could be seen to find this node",
+        "see the findings above",
+    )
 }
 
 /// Rents the smallest machine of the node through the mix, and ends it.
