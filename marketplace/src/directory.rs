@@ -39,7 +39,6 @@ use crate::{
     retirement::{RetirementError, VerifiedRetirement},
     shares::{self, Arrivals, Brought, Source},
     snapshot::Snapshot,
-    units::Sequence,
 };
 
 /// Most nodes with a card. At 4 KiB a card this is 16 MiB at worst and about 6 MiB in practice; when full, fair shares of
@@ -113,9 +112,6 @@ pub enum Rejected {
     /// A capacity message.
     #[error("not a capacity message")]
     Capacity(#[source] OpenError),
-    /// A capacity message signed by another key than the card's.
-    #[error("the capacity message is not signed by the card key of its node")]
-    CapacitySigner,
     /// A retirement.
     #[error("not a retirement")]
     Retirement(#[source] RetirementError),
@@ -133,8 +129,8 @@ pub struct Equivocation {
 /// The newest card of a node that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Newest {
-    /// Its sequence.
-    pub sequence: Sequence,
+    /// The serial of its list of sub-keys, which the node key signed. A sequence is the card key's word alone.
+    pub serial: u64,
     /// Another card under the same sequence contradicts it.
     pub is_equivocal: bool,
 }
@@ -250,7 +246,8 @@ impl Directory {
             return Verdict::Ignore(Ignored::Equivocal);
         }
         if entry.card.sub_keys().card_key != *capacity.signer() {
-            return Verdict::Reject(Rejected::CapacitySigner);
+            // It does not name the list of keys that it was signed under: whoever passes it on may know another card of that sequence.
+            return Verdict::Ignore(Ignored::NoCard);
         }
         if let Some(last) = &entry.capacity {
             if last.at == capacity.at {
@@ -371,7 +368,7 @@ impl Directory {
     #[must_use]
     pub fn newest(&self, node: &NodeId) -> Option<Newest> {
         self.entries.get(node).map(|entry| Newest {
-            sequence: entry.card.sequence,
+            serial: entry.card.sub_keys().serial,
             is_equivocal: entry.equivocal,
         })
     }

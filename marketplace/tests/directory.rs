@@ -326,7 +326,7 @@ fn capacity_counts_for_the_card_it_speaks_of_and_not_more_often_than_its_period(
 }
 
 #[test]
-fn capacity_signed_by_another_node_is_rejected() {
+fn capacity_signed_by_another_key_is_not_taken_and_nobody_is_blamed_for_passing_it_on() {
     let (node, thief, mut directory) = (Node::new(1), Node::new(2), directory());
     directory.handle_card(NOW, SOURCE, node.card(1).as_bytes());
     let forged = Node {
@@ -336,7 +336,7 @@ fn capacity_signed_by_another_node_is_rejected() {
     .capacity(1, NOW, Level::Plenty);
     let verdict = directory.handle_capacity(NOW, &forged);
     assert!(
-        matches!(verdict, Verdict::Reject(Rejected::CapacitySigner)),
+        matches!(verdict, Verdict::Ignore(Ignored::NoCard)),
         "{verdict:?}"
     );
 }

@@ -244,7 +244,11 @@ impl MixLinks {
 impl mix::Links for MixLinks {
     fn has_link(&self, to: &HopAddress) -> bool {
         let table = self.table.read().unwrap_or_else(|e| e.into_inner());
-        table.links.contains_key(to)
+        // A link that never comes up fills its queue, and then takes nothing.
+        table
+            .links
+            .get(to)
+            .is_some_and(|link| link.queue.capacity() > 0)
     }
 
     fn try_send(&self, to: HopAddress, frame: Frame) -> Result<(), LinkRefused> {

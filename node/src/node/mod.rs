@@ -36,7 +36,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -397,6 +397,7 @@ impl Node {
             readiness: readiness.clone(),
             account: account.clone(),
             prices: config.provider.prices.clone(),
+            hourly: Mutex::default(),
         }));
         let registry = Arc::new(registry);
         let running = Arc::new(Running {

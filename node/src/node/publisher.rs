@@ -279,7 +279,8 @@ impl Publisher {
             Some(card) => Some(card.sequence),
             None => self.last_sequence()?,
         };
-        let last = last.max(heard.map(|newest| newest.sequence));
+        // The serial of a list is the sequence of its card, and nobody but this node signs one.
+        let last = last.max(heard.map(|newest| Sequence(newest.serial)));
         if answers {
             tracing::warn!(
                 "the network knows a card of this node that it does not remember: its data folder was restored, or another node has its keys"
@@ -438,8 +439,8 @@ impl Publisher {
     }
 
     /// Whether the network knows a card that this node has to go above, and it is time to.
-    fn answers(&self, card: &Card, heard: Option<Newest>) -> bool {
-        heard.is_some_and(|newest| is_overtaken(card.sequence, newest))
+    fn answers(&self, card: &VerifiedCard, heard: Option<Newest>) -> bool {
+        heard.is_some_and(|newest| is_overtaken(card.sub_keys().serial, newest))
             && self
                 .answered_at
                 .is_none_or(|before| before.elapsed() >= ANSWER_EVERY)
@@ -518,9 +519,12 @@ fn is_over(card: &Card, now: UnixTime, said_at: UnixTime) -> bool {
     card.to <= now.plus_s(RENEW_BEFORE_S) || now < said_at
 }
 
-/// Whether a card is not what the others use of this node.
-fn is_overtaken(sequence: Sequence, newest: Newest) -> bool {
-    newest.is_equivocal || sequence < newest.sequence
+/// Whether a card with this serial of its list of keys is not what the others use of this node.
+///
+/// Threat: a stolen card key, with which any sequence can be signed under the list that names it. Whoever followed that would be led to
+/// the end of all sequences; a card with a new list is above it in any case.
+fn is_overtaken(serial: u64, newest: Newest) -> bool {
+    newest.is_equivocal || serial < newest.serial
 }
 
 /// Above the last one, also where the clock was set back.
@@ -588,14 +592,14 @@ mod tests {
         assert!(next_sequence(None, now, 0) < first);
         assert_eq!(next_sequence(Some(first), now, 0), Sequence(first.0 + 1));
         assert!(first < next_sequence(None, now.plus_s(1), 0));
-        let newest = |sequence, is_equivocal| Newest {
-            sequence,
+        let newest = |serial, is_equivocal| Newest {
+            serial,
             is_equivocal,
         };
-        assert!(!is_overtaken(first, newest(first, false)));
-        assert!(!is_overtaken(first, newest(Sequence(first.0 - 1), false)));
-        assert!(is_overtaken(first, newest(first, true)));
-        assert!(is_overtaken(first, newest(Sequence(first.0 + 1), false)));
+        assert!(!is_overtaken(first.0, newest(first.0, false)));
+        assert!(!is_overtaken(first.0, newest(first.0 - 1, false)));
+        assert!(is_overtaken(first.0, newest(first.0, true)));
+        assert!(is_overtaken(first.0, newest(first.0 + 1, false)));
     }
 
     #[test]

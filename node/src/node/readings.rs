@@ -3,7 +3,7 @@
 //! Threat: as of all metrics, a series that shows single leases or peers. Labels are reasons, backends' verdicts and names of
 //! this program only, never an id, so that their number is bounded too.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::{Arc, Mutex, PoisonError, atomic::Ordering};
 
 use prometheus_client::{
     collector::Collector,
@@ -12,12 +12,13 @@ use prometheus_client::{
 };
 use souk_crypto::UnixTime;
 use souk_market::{
-    account::Ledger, card::VerifiedCard, price::Prices, reconcile::Totals, standing::Standing,
+    account::Ledger, card::VerifiedCard, log::HourBucket, price::Prices, reconcile::Totals,
+    standing::Standing,
 };
 use tokio::sync::watch;
 
 use super::directory::Cards;
-use crate::{attest::Verifier, mix::MixCounters, process::Usage, provider::Provider};
+use crate::{attest::Verifier, mix::MixCounters, process::Usage, provider::Provider, unix_now};
 
 /// What is asked of a node that is to be called ready.
 #[derive(Clone)]
@@ -68,6 +69,8 @@ pub(super) struct Readings {
     /// What closed leases brought and cost, and in which asset.
     pub(super) account: watch::Receiver<Option<Arc<Ledger>>>,
     pub(super) prices: Prices,
+    /// The sums as they were when they were first asked for in this hour.
+    pub(super) hourly: Mutex<Option<(HourBucket, Arc<Ledger>)>>,
 }
 
 impl std::fmt::Debug for Readings {
@@ -157,14 +160,14 @@ impl Readings {
             "Leases that there may be at once",
             provider.max_leases(),
         )?;
-        if let Some(ledger) = self.account.borrow().as_ref() {
+        if let Some(ledger) = self.hourly() {
             let closed = ledger.lifetime();
-            let help = "Closed leases in the usage log";
+            let help = "Closed leases in the usage log, told once an hour";
             counter(encoder, "souk_leases_closed", help, closed.leases)?;
-            let help = "What closed leases charged, in the smallest unit of the asset";
-            self.money(encoder, "souk_revenue", help, closed.revenue)?;
             let help =
-                "What closed leases cost by the table of costs, in the smallest unit of the asset";
+                "What closed leases charged, in the smallest unit of the asset, told once an hour";
+            self.money(encoder, "souk_revenue", help, closed.revenue)?;
+            let help = "What closed leases cost by the table of costs, in the smallest unit of the asset, told once an hour";
             self.money(encoder, "souk_cost", help, closed.cost)?;
         }
         let findings = provider.findings();
@@ -260,6 +263,21 @@ impl Readings {
             counter(encoder, name, help, total.load(Ordering::Relaxed))?;
         }
         Ok(())
+    }
+
+    /// What closed leases brought and cost, a copy an hour: from finer steps the charge and the end of single leases could be read, and
+    /// the public log has no finer grain either.
+    fn hourly(&self) -> Option<Arc<Ledger>> {
+        let hour = HourBucket::of(unix_now());
+        let mut kept = self.hourly.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*kept {
+            Some((at, ledger)) if *at == hour => Some(Arc::clone(ledger)),
+            _ => {
+                let ledger = self.account.borrow().clone()?;
+                *kept = Some((hour, Arc::clone(&ledger)));
+                Some(ledger)
+            }
+        }
     }
 
     /// An amount of the asset that is sold for. A double holds it to 15 digits; the control API gives all of them.

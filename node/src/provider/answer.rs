@@ -43,11 +43,14 @@ impl<'a> Addressee<'a> {
     }
 }
 
-/// Rows of spent SURBs, about 100 bytes each: what all rates of the gate together can spend in an hour, and far more than
-/// holders do in the epochs that they stay. When they are full, replies are left out, and holders poll once an epoch is over.
+/// Rows of spent SURBs, about 100 bytes each: what the rates of the gate let holders spend in the epoch and three quarters that
+/// each stays. When they are full, replies are left out, and holders poll once an epoch is over.
 const MAX_SPENT: u64 = 1 << 20;
 /// Of those, how many answers to whoever has no lease may take: three hours of nothing but refusals at the rate of the gate.
 const MAX_SPENT_BY_STRANGERS: u64 = MAX_SPENT / 2;
+
+/// SURBs that one reply may cost: the first may meet a link whose queue has just filled.
+const MAX_TRIES: usize = 2;
 
 /// SURBs that have not been used.
 #[derive(Debug, Default)]
@@ -78,7 +81,7 @@ impl Surbs {
     /// Each is journalled as spent before it is used: a copy of an envelope brings the same ones again, and a SURB that is
     /// used twice shows two packets of one header.
     pub(super) async fn send(&mut self, shared: &Shared, to: Addressee<'_>, body: Body) -> bool {
-        self.send_within(shared, to, body, MAX_KEPT, MAX_SPENT)
+        self.send_within(shared, to, body, MAX_TRIES, MAX_SPENT)
             .await
     }
 

@@ -1,9 +1,9 @@
 //! The gate in front of a provider's memory: which messages of strangers are put together at all.
 //!
 //! ```text
-//!                                           yes ─► rate of this lease, rate of all leases ─► in
-//!  first fragment ─► one packet? ─yes─► of a request that was accepted?                     past it: out
-//!                        │no                no ──► rate of single packets ─► in
+//!                                           yes ─► rate of this lease, rate of all open (or all closed) leases ─► in
+//!  first fragment ─► one packet? ─yes─► of a request that was accepted?                   │ past it
+//!                        │no                no ──► rate of other single packets ─► in ◄───┘
 //!                        │                                               past it: out
 //!                        └─► the card asks for work? ─► good? ─► rate of longer messages ─► in
 //!                                                        └no: out                       past it: out
@@ -15,8 +15,9 @@
 //!
 //! Threat: strangers who open messages to fill the provider's memory or time. The rates are apart, so that no flood of strangers
 //! stops a holder from ending its lease: the id of a request stands before what is sealed, inside of the mix packet, where no stranger
-//! sees it. Whoever knows one (its holder, and who signed the voucher for it) uses up the rate of that lease alone. And work comes first,
-//! so that what is worthless uses up no rate.
+//! sees it. Whoever knows one (its holder, and who signed the voucher for it) uses up the rate of that lease alone, and competes with
+//! strangers past it. Closed leases, which anybody may collect, take nothing from open ones. And work comes first, so that what is
+//! worthless uses up no rate.
 
 use std::time::Instant;
 
@@ -32,10 +33,15 @@ use souk_sphinx::message::{Admission, Class, Gate, MessageId};
 use super::Requests;
 use crate::net::{Rates, TokenBucket};
 
-/// Messages of one packet let in each second about requests that were accepted: an unsealing each, together a tenth of a core.
-const HOLDERS_PER_SECOND: f64 = 200.0;
+/// Messages of one packet let in each second about open leases: an unsealing each, and as many leases as may be open ask every few
+/// seconds.
+const HOLDERS_PER_SECOND: f64 = 80.0;
 /// And at once: as many as may be incomplete.
 const HOLDERS_BURST: f64 = 512.0;
+/// About all closed leases: how they ended is asked once or twice.
+const RESTING_PER_SECOND: f64 = 25.0;
+/// And at once.
+const RESTING_BURST: f64 = 128.0;
 /// Of one of these requests: a holder polls, ends and repeats itself every few seconds.
 const HOLDER_PER_SECOND: f64 = 2.0;
 /// And at once.
@@ -58,6 +64,7 @@ pub struct MessageGate {
     clock: fn() -> UnixTime,
     requests: Requests,
     holders: TokenBucket,
+    resting: TokenBucket,
     of_holder: Rates<RequestId>,
     single: TokenBucket,
     long: TokenBucket,
@@ -81,6 +88,7 @@ impl MessageGate {
             clock,
             requests,
             holders: TokenBucket::new(HOLDERS_PER_SECOND, HOLDERS_BURST, now),
+            resting: TokenBucket::new(RESTING_PER_SECOND, RESTING_BURST, now),
             of_holder: Rates::new(HOLDER_PER_SECOND, HOLDER_BURST),
             single: TokenBucket::new(SINGLE_PER_SECOND, SINGLE_BURST, now),
             long: TokenBucket::new(LONG_PER_SECOND, LONG_BURST, now),
@@ -113,15 +121,15 @@ impl Gate for MessageGate {
     ) -> bool {
         match class {
             Class::Small => {
-                let accepted = whole
-                    .and_then(claimed_request)
-                    .filter(|request| self.requests.has(request));
-                match accepted {
-                    Some(request) => {
-                        self.of_holder.try_take(request, now) && self.holders.try_take(now)
-                    }
-                    None => self.single.try_take(now),
-                }
+                let is_within = whole.and_then(claimed_request).is_some_and(|request| {
+                    let all = match self.requests.is_open(&request) {
+                        Some(true) => &mut self.holders,
+                        Some(false) => &mut self.resting,
+                        None => return false,
+                    };
+                    self.of_holder.try_take(request, now) && all.try_take(now)
+                });
+                is_within || self.single.try_take(now)
             }
             Class::Medium | Class::Large => {
                 self.shows_work(id, admission) && self.long.try_take(now)
@@ -227,21 +235,45 @@ mod tests {
         let_in(&mut gate, start, Class::Small);
         assert_eq!(about(&mut gate, start, unknown, 10), 0);
         assert_eq!(about(&mut gate, start, other, 10), 10);
-        // A holder.
+        // A holder, beside whom strangers leave nothing.
         assert_eq!(about(&mut gate, start, flooding, 2_000), 32);
         assert_eq!(about(&mut gate, start, other, 10), 10);
         let later = start + Duration::from_secs(5);
-        assert_eq!(about(&mut gate, later, flooding, 2_000), 10);
-        // Once its lease is forgotten it is a stranger.
         let_in(&mut gate, later, Class::Small);
+        assert_eq!(about(&mut gate, later, flooding, 2_000), 10);
+        // Past its rate it competes with strangers, as whoever writes its id on nonsense leaves it to.
+        let alone = later + Duration::from_secs(1);
+        assert_eq!(about(&mut gate, alone, flooding, 2_000), 2 + 50);
+        // Once its lease is forgotten it is a stranger.
+        let_in(&mut gate, alone, Class::Small);
         gate.requests.remove(&other);
-        assert_eq!(about(&mut gate, later, other, 1), 0);
+        assert_eq!(about(&mut gate, alone, other, 1), 0);
+    }
+
+    #[test]
+    fn closed_leases_take_nothing_from_open_ones() {
+        let start = Instant::now();
+        let mut gate = gate(0, start);
+        let_in(&mut gate, start, Class::Small);
+        let closed = (0..100).map(|n| RequestId([n; 32]));
+        let let_in: usize = closed
+            .map(|request| {
+                gate.requests.insert(request, LeaseId([1; 16]));
+                gate.requests.close(&request);
+                about(&mut gate, start, request, 32)
+            })
+            .sum();
+        assert_eq!(let_in, 128);
+        let open = RequestId([200; 32]);
+        gate.requests.insert(open, LeaseId([2; 16]));
+        assert_eq!(about(&mut gate, start, open, 32), 32);
     }
 
     #[test]
     fn all_holders_together_have_a_rate() {
         let start = Instant::now();
         let mut gate = gate(0, start);
+        let_in(&mut gate, start, Class::Small);
         let holders = (0..100).map(|n| RequestId([n; 32]));
         let let_in: usize = holders
             .map(|request| {

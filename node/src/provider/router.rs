@@ -24,7 +24,7 @@ use souk_market::{
     sealed::{Request, open_request},
     units::{BackendName, Counter, LeaseId, Money, RelayToken, RequestId, Resources},
 };
-use souk_sphinx::message::Message;
+use souk_sphinx::message::{Class, Message};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     task::{self, JoinSet},
@@ -122,6 +122,7 @@ impl Router {
         let now = self.shared.clock.now();
         for (request, accepted) in found.requests {
             self.requests.insert(request, accepted.lease);
+            self.requests.close(&request);
             self.admission
                 .restore(now, &accepted_and_lost(request, &accepted));
             // Of a lease whose own row is there, the row says when; it comes below.
@@ -134,6 +135,7 @@ impl Router {
             self.admission.restore(now, &accepted_again(&record));
             match record.row.phase() {
                 Phase::Closed { at, .. } => {
+                    self.requests.close(&contract.request);
                     self.shared.board.closed(at, self.shared.clock.moment());
                     let until = at.plus_s(self.shared.settings.retention_s);
                     self.closed
@@ -174,7 +176,7 @@ impl Router {
                 _ = taking_up.tick() => self.take_up(),
                 _ = forgetting.tick() => self.forget().await,
                 message = messages.recv() => match message {
-                    Some(message) => self.read(&message.bytes),
+                    Some(message) => self.read(&message),
                     None => break,
                 },
             }
@@ -183,9 +185,16 @@ impl Router {
         while self.tasks.join_next().await.is_some() {}
     }
 
-    fn read(&mut self, frame: &[u8]) {
-        match open_request(frame, &self.seal_keys, &self.shared.network) {
+    fn read(&mut self, message: &Message) {
+        match open_request(&message.bytes, &self.seal_keys, &self.shared.network) {
             Ok(Request::Envelope(envelope)) => self.envelope(&envelope),
+            // What a holder asks fits one packet, and only for those the gate has rates by lease.
+            Ok(Request::Holder(_)) if message.class != Class::Small => {
+                self.shared
+                    .counters
+                    .unreadable
+                    .fetch_add(1, Ordering::Relaxed);
+            }
             Ok(Request::Holder(request)) => {
                 let surbs = Surbs::of(&request.surbs);
                 let wish = match request.action {
@@ -245,7 +254,7 @@ impl Router {
         let is_anonymous = envelope.grant.authorization.kind == AUTHORIZATION_NONE;
         let is_full =
             self.tasks.len() >= MAX_TASKS || !remembers_one_more(self.requests.len(), is_anonymous);
-        let is_new = !self.requests.has(request);
+        let is_new = self.requests.lease(request).is_none();
         let decision = if is_full && is_new {
             self.admission.refuse(Reason::Busy)
         } else if !is_new && !self.admission.remembers(request) {
@@ -442,6 +451,7 @@ impl Router {
                     .clock
                     .now()
                     .plus_s(self.shared.settings.retention_s);
+                self.requests.close(&request);
                 self.closed.entry(lease).or_insert((until, request));
             }
             Ended::Rests => {}
