@@ -121,6 +121,9 @@ fn forget_fault_handlers() -> std::io::Result<()> {
     Ok(())
 }
 
+/// Serves until the lease ends. This runs in the first thread, which does nothing but wait once it is ready: a thread
+/// blocks all signals while it starts a thread or a program, and to a first process of which the first thread blocks a
+/// signal, the kernel delivers it, even one whose default action is to end the process, through another thread.
 async fn serve(handover: Handover) -> Result<(), StartError> {
     let Handover {
         config,

@@ -113,7 +113,7 @@ fn main() {
         }
         Some("foreign-call") => foreign_call(),
         Some("signals") => {
-            for signal in 1..=64 {
+            for signal in (1..=64).cycle().take(64 * amount(1) as usize) {
                 unsafe { kill(1, signal) };
             }
             println!("sent");

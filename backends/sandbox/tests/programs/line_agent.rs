@@ -60,9 +60,14 @@ fn main() {
     std::thread::spawn(reap_orphans);
     let key = "42".repeat(32);
     writeln!(control, "{{\"kind\":\"ready\",\"host_key\":\"{key}\"}}").expect("a driver");
-    for stream in listener.incoming().flatten() {
-        std::thread::spawn(move || serve(stream, tenant));
-    }
+    // While the first thread blocks signals, as it does when it starts another, the kernel takes those that are ignored
+    // otherwise for fatal ones: it starts none any more, as in the real agent.
+    let accepting = std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || serve(stream, tenant));
+        }
+    });
+    let _ = accepting.join();
 }
 
 /// Processes that `serve` waits for itself; held while one is started.

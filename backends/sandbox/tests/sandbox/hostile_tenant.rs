@@ -193,11 +193,14 @@ fn a_cpu_hog_gets_its_share(fixture: &Fixture) {
 
 fn the_agent_survives_signals_and_shows_nothing(fixture: &Fixture) {
     let guest = fixture.instance();
-    // Over and over, so that signals meet in all orders.
-    for _ in 0..10 {
-        assert_eq!(guest.output("attack signals"), "sent");
-        guest.assert_well();
-    }
+    // Over and over, so that signals meet in all orders, and meet an agent that starts threads and programs.
+    std::thread::scope(|scope| {
+        let attack = scope.spawn(|| guest.output("attack signals 10000"));
+        while !attack.is_finished() {
+            guest.assert_well();
+        }
+        assert_eq!(attack.join().unwrap(), "sent");
+    });
     guest.run("kill -KILL 1; kill -STOP 1; kill -KILL -1");
     guest.assert_well();
     let files = guest.output("attack agent-files");

@@ -137,7 +137,7 @@ fn openssh_logs_in_and_only_with_the_key_of_the_lease(_: &Fixture) {
 
 fn the_real_agent_survives_its_tenant(_: &Fixture) {
     let Some(login) = Login::new() else { return };
-    login.run("for i in 1 2 3 4 5; do attack signals; done");
+    login.run("attack signals 10000 & for i in 1 2 3 4 5 6 7 8; do echo; done; wait");
     login.run("kill -KILL 1; kill -STOP 1; true");
     login.ssh("key", &[], "kill -KILL -1");
     assert_eq!(login.run("echo well"), "well");
