@@ -8,6 +8,7 @@
 //! these they are looked for in `target/release/`.
 
 mod capture;
+mod clock;
 mod hosts;
 mod instances;
 mod network;
@@ -23,6 +24,7 @@ pub mod simulation;
 pub mod sweep;
 
 pub use capture::{Capture, Frames};
+pub use clock::Clock;
 pub use hosts::{Host, Lan};
 pub use network::{Discovery, Network, NodeUnderTest, Plan, Role, node_command};
 pub use process::{PATIENCE, Process, eventually, succeed};

@@ -11,6 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
+    clock::Clock,
     hosts::{Host, Lan},
     instances::Instances,
     process::{Process, succeed},
@@ -39,6 +40,8 @@ pub struct Plan {
     pub discovery: Discovery,
     /// The network is a real one, whose cards name public addresses only, and the provider has none: it listens on its loopback.
     pub shut_in: bool,
+    /// What every node and requester takes for the time, where that is not the machine's.
+    pub clock: Option<Clock>,
 }
 
 /// How the nodes of a network find each other.
@@ -64,6 +67,7 @@ impl Default for Plan {
             quic: false,
             discovery: Discovery::Bootstrap,
             shut_in: false,
+            clock: None,
         }
     }
 }
@@ -211,7 +215,7 @@ impl Network {
         fs::create_dir(&folder).expect("a new folder");
         let config = folder.join("souk.toml");
         fs::write(&config, self.config(None, &folder, bootstrap, host)).expect("written");
-        Requester::new(folder, config, host.cloned())
+        Requester::new(folder, config, host.cloned(), self.plan.clock.clone())
     }
 
     /// One more mix, on a machine whose clock is off by so many seconds; `None` without a C compiler.
@@ -220,13 +224,11 @@ impl Network {
     /// If it does not start.
     #[must_use]
     pub fn node_with_clock(&self, name: &str, offset_s: i64) -> Option<NodeUnderTest> {
-        let library = build_clock(self.folder.path())?;
+        let clock = Clock::ahead_by(offset_s, self.folder.path())?;
         let folder = self.folder.path().join(name);
         let config = self.write_config(Role::Mix, &folder, None);
         let mut command = node_command(&config, &folder.join("ready.json"));
-        command
-            .env("LD_PRELOAD", library)
-            .env("CLOCK_OFFSET_S", offset_s.to_string());
+        clock.set(&mut command);
         Some(NodeUnderTest::start(name, Role::Mix, folder, command, None))
     }
 
@@ -253,6 +255,9 @@ impl Network {
         let mut command = node_command(&config, &folder.join("ready.json"));
         if let Some(host) = &host {
             host.enter(&mut command);
+        }
+        if let Some(clock) = &self.plan.clock {
+            clock.set(&mut command);
         }
         NodeUnderTest::start(&name, role, folder, command, host)
     }
@@ -546,18 +551,4 @@ pub(crate) fn node_command_of(program: &Path, config: &Path, ready_file: &Path) 
         .env("SOUK_AGENT_BIN", programs::agent())
         .env_remove("SOUK_LOG");
     command
-}
-
-/// A library that moves the wall clock of the program that is started with it.
-fn build_clock(folder: &Path) -> Option<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/clock.c");
-    let library = folder.join("clock.so");
-    let built = Command::new("cc")
-        .args(["-shared", "-fPIC", "-o"])
-        .arg(&library)
-        .arg(source)
-        .status();
-    built
-        .is_ok_and(|status| status.success())
-        .then_some(library)
 }

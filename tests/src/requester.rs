@@ -8,6 +8,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
+    clock::Clock,
     hosts::Host,
     process::{Process, succeed},
     programs,
@@ -18,6 +19,7 @@ pub struct Requester {
     folder: PathBuf,
     config: PathBuf,
     host: Option<Host>,
+    clock: Option<Clock>,
 }
 
 /// What `souk rent --json` said of a lease.
@@ -79,11 +81,17 @@ impl Rented {
 }
 
 impl Requester {
-    pub(crate) fn new(folder: PathBuf, config: PathBuf, host: Option<Host>) -> Self {
+    pub(crate) fn new(
+        folder: PathBuf,
+        config: PathBuf,
+        host: Option<Host>,
+        clock: Option<Clock>,
+    ) -> Self {
         Self {
             folder,
             config,
             host,
+            clock,
         }
     }
 
@@ -206,9 +214,13 @@ impl Requester {
     /// A program where this requester is.
     #[must_use]
     pub fn program(&self, program: &Path) -> Command {
-        match &self.host {
+        let mut command = match &self.host {
             Some(host) => host.command(program),
             None => Command::new(program),
+        };
+        if let Some(clock) = &self.clock {
+            clock.set(&mut command);
         }
+        command
     }
 }

@@ -1,26 +1,75 @@
 //! Evidence of nodes over separate processes: made by the software TEE, carried in bulk, judged by the requester's policy.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde_json::Value;
-use souk_tests::{Network, Plan, Requester, eventually, souk, succeed};
+use souk_tests::{Clock, Network, Plan, Requester, eventually, skipped, souk, succeed};
 use tempfile::TempDir;
+
+/// How long the nodes use card and seal keys, in seconds.
+const KEY_PERIOD_S: u64 = 30 * 86_400;
 
 /// A test root and a policy that names it.
 fn mint(folder: &Path) -> String {
-    succeed(Command::new(souk()).args(["attest", "mint"]).arg(folder));
+    mint_at(folder, None)
+}
+
+fn mint_at(folder: &Path, clock: Option<&Clock>) -> String {
+    let mut command = Command::new(souk());
+    command.args(["attest", "mint"]).arg(folder);
+    if let Some(clock) = clock {
+        clock.set(&mut command);
+    }
+    succeed(&mut command);
     folder.join("policy.toml").display().to_string()
 }
 
 /// A network in which every node has evidence under the root in `minted`.
 fn attested(minted: &Path, policy: &str) -> Network {
+    attested_at(minted, policy, None)
+}
+
+fn attested_at(minted: &Path, policy: &str, clock: Option<Clock>) -> Network {
     let root = minted.join("root.key");
     let more = format!("[evidence]\nsource = \"test\"\ntest_root = {root:?}\npolicy = {policy:?}");
     Network::start(&Plan {
         mixes: 3,
         more,
+        clock,
         ..Plan::default()
     })
+}
+
+/// What a card of a node with evidence holds, and no other: it names the policy of its maker beside the evidence only.
+fn mark(policy: &str) -> Vec<u8> {
+    let checked =
+        succeed(Command::new(souk()).args(["attest", "policy", "check", "--json", policy]));
+    let checked: Value = serde_json::from_slice(&checked.stdout).expect("one JSON object");
+    hex::decode(checked["digest"].as_str().expect("a digest")).expect("hex")
+}
+
+/// Looks at the card that a provider has now and at all those before it.
+fn all_name_evidence(data: &Path, mark: &[u8]) {
+    let last = fs::read(data.join("card")).expect("the provider has a card");
+    // Those before it, each behind its length.
+    let replaced = fs::read(data.join("replaced-cards")).unwrap_or_default();
+    let mut cards = vec![&last[..]];
+    let mut rest = &replaced[..];
+    while let Some((length, after)) = rest.split_first_chunk() {
+        let length = usize::try_from(u32::from_be_bytes(*length)).expect("it fits");
+        let (card, after) = after.split_at(length);
+        cards.push(card);
+        rest = after;
+    }
+    for card in cards {
+        let names = card.windows(mark.len()).any(|part| part == mark);
+        assert!(names, "a card of {} bytes names no evidence", card.len());
+    }
 }
 
 /// The market as this requester sees it, once every card names evidence and it has come to all.
@@ -120,27 +169,53 @@ fn no_card_of_a_node_with_a_source_goes_out_without_evidence() {
     let folder = TempDir::new().expect("a folder");
     let minted = folder.path().join("minted");
     let policy = mint(&minted);
-    let checked =
-        succeed(Command::new(souk()).args(["attest", "policy", "check", "--json", &policy]));
-    let checked: Value = serde_json::from_slice(&checked.stdout).expect("one JSON object");
-    // A card names the policy of its maker beside its evidence, and nowhere else.
-    let named = hex::decode(checked["digest"].as_str().expect("a digest")).expect("hex");
     let network = attested(&minted, &policy);
     let data = network.provider().folder().join("data");
-    let last = fs::read(data.join("card")).expect("the provider has a card");
-    // Those before it, each behind its length.
-    let replaced = fs::read(data.join("replaced-cards")).unwrap_or_default();
-    let mut cards = vec![&last[..]];
-    let mut rest = &replaced[..];
-    while let Some((length, after)) = rest.split_first_chunk() {
-        let length = usize::try_from(u32::from_be_bytes(*length)).expect("it fits");
-        let (card, after) = after.split_at(length);
-        cards.push(card);
-        rest = after;
-    }
-    for card in cards {
-        let names = card.windows(named.len()).any(|part| part == named);
-        assert!(names, "a card of {} bytes names no evidence", card.len());
+    all_name_evidence(&data, &mark(&policy));
+}
+
+#[test]
+fn keys_that_turn_while_a_provider_sells_cost_no_lease_and_no_evidence() {
+    let folder = TempDir::new().expect("a folder");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.expect("after 1970").as_secs();
+    // A period ends in so many seconds for all of them: by then the network stands.
+    let left_s = 90;
+    let starts = now + KEY_PERIOD_S - (now + left_s) % KEY_PERIOD_S;
+    let ahead_s = i64::try_from(starts - now).expect("a month");
+    let Some(clock) = Clock::ahead_by(ahead_s, folder.path()) else {
+        return skipped("needs a C compiler");
+    };
+    let minted = folder.path().join("minted");
+    let policy = mint_at(&minted, Some(&clock));
+    let network = attested_at(&minted, &policy, Some(clock));
+    let requester = network.requester("requester", None);
+    let strict = ["--require-evidence", "--policy", &policy];
+    let data = network.provider().folder().join("data");
+    let (mark, period) = (mark(&policy), (starts + left_s) / KEY_PERIOD_S);
+    let card_key = |period: u64| data.join(format!("keys/card-{period}.key"));
+    let _ = judged(&requester, &policy, "accepted");
+    let first = requester.rent(&strict);
+    assert!(
+        card_key(period - 1).exists() && !card_key(period).exists(),
+        "the network took longer to start than the period lasted"
+    );
+
+    // The file of a key goes when a card announces the next one.
+    eventually("the keys turn", || {
+        all_name_evidence(&data, &mark);
+        (card_key(period).exists() && !card_key(period - 1).exists()).then_some(())
+    });
+    all_name_evidence(&data, &mark);
+    let said = requester.exec(&first, "echo up");
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "up\n");
+    let _ = judged(&requester, &policy, "accepted");
+    let second = requester.rent(&strict);
+    let said = requester.exec(&second, "echo up");
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "up\n");
+    for lease in [first, second] {
+        let ended = requester.json(&["end", "--json", lease.lease()]);
+        assert_eq!(ended["proof_verified"], true, "{ended}");
     }
 }
 

@@ -15,7 +15,7 @@ use souk_attest::{
     Policy,
     binding::{Freshness, NodeBinding},
 };
-use souk_crypto::{NetworkId, UnixTime};
+use souk_crypto::{CardPublicKey, NetworkId, UnixTime};
 use souk_market::{
     card::{EvidenceRef, MAX_EVIDENCE},
     shares::Source as Origin,
@@ -37,6 +37,47 @@ use crate::{
 
 /// What a card says of evidence.
 pub(super) type References = List<EvidenceRef, MAX_EVIDENCE>;
+
+/// Evidence of this node by the card key that it binds: under any other it counts against the node. There are two while a key turns: for
+/// the one that the card announces, and for the next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Proven(Vec<(CardPublicKey, EvidenceRef)>);
+
+impl Proven {
+    /// What a card under `key` may name: nothing that is over.
+    pub(super) fn of(&self, key: CardPublicKey, now: UnixTime) -> References {
+        let holds = |(bound, made): &&(_, EvidenceRef)| *bound == key && now < made.not_after;
+        let names = self.0.iter().filter(holds);
+        let names = names.map(|(_, reference)| reference.clone()).collect();
+        List::new(names).expect("there is one for each key")
+    }
+
+    /// Whether a card may go from the key in use to the one that is due: no evidence is lost by it.
+    pub(super) fn allows_turn(
+        &self,
+        used: CardPublicKey,
+        due: CardPublicKey,
+        now: UnixTime,
+    ) -> bool {
+        used == due || !self.of(due, now).is_empty() || self.of(used, now).is_empty()
+    }
+
+    /// Takes up evidence for `key`; what else there was stays for the key in use only.
+    fn add(&mut self, key: CardPublicKey, reference: EvidenceRef, used: CardPublicKey) {
+        self.0.retain(|(bound, _)| *bound != key && *bound == used);
+        self.0.push((key, reference));
+    }
+
+    /// Drops what is over.
+    fn end(&mut self, now: UnixTime) {
+        self.0.retain(|(_, reference)| now < reference.not_after);
+    }
+
+    /// All that is named, or may be.
+    fn references(&self) -> impl Iterator<Item = &EvidenceRef> {
+        self.0.iter().map(|(_, reference)| reference)
+    }
+}
 
 /// Evidence is made anew when it is this old, in seconds: half of what it counts for at least.
 const RENEW_AFTER_S: u64 = LIFE_AFTER_EPOCH_S / 2;
@@ -68,7 +109,7 @@ pub(super) struct Attester {
     pub(super) policy: Option<Arc<Policy>>,
     pub(super) pieces: Arc<Pieces>,
     /// What its card names; nothing yet, until the source has answered for the first time.
-    pub(super) references: watch::Sender<Option<References>>,
+    pub(super) proven: watch::Sender<Option<Proven>>,
     pub(super) now: fn() -> UnixTime,
 }
 
@@ -79,26 +120,29 @@ impl Attester {
         let mut retry = RETRY;
         loop {
             let now = (self.now)();
-            let ends = first(&self.references.borrow()).map(|made| made.not_after);
-            let due = made_at.is_none_or(|made| now < made || now.since_s(made) >= RENEW_AFTER_S)
-                || ends.is_some_and(|ends| ends.minus_s(RENEW_AFTER_S / 2) <= now);
+            // For the key that comes next as soon as there is one: it is announced only with its evidence.
+            let key = self.keys.due(now).keys.card.public();
+            let ends = self.ends(key, now);
+            let due = ends.is_none_or(|ends| ends.minus_s(RENEW_AFTER_S / 2) <= now)
+                || made_at.is_none_or(|made| now < made || now.since_s(made) >= RENEW_AFTER_S);
             let mut pause = LOOK_EVERY;
             if due {
-                match self.make_in_time(now).await {
+                match self.make_in_time(key, now).await {
                     Ok(reference) => {
                         made_at = Some(now);
                         retry = RETRY;
-                        let references = List::new(vec![reference]).expect("one fits");
-                        self.references.send_replace(Some(references));
+                        let used = self.keys.dated().keys.card.public();
+                        self.proven.send_modify(|proven| {
+                            let proven = proven.get_or_insert_default();
+                            proven.add(key, reference, used);
+                        });
                     }
                     Err(error) => {
                         let error = &error as &dyn std::error::Error;
                         tracing::warn!(error, "this node has no new evidence");
                         pause = retry;
                         retry = (2 * retry).min(LOOK_EVERY);
-                        if ends.is_none_or(|ends| ends <= now) {
-                            self.go_without();
-                        }
+                        self.go_on_with_what_holds(now);
                     }
                 }
             }
@@ -109,31 +153,45 @@ impl Attester {
         }
     }
 
+    /// When the evidence for `key` ends, if there is any.
+    fn ends(&self, key: CardPublicKey, now: UnixTime) -> Option<UnixTime> {
+        let proven = self.proven.borrow();
+        let named = proven.as_ref()?.of(key, now);
+        named.first().map(|reference| reference.not_after)
+    }
+
     /// Makes it. A node that has no card yet waits for its evidence, and not for ever.
-    async fn make_in_time(&self, now: UnixTime) -> Result<EvidenceRef, SourceError> {
-        let making = self.make(now);
+    async fn make_in_time(
+        &self,
+        key: CardPublicKey,
+        now: UnixTime,
+    ) -> Result<EvidenceRef, SourceError> {
+        let making = self.make(key, now);
         tokio::pin!(making);
         tokio::select! {
             made = &mut making => return made,
             () = tokio::time::sleep(FIRST_CARD_WAITS) => {}
         }
-        if self.references.borrow().is_none() {
+        if self.proven.borrow().is_none() {
             tracing::warn!("the source of evidence is slow; the first card goes out without any");
-            self.go_without();
+            self.go_on_with_what_holds(now);
         }
         making.await
     }
 
-    fn go_without(&self) {
-        self.references.send_if_modified(|references| {
-            let none = Some(List::empty());
-            let modified = *references != none;
-            *references = none;
+    /// Cards wait no longer for what is being made; they name what was made before until that is over.
+    fn go_on_with_what_holds(&self, now: UnixTime) {
+        self.proven.send_if_modified(|proven| {
+            let mut holds = proven.clone().unwrap_or_default();
+            holds.end(now);
+            let holds = Some(holds);
+            let modified = *proven != holds;
+            *proven = holds;
             modified
         });
     }
 
-    async fn make(&self, now: UnixTime) -> Result<EvidenceRef, SourceError> {
+    async fn make(&self, key: CardPublicKey, now: UnixTime) -> Result<EvidenceRef, SourceError> {
         let node = self.keys.node.public();
         let epoch = self.clock.at(now);
         let policy = self
@@ -143,7 +201,7 @@ impl Attester {
         let binding = NodeBinding {
             network: &self.network,
             node: &node,
-            attested_key: *self.keys.card.public().as_bytes(),
+            attested_key: *key.as_bytes(),
             policy,
             freshness: Freshness::Epoch(epoch.0.into()),
         };
@@ -174,14 +232,6 @@ impl Attester {
     }
 }
 
-/// The evidence of this node, of which there is one at most.
-fn first(references: &Option<References>) -> Option<&EvidenceRef> {
-    references
-        .iter()
-        .flat_map(|references| references.iter())
-        .next()
-}
-
 /// Gets what the cards name and has it verified.
 pub(super) struct Gatherer {
     pub(super) network: NetworkId,
@@ -192,7 +242,7 @@ pub(super) struct Gatherer {
     pub(super) pieces: Arc<Pieces>,
     pub(super) verifier: Verifier,
     /// What our own card names, or will.
-    pub(super) own: watch::Receiver<Option<References>>,
+    pub(super) own: watch::Receiver<Option<Proven>>,
     pub(super) now: fn() -> UnixTime,
 }
 
@@ -235,7 +285,7 @@ impl Gatherer {
                 *first = (*first).min(source);
             }
         }
-        if let Some(reference) = first(&self.own.borrow()) {
+        for reference in self.own.borrow().iter().flat_map(Proven::references) {
             let names = [Some(reference.digest), reference.collateral];
             wanted.extend(names.into_iter().flatten().map(|name| (name, Origin::Own)));
         }
@@ -279,5 +329,63 @@ impl Gatherer {
         if let Ok(full) = fetch(&self.peers, *node, names, to).await {
             no_room.extend(full);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use souk_crypto::CardKey;
+    use souk_market::units::Tee;
+
+    use super::*;
+
+    #[test]
+    fn a_key_turns_with_its_evidence_or_when_that_of_the_key_before_is_over() {
+        let at = |hours: u64| UnixTime(1_800_000_000 + hours * 3600);
+        let [used, due, later] =
+            std::array::from_fn(|_| CardKey::generate(&mut rand::rng()).public());
+        let evidence = |digest, until| EvidenceRef {
+            kind: u16::try_from(Tee::NoneTest.code()).expect("a small number"),
+            scope: EvidenceRef::NODE,
+            algorithm: EvidenceRef::BLAKE3,
+            digest: Digest([digest; 32]),
+            collateral: None,
+            not_after: until,
+            policy: Digest([0; 32]),
+            epoch: 1,
+        };
+        let mut proven = Proven::default();
+        assert!(
+            proven.allows_turn(used, due, at(0)),
+            "a node without a source"
+        );
+        proven.add(used, evidence(1, at(24)), used);
+        assert!(proven.allows_turn(used, used, at(0)));
+
+        // The period ends, and the source fails hour by hour.
+        for hour in 1..24 {
+            proven.end(at(hour));
+            assert!(!proven.allows_turn(used, due, at(hour)));
+            assert_eq!(proven.of(used, at(hour)).len(), 1);
+        }
+        assert!(
+            proven.allows_turn(used, due, at(24)),
+            "nothing is left to lose"
+        );
+        assert!(proven.of(used, at(24)).is_empty());
+
+        // It answers: both keys can be shown until the card has turned, and then the next needs evidence of its own.
+        let now = at(23);
+        proven.add(due, evidence(2, at(48)), used);
+        assert!(proven.allows_turn(used, due, now));
+        assert_eq!(proven.references().count(), 2);
+        assert_eq!(proven.of(used, now)[0].digest, Digest([1; 32]));
+        assert_eq!(proven.of(due, now)[0].digest, Digest([2; 32]));
+        assert!(!proven.allows_turn(due, later, now));
+        proven.add(due, evidence(3, at(72)), due);
+        assert_eq!(proven.references().count(), 1);
+        assert_eq!(proven.of(due, now)[0].digest, Digest([3; 32]));
+        proven.end(at(72));
+        assert_eq!(proven.references().count(), 0);
     }
 }

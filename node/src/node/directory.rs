@@ -585,12 +585,12 @@ mod tests {
             let card = Card {
                 node: keys.node.public(),
                 sub_keys: keys
-                    .list(&network, true, Vec::new(), 1, NOW)
+                    .list(&network, &keys.dated(), true, Vec::new(), 1, NOW)
                     .expect("signs"),
                 roles: List::new(vec![Role::Relay]).expect("one"),
                 ..(*card()).clone()
             };
-            let card = VerifiedCard::sign(card, &keys.card, &network).expect("signs");
+            let card = VerifiedCard::sign(card, &keys.dated().keys.card, &network).expect("signs");
             cards.take(card.as_bytes(), Source::Neighbour(n));
             assert_eq!(cards.clock_warning(), None);
             let capacity = Capacity {
@@ -600,7 +600,7 @@ mod tests {
                 levels: List::empty(),
                 log: None,
             };
-            let capacity = sign::sign(capacity, &keys.card, &network).expect("signs");
+            let capacity = sign::sign(capacity, &keys.dated().keys.card, &network).expect("signs");
             cards.take(capacity.signed().as_bytes(), Source::Neighbour(n));
         }
         let warning = cards.clock_warning().expect("both say so");
@@ -618,8 +618,8 @@ mod tests {
                 root: Digest([1; 32]),
             }),
         };
-        let capacity = sign::sign(capacity, &signer.card, network).expect("signs");
-        let list = signer.list(network, true, Vec::new(), 1, NOW);
+        let capacity = sign::sign(capacity, &signer.dated().keys.card, network).expect("signs");
+        let list = signer.list(network, &signer.dated(), true, Vec::new(), 1, NOW);
         let list = list.expect("signs").open(network).expect("opens");
         let claim = LogClaim::of_capacity(list, capacity).ok()?;
         Some(claim.as_bytes().to_vec())

@@ -151,8 +151,10 @@ mod tests {
                 root: Digest([root; 32]),
             }),
         };
-        let capacity = sign::sign(capacity, &keys.card, network).expect("signs");
-        let list = keys.list(network, true, Vec::new(), 1, NOW).expect("signs");
+        let capacity = sign::sign(capacity, &keys.dated().keys.card, network).expect("signs");
+        let list = keys
+            .list(network, &keys.dated(), true, Vec::new(), 1, NOW)
+            .expect("signs");
         LogClaim::of_capacity(list.open(network).expect("opens"), capacity).expect("a claim")
     }
 

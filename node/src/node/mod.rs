@@ -43,7 +43,7 @@ use std::{
 use prometheus_client::registry::Registry;
 use souk_attest::{Policy, Trust};
 use souk_crypto::{NodeId, UnixTime};
-use souk_market::{card::Role, standing::Standing, wire::List};
+use souk_market::{card::Role, standing::Standing};
 use souk_sphinx::{EpochClock, HopAddress, delay::MixDelay};
 use tokio::{
     net::TcpListener,
@@ -54,7 +54,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     accounts::Accounts,
-    attesting::{Attester, Gatherer},
+    attesting::{Attester, Gatherer, Proven},
     directory::Cards,
     evidence::EvidenceFolder,
     keys::Keys,
@@ -279,7 +279,7 @@ impl Node {
         let (own, own_card) = watch::channel(None);
         let refresh = Arc::<Notify>::default();
         let happenings = Arc::<Happenings>::default();
-        let (references, evidence_of_card) = watch::channel(source.is_none().then(List::empty));
+        let (proven, evidence_of_card) = watch::channel(source.is_none().then(Proven::default));
         let (working, provider) = watch::channel(None);
         let publisher = Publisher {
             profile: Profile {
@@ -317,7 +317,7 @@ impl Node {
                 source,
                 policy,
                 pieces: pieces.clone(),
-                references,
+                proven,
                 now: unix_now,
             };
             tasks.spawn(attester.run(stop.clone()));

@@ -38,9 +38,9 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    attesting::References,
+    attesting::{Proven, References},
     directory::{Cards, card_address},
-    keys::Keys,
+    keys::{Dated, Keys},
     replaced::Replaced,
 };
 use crate::{
@@ -138,7 +138,7 @@ pub(super) struct Publisher {
     /// How the node stands to new leases.
     pub(super) standing: watch::Receiver<Standing>,
     /// What proves what this node runs on; `None` while it is not known yet, and there is no card before it is.
-    pub(super) evidence: watch::Receiver<Option<References>>,
+    pub(super) evidence: watch::Receiver<Option<Proven>>,
     /// The card that holds now.
     pub(super) own: watch::Sender<Option<Arc<VerifiedCard>>>,
     /// Where the last card is kept.
@@ -252,9 +252,12 @@ impl Publisher {
             return Ok(false);
         }
         let mix_keys = self.mix_keys.borrow_and_update().clone();
-        let Some(evidence) = self.evidence.borrow_and_update().clone() else {
+        let Some(proven) = self.evidence.borrow_and_update().clone() else {
             return Ok(false);
         };
+        let dated = self.keys_for_card(now, &proven);
+        let card_key = dated.keys.card.public();
+        let evidence = proven.of(card_key, now);
         let sales = self
             .profile
             .sales
@@ -267,6 +270,7 @@ impl Publisher {
             !wanted
                 && !answers
                 && !is_over(card, now, self.said_at)
+                && card.sub_keys().card_key == card_key
                 && card.addresses[..] == addresses[..]
                 && card.sub_keys().mix_keys == mix_keys
                 && card.evidence == evidence
@@ -292,14 +296,24 @@ impl Publisher {
                 "this node has no address that others can dial: it sells over the links that it dials itself, and does nothing else; see node.external"
             );
         }
-        let card = self.card(now, last, addresses, (mix_keys, evidence), sales)?;
+        let card = self.card(now, last, addresses, (&dated, mix_keys, evidence), sales)?;
         self.keep_last(now);
         self.write(&card)?;
+        // Before anybody sees it: what is sealed to its keys can be read from the first moment.
+        self.keys.adopt(dated);
         self.cards.take(card.as_bytes(), Source::Own);
         self.said_at = UnixTime(0);
         self.own.send_replace(Some(Arc::new(card)));
-        self.keys.remove_old(now);
         Ok(true)
+    }
+
+    /// The keys of this time, once there is evidence for them or none is to be had for those in use either.
+    fn keys_for_card(&self, now: UnixTime, proven: &Proven) -> Arc<Dated> {
+        let (used, due) = (self.keys.dated(), self.keys.due(now));
+        match proven.allows_turn(used.keys.card.public(), due.keys.card.public(), now) {
+            true => due,
+            false => used,
+        }
     }
 
     fn card(
@@ -307,7 +321,7 @@ impl Publisher {
         now: UnixTime,
         last: Option<Sequence>,
         addresses: List<Address, MAX_ADDRESSES>,
-        (mix_keys, evidence): (Vec<MixKey>, References),
+        (dated, mix_keys, evidence): (&Dated, Vec<MixKey>, References),
         sales: Option<Sales>,
     ) -> Result<VerifiedCard, PublisherError> {
         let profile = &self.profile;
@@ -320,7 +334,7 @@ impl Publisher {
         let sequence = next_sequence(last, now, rand::rng().random());
         let list = self
             .keys
-            .list(&profile.network, provider, mix_keys, sequence.0, now)?;
+            .list(&profile.network, dated, provider, mix_keys, sequence.0, now)?;
         let card = Card {
             node: self.keys.node.public(),
             sequence,
@@ -352,7 +366,11 @@ impl Publisher {
             evidence,
             succeeds: None,
         };
-        Ok(VerifiedCard::sign(card, &self.keys.card, &profile.network)?)
+        Ok(VerifiedCard::sign(
+            card,
+            &dated.keys.card,
+            &profile.network,
+        )?)
     }
 
     /// Whether a card without an address is of use: that of a provider, which links itself to the mixes and the relays. A card that
@@ -405,7 +423,11 @@ impl Publisher {
             levels: List::new(levels.collect()).expect("as the card has"),
             log,
         };
-        match sign::sign(capacity, &self.keys.card, &self.profile.network) {
+        match sign::sign(
+            capacity,
+            &self.keys.dated().keys.card,
+            &self.profile.network,
+        ) {
             Ok(signed) => {
                 let bytes = Bytes::copy_from_slice(signed.signed().as_bytes());
                 self.cards.take(&bytes, Source::Own);
@@ -563,7 +585,7 @@ mod tests {
             roles: List::empty(),
             addresses: List::empty(),
             sub_keys: keys
-                .list(&network, false, Vec::new(), made.0, made)
+                .list(&network, &keys.dated(), false, Vec::new(), made.0, made)
                 .expect("signs"),
             operator: None,
             offers: List::empty(),

@@ -146,7 +146,14 @@ mod tests {
         }
 
         fn card(&self, at: UnixTime, policy: Policy) -> VerifiedCard {
-            let sub_keys = self.keys.list(&self.network, false, Vec::new(), at.0, NOW);
+            let sub_keys = self.keys.list(
+                &self.network,
+                &self.keys.dated(),
+                false,
+                Vec::new(),
+                at.0,
+                NOW,
+            );
             let card = Card {
                 node: self.keys.node.public(),
                 sequence: Sequence(at.0),
@@ -163,7 +170,7 @@ mod tests {
                 evidence: List::empty(),
                 succeeds: None,
             };
-            VerifiedCard::sign(card, &self.keys.card, &self.network).expect("signs")
+            VerifiedCard::sign(card, &self.keys.dated().keys.card, &self.network).expect("signs")
         }
     }
 

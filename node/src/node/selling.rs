@@ -175,8 +175,7 @@ impl Selling {
         let parts = ProviderParts {
             network: self.network,
             node: self.keys.node.public(),
-            card_key: self.keys.card.clone(),
-            seal_keys: self.keys.seal.clone(),
+            keys: self.keys.subscribe(),
             store: shop.store,
             found: shop.found,
             publisher: shop.publisher,

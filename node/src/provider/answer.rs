@@ -1,6 +1,9 @@
 //! Sealed replies, and the SURBs that carry them.
 
-use std::{collections::VecDeque, sync::atomic::Ordering};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+};
 
 use souk_crypto::ReplyPublicKey;
 use souk_market::{
@@ -201,9 +204,10 @@ fn seal(shared: &Shared, to: &Addressee<'_>, body: Body) -> Option<message::Repl
         body,
         notice: shared.intake.borrow().notice(),
     };
+    let keys = Arc::clone(&shared.keys.borrow());
     let sealed = seal_reply(
         reply,
-        &shared.card_key,
+        &keys.card,
         to.reply_key,
         &shared.network,
         &mut shared.randomness.rng(),

@@ -101,16 +101,31 @@ pub struct Stand {
     pub total: Resources,
 }
 
+/// Keys of a provider that change with time.
+#[derive(Debug)]
+pub struct ProviderKeys {
+    /// Signs replies.
+    pub card: CardKey,
+    /// Open requests: the current key and the one before it.
+    pub seal: Vec<SealKey>,
+}
+
+impl ProviderKeys {
+    /// Keys that do not change.
+    #[must_use]
+    pub fn lasting(card: CardKey, seal: Vec<SealKey>) -> watch::Receiver<Arc<Self>> {
+        watch::Sender::new(Arc::new(Self { card, seal })).subscribe()
+    }
+}
+
 /// What a provider works with.
 pub struct ProviderParts {
     /// The network.
     pub network: NetworkId,
     /// This node.
     pub node: NodeId,
-    /// Signs replies.
-    pub card_key: CardKey,
-    /// Open requests: the current key and the one before it.
-    pub seal_keys: Vec<SealKey>,
+    /// The keys that its card announces, and a sign when others do.
+    pub keys: watch::Receiver<Arc<ProviderKeys>>,
     /// The store, and what was found in it.
     pub store: Store,
     /// What was found in the store when it was opened.
@@ -162,7 +177,7 @@ pub struct ProviderCounters {
 struct Shared {
     network: NetworkId,
     node: NodeId,
-    card_key: CardKey,
+    keys: watch::Receiver<Arc<ProviderKeys>>,
     store: Store,
     publisher: Mutex<Publisher>,
     head: watch::Sender<Head>,
@@ -210,7 +225,7 @@ impl Provider {
         let shared = Arc::new(Shared {
             network: parts.network,
             node: parts.node,
-            card_key: parts.card_key,
+            keys: parts.keys,
             store: parts.store,
             publisher: Mutex::new(parts.publisher),
             head: watch::Sender::new(head),
@@ -253,7 +268,6 @@ impl Provider {
         let reconciling: Vec<_> = reconciling.collect();
         let mut router = Router::new(
             Arc::clone(&shared),
-            parts.seal_keys,
             parts.offering,
             backends,
             parts.requests,

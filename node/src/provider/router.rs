@@ -11,7 +11,7 @@ use std::{
 
 use rand::RngExt as _;
 use souk_backend::Backend;
-use souk_crypto::{NodeId, SealKey, UnixTime};
+use souk_crypto::{NodeId, UnixTime};
 use souk_market::{
     admission::{Accepted, Admission, Decision, Situation},
     envelope::{AUTHORIZATION_NONE, VerifiedEnvelope},
@@ -63,7 +63,6 @@ pub(super) enum Order {
 
 pub(super) struct Router {
     shared: Arc<Shared>,
-    seal_keys: Vec<SealKey>,
     offering: watch::Receiver<Arc<Offering>>,
     backends: BTreeMap<BackendName, (Arc<dyn Backend>, Resources)>,
     admission: Admission,
@@ -89,7 +88,6 @@ pub(super) struct Router {
 impl Router {
     pub(super) fn new(
         shared: Arc<Shared>,
-        seal_keys: Vec<SealKey>,
         offering: watch::Receiver<Arc<Offering>>,
         backends: BTreeMap<BackendName, (Arc<dyn Backend>, Resources)>,
         requests: Requests,
@@ -99,7 +97,6 @@ impl Router {
         let admission = Admission::new(shared.network.clone(), shared.node);
         Self {
             shared,
-            seal_keys,
             offering,
             backends,
             admission,
@@ -186,7 +183,8 @@ impl Router {
     }
 
     fn read(&mut self, message: &Message) {
-        match open_request(&message.bytes, &self.seal_keys, &self.shared.network) {
+        let keys = Arc::clone(&self.shared.keys.borrow());
+        match open_request(&message.bytes, &keys.seal, &self.shared.network) {
             Ok(Request::Envelope(envelope)) => self.envelope(&envelope),
             // What a holder asks fits one packet, and only for those the gate has rates by lease.
             Ok(Request::Holder(_)) if message.class != Class::Small => {

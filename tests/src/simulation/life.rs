@@ -25,7 +25,9 @@ use souk_crypto::NodeId;
 use souk_market::{log::origin, units::RelayToken};
 use souk_node::{
     failpoint,
-    provider::{Offering, Provider, ProviderParts, Relays, Requests, Settings, Stand},
+    provider::{
+        Offering, Provider, ProviderKeys, ProviderParts, Relays, Requests, Settings, Stand,
+    },
     store::{Publisher, Store},
 };
 use souk_sphinx::message::{Admission, Class, Message, MessageId};
@@ -247,8 +249,7 @@ async fn start(world: &Shared, log: &Path, dead: &Arc<AtomicBool>) -> Result<Lif
     let (provider, work) = Provider::start(ProviderParts {
         network: support::network(),
         node: node.node.public(),
-        card_key: node.card.clone(),
-        seal_keys: vec![node.seal.clone()],
+        keys: ProviderKeys::lasting(node.card.clone(), vec![node.seal.clone()]),
         store,
         found,
         publisher,

@@ -16,7 +16,7 @@ use souk_backend::{
     Backend, BackendError, Capabilities, HostKey, Instance, InstanceState, LeaseSpec, Meter, Usage,
     UsageSample,
 };
-use souk_crypto::{NetworkParams, NodeId, UnixTime};
+use souk_crypto::{CardKey, NetworkParams, NodeId, SealKey, UnixTime};
 use souk_market::{
     envelope::{Envelope, Surb as SurbBytes, VerifiedEnvelope},
     log::origin,
@@ -42,8 +42,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{
-        Clock, Offering, Provider, ProviderParts, Relays, ReplySink, Requests, Settings, Stand,
-        SystemRandomness, TcpDoors,
+        Clock, Offering, Provider, ProviderKeys, ProviderParts, Relays, ReplySink, Requests,
+        Settings, Stand, SystemRandomness, TcpDoors,
     },
     support::{NOW, Node, Requester, large, network, relay},
 };
@@ -446,6 +446,7 @@ pub(super) struct World {
     pub(super) clock: Arc<TestClock>,
     pub(super) settings: Settings,
     pub(super) relays: Arc<TestRelays>,
+    keys: watch::Sender<Arc<ProviderKeys>>,
     offer: CardDigest,
     replies: Arc<Captured>,
     received: mpsc::UnboundedReceiver<([u8; 32], Vec<u8>)>,
@@ -469,6 +470,10 @@ impl World {
     pub(super) fn new() -> Self {
         let node = Node::new(1);
         let offer = node.card(1).digest();
+        let keys = ProviderKeys {
+            card: node.card.clone(),
+            seal: vec![node.seal.clone()],
+        };
         let (captured, received) = mpsc::unbounded_channel();
         Self {
             directory: tempfile::tempdir().expect("a directory"),
@@ -492,6 +497,7 @@ impl World {
                 known: Mutex::new(vec![relay()]),
                 ..TestRelays::default()
             }),
+            keys: watch::Sender::new(Arc::new(keys)),
             offer,
             replies: Arc::new(Captured {
                 sent: captured,
@@ -509,6 +515,18 @@ impl World {
         let mut world = Self::new();
         world.start().await;
         world
+    }
+
+    /// The provider's card announces new keys from now on; replies are read with the new card key, and what is sent is
+    /// sealed to the seal key before until the one that is given back is put in its place.
+    pub(super) fn turn_keys(&mut self) -> SealKey {
+        let mut rng = rand::rng();
+        let (card, seal) = (CardKey::generate(&mut rng), SealKey::generate(&mut rng));
+        self.node.card = card.clone();
+        let seals = vec![seal.clone(), self.node.seal.clone()];
+        self.keys
+            .send_replace(Arc::new(ProviderKeys { card, seal: seals }));
+        seal
     }
 
     pub(super) fn log_directory(&self) -> std::path::PathBuf {
@@ -534,8 +552,7 @@ impl World {
         let (provider, work) = Provider::start(ProviderParts {
             network: network(),
             node: self.node.node.public(),
-            card_key: self.node.card.clone(),
-            seal_keys: vec![self.node.seal.clone()],
+            keys: self.keys.subscribe(),
             store,
             found,
             publisher,

@@ -103,6 +103,18 @@ async fn state(world: &mut World, tenant: &Tenant) -> LeaseState {
 }
 
 #[tokio::test]
+async fn keys_that_turn_in_the_middle_of_a_lease_open_what_was_sealed_to_those_before() {
+    let mut world = World::started().await;
+    let (tenant, _) = world.rent(1).await;
+    let seal = world.turn_keys();
+    tenant.tell(&world, 1, Action::End).await;
+    // It was sealed to the key before, and the answer is signed with the new one.
+    statement(&mut world, &tenant).await;
+    world.node.seal = seal;
+    world.rent(2).await;
+}
+
+#[tokio::test]
 async fn a_lease_goes_from_envelope_to_proven_statement() {
     let mut world = World::started().await;
     let (tenant, receipt) = world.rent(1).await;
