@@ -22,8 +22,10 @@
 //! ([`crate::shares`]), that floods with its own valid cards
 //! ([`UPDATE_BURST`]), that shows different cards to different readers (equivocation, and [`crate::quorum`]).
 
+mod accused;
+
 use std::{
-    collections::{BTreeMap, VecDeque, btree_map},
+    collections::{BTreeMap, BTreeSet, VecDeque, btree_map},
     sync::Arc,
 };
 
@@ -32,6 +34,7 @@ use souk_crypto::{
     sign::{self, OpenError},
 };
 
+use self::accused::{Accused, Known};
 use crate::{
     capacity::{CAPACITY_JITTER_S, CAPACITY_LIFE_S, CAPACITY_PERIOD_S, Capacity},
     card::{Address, Age, Card, CardError, VerifiedCard},
@@ -54,7 +57,8 @@ pub const MAX_EQUIVOCATIONS: usize = 64;
 pub const MAX_CLAIMS: usize = 2 * MAX_CARDS;
 /// A claim is kept for so long, in seconds (30 days): whoever restores a backup later than this is not reminded any more.
 pub const CLAIM_LIFE_S: u64 = 30 * 86_400;
-/// Most evidence against logs, of one node each; when full, the oldest goes.
+/// Most evidence against logs, of one node each, about 2 KiB; when full, the same shares decide, and what speaks against the own node
+/// or one that it relies on stays.
 pub const MAX_CONTRADICTIONS: usize = 64;
 /// A node may replace its card so many times at once, and once a minute from then on.
 pub const UPDATE_BURST: u8 = 10;
@@ -148,9 +152,9 @@ pub struct Directory {
     max_claims: usize,
     /// Whose claims are kept also where there is no room.
     own: Option<NodeId>,
-    contradictions: VecDeque<Arc<Contradiction>>,
-    /// How many of them nobody was told of yet, from the end.
-    untold: usize,
+    /// Nodes that this one was told to rely on.
+    relied: BTreeSet<NodeId>,
+    accused: Accused,
 }
 
 #[derive(Debug)]
@@ -189,8 +193,8 @@ impl Directory {
             claims: BTreeMap::new(),
             max_claims: MAX_CLAIMS,
             own: None,
-            contradictions: VecDeque::new(),
-            untold: 0,
+            relied: BTreeSet::new(),
+            accused: Accused::default(),
         }
     }
 
@@ -271,6 +275,13 @@ impl Directory {
         self
     }
 
+    /// Names nodes that this one relies on: evidence against them is kept, however much there is against others.
+    #[must_use]
+    pub fn relying_on(mut self, nodes: impl IntoIterator<Item = NodeId>) -> Self {
+        self.relied.extend(nodes);
+        self
+    }
+
     /// Keeps the claims of fewer nodes than [`MAX_CLAIMS`]; they have to be more than the cards that are held, which keep theirs.
     #[must_use]
     pub fn with_places_for_claims(mut self, places: usize) -> Self {
@@ -287,17 +298,16 @@ impl Directory {
         LogClaim::open(bytes, &self.network).is_ok_and(|claim| self.claim(now, source, claim))
     }
 
-    /// Takes evidence against a log; says whether it was news.
-    pub fn handle_contradiction(&mut self, evidence: Contradiction) -> bool {
-        if self.contradiction(&evidence.node()).is_some() {
-            return false;
-        }
-        if self.contradictions.len() >= MAX_CONTRADICTIONS {
-            self.contradictions.pop_front();
-        }
-        self.contradictions.push_back(Arc::new(evidence));
-        self.untold = (self.untold + 1).min(MAX_CONTRADICTIONS);
-        true
+    /// Takes evidence against a log, from `source`; says whether it was news and is kept.
+    pub fn handle_contradiction(&mut self, source: Source, evidence: Contradiction) -> bool {
+        let (entries, relied, own) = (&self.entries, &self.relied, self.own);
+        self.accused.add(evidence, source, |node| {
+            if own == Some(*node) || relied.contains(node) {
+                return Known::Relied;
+            }
+            let entry = entries.get(node);
+            entry.map_or(Known::Unknown, |entry| Known::Card(entry.brought.source()))
+        })
     }
 
     /// Takes a signed retirement that came from `source`.
@@ -451,20 +461,23 @@ impl Directory {
     /// Evidence against the log of a node.
     #[must_use]
     pub fn contradiction(&self, node: &NodeId) -> Option<&Arc<Contradiction>> {
-        self.contradictions.iter().find(|c| c.node() == *node)
+        self.accused.of(node)
     }
 
     /// All evidence against logs, oldest first.
     pub fn contradictions(&self) -> impl Iterator<Item = &Arc<Contradiction>> {
-        self.contradictions.iter()
+        self.accused.all()
     }
 
     /// Evidence that came since this was last asked, oldest first.
     pub fn poll_contradiction(&mut self) -> Option<Arc<Contradiction>> {
-        let at = self.contradictions.len().checked_sub(self.untold)?;
-        let told = self.contradictions.get(at).cloned()?;
-        self.untold -= 1;
-        Some(told)
+        self.accused.poll()
+    }
+
+    /// Whether [`Self::poll_contradiction`] has something to tell.
+    #[must_use]
+    pub fn has_new_contradiction(&self) -> bool {
+        self.accused.has_news()
     }
 
     /// Whether a card of a node is held, usable or not.
@@ -520,7 +533,7 @@ impl Directory {
         if let Some(held) = &held
             && let Some(evidence) = Contradiction::between(held, &claim)
         {
-            self.handle_contradiction(evidence);
+            self.handle_contradiction(source, evidence);
         }
         let news = held.as_ref().map_or_else(
             || self.make_room_for_claim(source, node),

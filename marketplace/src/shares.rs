@@ -36,6 +36,17 @@ impl Brought {
     pub(crate) fn source(self) -> Source {
         self.source
     }
+
+    /// The same as part of the share of `source`.
+    pub(crate) fn within(self, source: Source) -> Self {
+        Self { source, ..self }
+    }
+
+    /// The same, as if it had come after all others.
+    pub(crate) fn first_to_go(self) -> Self {
+        let serial = self.serial | 1 << (u64::BITS - 1);
+        Self { serial, ..self }
+    }
 }
 
 /// Gives the objects of one table their places in time.

@@ -291,12 +291,71 @@ fn evidence_is_bounded_and_one_node_has_one_place() {
             );
             Contradiction::between(&one, &other).expect("a fork")
         });
-        let news = forks.map(|fork| kept.handle_contradiction(fork));
-        assert_eq!(news, [true, false]);
+        let news = forks.map(|fork| kept.handle_contradiction(SOURCE, fork));
+        assert_eq!(news, [seed < MAX_CONTRADICTIONS as u64, false]);
     }
     assert_eq!(kept.contradictions().count(), MAX_CONTRADICTIONS);
-    let first = Node::new(0).node.public();
-    assert!(kept.contradiction(&first).is_none(), "the oldest went");
     let told = std::iter::from_fn(|| kept.poll_contradiction()).count();
     assert_eq!(told, MAX_CONTRADICTIONS);
+    assert!(!kept.has_new_contradiction());
+}
+
+/// A node whose card came from `source` says two things of its log.
+fn lie(directory: &mut Directory, node: &Node, source: Source) -> bool {
+    directory.handle_card(NOW, source, node.card(1).as_bytes());
+    hear(directory, NOW, &capacity(node, 1, NOW, 7, 1));
+    let at = NOW.plus_s(PERIOD_S);
+    hear(directory, at, &capacity(node, 1, at, 7, 2));
+    directory.contradiction(&node.node.public()).is_some()
+}
+
+#[test]
+fn nodes_made_up_for_it_push_out_no_evidence_and_keep_none_from_coming() {
+    let [liar, beside_them, late, relied, own] = std::array::from_fn(|seed| Node::new(seed as u64));
+    let (stranger, honest) = (Source::Neighbour(9), Source::Neighbour(2));
+    let mut directory = directory(&[])
+        .of_node(own.node.public())
+        .relying_on([relied.node.public()]);
+    assert!(lie(&mut directory, &liar, honest));
+    // Its card came by the way of the stranger.
+    assert!(lie(&mut directory, &beside_them, stranger));
+    let made_up = |seed| Node::new(1_000 + seed);
+    for seed in 0..3 * MAX_CONTRADICTIONS as u64 {
+        let is_kept = lie(&mut directory, &made_up(seed), stranger);
+        assert_eq!(is_kept, seed + 2 < MAX_CONTRADICTIONS as u64);
+    }
+    let told = std::iter::from_fn(|| directory.poll_contradiction()).count();
+    assert_eq!(
+        told, MAX_CONTRADICTIONS,
+        "the rest of the flood says nothing"
+    );
+
+    assert!(
+        lie(&mut directory, &late, honest),
+        "their last one made room"
+    );
+    assert!(lie(&mut directory, &relied, stranger));
+    assert!(lie(&mut directory, &own, stranger));
+    for kept in [&liar, &beside_them, &late, &relied, &own] {
+        assert!(directory.contradiction(&kept.node.public()).is_some());
+    }
+    assert_eq!(directory.contradictions().count(), MAX_CONTRADICTIONS);
+    let first = made_up(0).node.public();
+    assert!(directory.contradiction(&first).is_some(), "the latest went");
+}
+
+#[test]
+fn evidence_against_nodes_without_a_card_makes_room_first() {
+    let mut directory = directory(&[]);
+    let gone = Node::new(500);
+    for root in [1, 2] {
+        let claim = claim(&gone, 1, NOW, 7, root);
+        directory.handle_claim(NOW, SOURCE, claim.as_bytes());
+    }
+    assert!(directory.contradiction(&gone.node.public()).is_some());
+    for seed in 0..MAX_CONTRADICTIONS as u64 {
+        assert!(lie(&mut directory, &Node::new(seed), SOURCE));
+    }
+    assert!(directory.contradiction(&gone.node.public()).is_none());
+    assert!(!lie(&mut directory, &Node::new(600), SOURCE));
 }

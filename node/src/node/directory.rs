@@ -98,6 +98,14 @@ impl Cards {
         }
     }
 
+    /// Names nodes that this one was told to start from: what is known against them is kept in any case.
+    pub(super) fn relying_on(mut self, nodes: impl IntoIterator<Item = NodeId>) -> Self {
+        let directory = self.directory.into_inner();
+        let directory = directory.unwrap_or_else(PoisonError::into_inner);
+        self.directory = Mutex::new(directory.relying_on(nodes));
+        self
+    }
+
     /// Wakes its reader whenever the set of cards has changed.
     pub(super) fn changed(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
@@ -206,11 +214,19 @@ impl Cards {
         self.directory().contradictions().cloned().collect()
     }
 
-    /// Takes up what an earlier life of this node has kept.
+    /// Evidence against usage logs that came since this was last asked, oldest first.
+    pub(super) fn new_contradictions(&self) -> Vec<Arc<Contradiction>> {
+        let mut directory = self.directory();
+        std::iter::from_fn(|| directory.poll_contradiction()).collect()
+    }
+
+    /// Takes up what an earlier life of this node has kept. Who brought it is forgotten, so that it counts as of one source, the
+    /// oldest first, until cards say more.
     pub(super) fn remember_evidence(&self, kept: Vec<Contradiction>) {
+        let source = Source::Neighbour(Origin::AWAY.number());
         let mut directory = self.directory();
         for evidence in kept {
-            directory.handle_contradiction(evidence);
+            directory.handle_contradiction(source, evidence);
         }
         while directory.poll_contradiction().is_some() {}
     }
@@ -287,14 +303,7 @@ impl Cards {
 
     /// Draws the conclusions from a new claim, where there are any.
     fn heed(&self) {
-        let accused: Vec<_> = {
-            let mut directory = self.directory();
-            std::iter::from_fn(|| directory.poll_contradiction()).collect()
-        };
-        for evidence in &accused {
-            tracing::warn!(provider = %peer_id(&evidence.node()), why = %evidence.how(), "a provider contradicts itself; the evidence is kept");
-        }
-        if !accused.is_empty() {
+        if self.directory().has_new_contradiction() {
             self.contradicted.send_replace(());
         }
         let remembered = self.remembered();

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! Threats: a file that somebody changed (evidence proves itself whenever it is read, or does not count); a stranger who
-//! makes nodes that contradict themselves, to fill the disk or to keep it busy: there are at most [`MAX_CONTRADICTIONS`]
-//! files of [`MAX_CONTRADICTION_BYTES`], and they are written at most once in a [`PAUSE`].
+//! makes nodes that contradict themselves, to fill disk and log, or to keep them busy: there are at most [`MAX_CONTRADICTIONS`]
+//! files of [`MAX_CONTRADICTION_BYTES`], they are written at most once in a [`PAUSE`], and as often the log has a line of it; or to
+//! push out the evidence against another (the directory shares its places out).
 
 use std::{
     collections::BTreeMap,
@@ -45,14 +46,19 @@ impl EvidenceFolder {
         Self { path, network }
     }
 
-    /// What was kept and still proves itself.
+    /// What was kept and still proves itself, oldest first.
     pub(super) fn read(&self) -> Vec<Contradiction> {
         let Ok(entries) = fs::read_dir(&self.path) else {
             return Vec::new();
         };
-        let paths = entries.flatten().map(|entry| entry.path());
-        paths
-            .take(2 * MAX_CONTRADICTIONS)
+        let files = entries.flatten().take(2 * MAX_CONTRADICTIONS);
+        let dated =
+            |file: fs::DirEntry| Some((file.metadata().ok()?.modified().ok()?, file.path()));
+        let mut files: Vec<_> = files.filter_map(dated).collect();
+        files.sort_unstable();
+        files
+            .into_iter()
+            .map(|(_, path)| path)
             .filter_map(|path| match self.open(&path) {
                 Ok(evidence) => Some(evidence),
                 Err(why) => {
@@ -112,6 +118,16 @@ pub(super) async fn run(cards: Arc<Cards>, folder: EvidenceFolder, stop: Cancell
             changed = contradicted.changed() => if changed.is_err() { return },
             () = stop.cancelled() => return,
         }
+        let news = cards.new_contradictions();
+        let Some((first, others)) = news.split_first() else {
+            continue;
+        };
+        tracing::warn!(
+            provider = %peer_id(&first.node()),
+            why = %first.how(),
+            others = others.len(),
+            "a provider contradicts itself; the evidence is kept"
+        );
         let (all, to) = (cards.contradictions(), folder.clone());
         let written = tokio::task::spawn_blocking(move || to.write(&all)).await;
         if let Ok(Err(error)) = written {
@@ -126,7 +142,9 @@ pub(super) async fn run(cards: Arc<Cards>, folder: EvidenceFolder, stop: Cancell
 
 #[cfg(test)]
 mod tests {
-    use souk_crypto::{NetworkParams, NodeKey, UnixTime, sign};
+    use souk_crypto::{
+        CardKey, LogKey, NetworkParams, NodeKey, SubKeys, UnixTime, Verified, Window, sign,
+    };
     use souk_market::{
         capacity::{Capacity, LogHead},
         log::{Contradicts, LogClaim},
@@ -136,69 +154,153 @@ mod tests {
     };
     use souk_sphinx::EpochClock;
 
-    use super::{super::keys::Keys, *};
+    use super::*;
 
     const NOW: UnixTime = UnixTime(1_800_000_000);
 
-    fn claim(keys: &Keys, network: &NetworkId, root: u8) -> LogClaim {
-        let capacity = Capacity {
-            node: keys.node.public(),
-            card: Sequence(1),
-            at: NOW,
-            levels: List::empty(),
-            log: Some(LogHead {
-                size: 7,
-                root: Digest([root; 32]),
-            }),
+    /// A provider, as far as its log is concerned.
+    struct Provider {
+        node: NodeKey,
+        card: CardKey,
+        list: Verified<SubKeys>,
+        network: NetworkId,
+    }
+
+    impl Provider {
+        fn new(network: &NetworkId) -> Self {
+            let mut rng = rand::rng();
+            let (node, card) = (NodeKey::generate(&mut rng), CardKey::generate(&mut rng));
+            let list = SubKeys {
+                serial: 1,
+                window: Window::new(NOW.minus_s(60), NOW.plus_s(86_400)).expect("not empty"),
+                card_key: card.public(),
+                log_key: Some(LogKey::generate(&mut rng).public()),
+                seal_key: None,
+                mix_keys: Vec::new(),
+            };
+            let list = sign::sign(list, &node, network).expect("valid");
+            Self {
+                node,
+                card,
+                list,
+                network: network.clone(),
+            }
+        }
+
+        fn claim(&self, root: u8) -> LogClaim {
+            let capacity = Capacity {
+                node: self.node.public(),
+                card: Sequence(1),
+                at: NOW,
+                levels: List::empty(),
+                log: Some(LogHead {
+                    size: 7,
+                    root: Digest([root; 32]),
+                }),
+            };
+            let capacity = sign::sign(capacity, &self.card, &self.network).expect("signs");
+            LogClaim::of_capacity(self.list.clone(), capacity).expect("a claim")
+        }
+
+        /// Says two things, which `seen` hears from two neighbours next to each other.
+        fn lie(&self, seen: &Cards, neighbour: u64) {
+            for root in [1, 2] {
+                seen.take(self.claim(root).as_bytes(), Source::Neighbour(neighbour));
+            }
+        }
+    }
+
+    fn params() -> NetworkParams {
+        NetworkParams::new(50, 5000, 3600, true).expect("valid")
+    }
+
+    fn cards(network: &NetworkId) -> Cards {
+        let local = NodeKey::generate(&mut rand::rng()).public();
+        let clock = EpochClock::of(&params());
+        Cards::new(local, network, true, clock, || NOW)
+    }
+
+    async fn until(what: &str, condition: impl Fn() -> bool) {
+        let holds = async {
+            while !condition() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         };
-        let capacity = sign::sign(capacity, &keys.dated().keys.card, network).expect("signs");
-        let list = keys
-            .list(network, &keys.dated(), true, Vec::new(), 1, NOW)
-            .expect("signs");
-        LogClaim::of_capacity(list.open(network).expect("opens"), capacity).expect("a claim")
+        let holds = tokio::time::timeout(Duration::from_secs(60), holds);
+        holds.await.unwrap_or_else(|_| panic!("never: {what}"));
+    }
+
+    #[tokio::test]
+    async fn a_stranger_who_makes_nodes_up_leaves_the_evidence_against_others_on_the_disk() {
+        let network = NetworkId::new("test", &params()).expect("valid");
+        let data = tempfile::tempdir().expect("temporary folder");
+        let folder = EvidenceFolder::new(data.path(), network.clone());
+        let liar = Provider::new(&network);
+        let file = folder.path.join(peer_id(&liar.node.public()).to_string());
+        // Over a restart, too, after which nobody knows who brought what.
+        for life in 0..2 {
+            let seen = Arc::new(cards(&network));
+            seen.remember_evidence(folder.read());
+            let stop = CancellationToken::new();
+            let writer = tokio::spawn(run(seen.clone(), folder.clone(), stop.clone()));
+            tokio::task::yield_now().await;
+            if life == 0 {
+                liar.lie(&seen, 1);
+                until("it is written", || file.exists()).await;
+            }
+            for _ in 0..MAX_CONTRADICTIONS + 8 {
+                Provider::new(&network).lie(&seen, 9);
+            }
+            until("the flood is written", || {
+                let held = seen.contradictions();
+                let name = |evidence: &Arc<Contradiction>| peer_id(&evidence.node()).to_string();
+                held.len() == MAX_CONTRADICTIONS
+                    && held
+                        .iter()
+                        .all(|evidence| folder.path.join(name(evidence)).exists())
+            })
+            .await;
+            stop.cancel();
+            writer.await.expect("ends");
+            assert!(file.exists());
+            let read = folder.read();
+            assert_eq!(read.len(), MAX_CONTRADICTIONS);
+            assert_eq!(
+                read[0].node(),
+                liar.node.public(),
+                "the oldest is the first"
+            );
+        }
     }
 
     #[tokio::test]
     async fn a_fork_that_came_from_two_sides_is_kept_over_a_restart_unless_its_file_was_changed() {
-        let params = NetworkParams::new(50, 5000, 3600, true).expect("valid");
-        let network = NetworkId::new("test", &params).expect("valid");
-        let local = NodeKey::generate(&mut rand::rng()).public();
+        let network = NetworkId::new("test", &params()).expect("valid");
         let data = tempfile::tempdir().expect("temporary folder");
-        let keys = Keys::open(&data.path().join("provider"), NOW).expect("makes keys");
+        let provider = Provider::new(&network);
         let folder = EvidenceFolder::new(data.path(), network.clone());
-        let cards = || {
-            let clock = EpochClock::of(&params);
-            Cards::new(local, &network, true, clock, || NOW)
-        };
 
-        let seen = Arc::new(cards());
+        let seen = Arc::new(cards(&network));
         let stop = CancellationToken::new();
         let writer = tokio::spawn(run(seen.clone(), folder.clone(), stop.clone()));
         tokio::task::yield_now().await;
         for (root, neighbour) in [(1, 1), (2, 2)] {
             assert!(seen.contradictions().is_empty());
-            let claim = claim(&keys, &network, root);
+            let claim = provider.claim(root);
             seen.take(claim.as_bytes(), Source::Neighbour(neighbour));
         }
         let evidence = seen.contradictions();
         let [evidence] = &evidence[..] else {
             panic!("{evidence:?} is not one");
         };
-        assert_eq!(evidence.node(), keys.node.public());
+        assert_eq!(evidence.node(), provider.node.public());
         assert!(matches!(evidence.how(), Contradicts::Fork { size: 7, .. }));
         let file = folder.path.join(peer_id(&evidence.node()).to_string());
-        let kept = async {
-            while !file.exists() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), kept)
-            .await
-            .expect("written");
+        until("it is written", || file.exists()).await;
         stop.cancel();
         writer.await.expect("ends");
 
-        let later = cards();
+        let later = cards(&network);
         later.remember_evidence(folder.read());
         assert_eq!(later.contradictions(), seen.contradictions());
         let mut bytes = fs::read(&file).expect("there");
@@ -209,14 +311,13 @@ mod tests {
 
     #[test]
     fn the_folder_holds_what_is_known_and_nothing_else() {
-        let params = NetworkParams::new(50, 5000, 3600, true).expect("valid");
-        let network = NetworkId::new("test", &params).expect("valid");
+        let network = NetworkId::new("test", &params()).expect("valid");
         let data = tempfile::tempdir().expect("temporary folder");
         let folder = EvidenceFolder::new(data.path(), network.clone());
         let evidence: Vec<_> = (0..3)
-            .map(|n| {
-                let keys = Keys::open(&data.path().join(n.to_string()), NOW).expect("makes keys");
-                let (one, other) = (claim(&keys, &network, 1), claim(&keys, &network, 2));
+            .map(|_| {
+                let provider = Provider::new(&network);
+                let (one, other) = (provider.claim(1), provider.claim(2));
                 Arc::new(Contradiction::between(&one, &other).expect("a fork"))
             })
             .collect();

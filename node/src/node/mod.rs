@@ -185,7 +185,9 @@ impl Node {
         let desk = Arc::new(desk);
         let test = config.network.params.is_test();
         let (network, local) = (&config.network.id, keys.node.public());
-        let cards = Arc::new(Cards::new(local, network, test, clock, unix_now));
+        let relied = config.node.bootstrap.iter().map(NodeAddress::node);
+        let cards = Cards::new(local, network, test, clock, unix_now).relying_on(relied);
+        let cards = Arc::new(cards);
         let evidence = EvidenceFolder::new(&config.node.data_dir, network.clone());
         cards.remember_evidence(evidence.read());
         let shop = match config.has(Role::Provider) {
