@@ -27,7 +27,7 @@ pub use capture::{Capture, Frames};
 pub use clock::Clock;
 pub use hosts::{Host, Lan};
 pub use network::{Discovery, Network, NodeUnderTest, Plan, Role, node_command};
-pub use process::{PATIENCE, Process, eventually, succeed};
+pub use process::{PATIENCE, Process, eventually, eventually_or_why, succeed};
 pub use programs::{agent, souk};
 pub use requester::{Rented, Requester};
 pub use search::{Needle, find};

@@ -178,11 +178,35 @@ impl Network {
     /// # Panics
     /// If it still runs, or does not start.
     pub fn start_provider_again_as(&mut self, name: &str, program: &Path) {
+        self.start_provider_again_by(name, program, str::to_owned);
+    }
+
+    /// As [`Self::start_provider_again`], with a configuration that was changed.
+    ///
+    /// # Panics
+    /// If it still runs, or does not start.
+    pub fn start_provider_again_with(&mut self, name: &str, edit: impl FnOnce(&str) -> String) {
+        self.start_provider_again_by(name, &programs::souk(), edit);
+    }
+
+    fn start_provider_again_by(
+        &mut self,
+        name: &str,
+        program: &Path,
+        edit: impl FnOnce(&str) -> String,
+    ) {
         let bootstrap = self.mixes_addresses();
         let folder = self.provider().folder.clone();
         let config = self.config(Some(Role::Provider), &folder, bootstrap, None);
-        fs::write(folder.join("souk.toml"), config).expect("written");
+        fs::write(folder.join("souk.toml"), edit(&config)).expect("written");
         self.nodes[0].start_again(name, program);
+    }
+
+    /// Stops all mixes.
+    pub fn stop_mixes(&mut self) {
+        for mix in &mut self.nodes[1..] {
+            mix.process.stop();
+        }
     }
 
     fn mixes_addresses(&self) -> Vec<String> {

@@ -1,6 +1,7 @@
 //! A process under test: what it says is kept in a file, and it does not outlive its fixture.
 
 use std::{
+    fmt::Display,
     fs::{self, File},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
@@ -200,12 +201,23 @@ fn show(name: &str, said: &str) {
 /// # Panics
 /// If it does not within [`PATIENCE`].
 pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    eventually_or_why(what, || condition().ok_or(""))
+}
+
+/// The same for a condition that says why it does not hold yet.
+///
+/// # Panics
+/// With what it said last, when it does not hold within [`PATIENCE`].
+pub fn eventually_or_why<T, W: Display>(
+    what: &str,
+    mut condition: impl FnMut() -> Result<T, W>,
+) -> T {
     let start = Instant::now();
     loop {
-        if let Some(value) = condition() {
-            return value;
+        match condition() {
+            Ok(value) => return value,
+            Err(why) => assert!(start.elapsed() < PATIENCE, "never: {what} {why}"),
         }
-        assert!(start.elapsed() < PATIENCE, "never: {what}");
         thread::sleep(LOOK_AGAIN);
     }
 }

@@ -41,6 +41,12 @@ fn a_provider_whom_nobody_can_dial_sells_over_its_own_links_needs_root_netns() {
         "{status}"
     );
     assert!(network.provider().addresses().is_empty());
+    let said = network.provider().souk(&["doctor", "--json"]).output();
+    let report: Value = serde_json::from_slice(&said.expect("it runs").stdout).expect("a report");
+    let found = report["findings"].as_array().expect("findings");
+    let is_it = |finding: &&Value| finding["check"] == "reachable";
+    let reachable = found.iter().find(is_it).expect("it was looked at");
+    assert_ne!(reachable["state"], "fine", "{report}");
 
     // The firewall works: not even a port with a listener behind it answers.
     let listener = wall.run(|| std::net::TcpListener::bind((wall.address(), 0)).expect("a port"));

@@ -135,6 +135,16 @@ impl Visitor {
         self.net.peers().local()
     }
 
+    /// Dials a node of the market at the addresses of its card, from this machine.
+    ///
+    /// # Errors
+    /// [`PeerError`]; [`PeerError::NoAddress`] also where the market has no card of it.
+    pub async fn dial(&self, node: NodeId) -> Result<(), PeerError> {
+        let listed = self.market.card(&node);
+        let addresses = listed.map_or_else(Vec::new, |listed| market::addresses(&listed.card));
+        self.net.peers().connect(node, &addresses).await
+    }
+
     /// What the policy of this client says of the nodes whose cards name evidence; `None` without a policy.
     ///
     /// # Errors

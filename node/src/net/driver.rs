@@ -39,7 +39,7 @@ use super::{
     conduct::{Conduct, Offence},
     counters::Counters,
     gossip::{Admission, CardValidator, Floodgate, Pending, Topic, VALIDATION_QUEUE, Verdict},
-    origin::Origins,
+    origin::{Dialler, Origins},
     peers::{Command, ConnectError, Neighbour, NetInfo, PublishError},
 };
 
@@ -150,6 +150,11 @@ impl Driver {
                 Some(Neighbour {
                     node: address::node_id(peer)?,
                     is_quic: self.origins.is_quic(peer)?,
+                    dialled_us: match self.origins.dialled(peer) {
+                        Some(Dialler::Internet) => true,
+                        Some(Dialler::Nearby) => self.allow_private_addresses,
+                        None => false,
+                    },
                     score: gossip.peer_score(peer).unwrap_or_default(),
                     topics: topics.len(),
                     in_mesh: mesh.contains(peer),

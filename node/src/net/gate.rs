@@ -144,6 +144,7 @@ impl NetworkBehaviour for Behaviour {
                 established.peer_id,
                 established.connection_id,
                 established.endpoint.get_remote_address(),
+                established.endpoint.is_listener(),
             ),
             FromSwarm::ConnectionClosed(ConnectionClosed {
                 peer_id,

@@ -59,6 +59,15 @@ struct Connected {
     id: ConnectionId,
     origin: Origin,
     is_quic: bool,
+    /// The peer dialled, and from an address of the Internet or another.
+    dialled: Option<Dialler>,
+}
+
+/// Where a peer that dialled this node stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialler {
+    Internet,
+    Nearby,
 }
 
 impl Origins {
@@ -84,6 +93,12 @@ impl Origins {
         peers.get(peer).map(|connected| connected.is_quic)
     }
 
+    /// Whether a peer dialled this node, and from where; none where this node dialled it.
+    pub(super) fn dialled(&self, peer: &PeerId) -> Option<Dialler> {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        peers.get(peer).and_then(|connected| connected.dialled)
+    }
+
     /// The connection of a peer; none where it is not connected.
     pub(super) fn connection(&self, peer: &PeerId) -> Option<ConnectionId> {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
@@ -99,13 +114,23 @@ impl Origins {
         }
     }
 
-    pub(super) fn handle_established(&self, peer: PeerId, id: ConnectionId, remote: &Multiaddr) {
+    pub(super) fn handle_established(
+        &self,
+        peer: PeerId,
+        id: ConnectionId,
+        remote: &Multiaddr,
+        it_dialled: bool,
+    ) {
         let origin = address::ip(remote).map_or(Origin::AWAY, |ip| self.hash(ip));
         let is_quic = remote.iter().any(|part| part == Protocol::QuicV1);
         let connected = Connected {
             id,
             origin,
             is_quic,
+            dialled: it_dialled.then(|| match address::is_public(remote) {
+                true => Dialler::Internet,
+                false => Dialler::Nearby,
+            }),
         };
         self.write().insert(peer, connected);
         self.made.send_replace(());
@@ -171,12 +196,14 @@ mod tests {
         ];
         let peers = addresses.map(|address| (PeerId::random(), address.parse().unwrap()));
         for (id, (peer, address)) in peers.iter().enumerate() {
-            origins.handle_established(*peer, ConnectionId::new_unchecked(id), address);
+            origins.handle_established(*peer, ConnectionId::new_unchecked(id), address, id == 0);
         }
         let of = |n: usize| origins.of(&peers[n].0);
         assert_eq!(of(0), of(1));
         assert_eq!(origins.is_quic(&peers[0].0), Some(false));
         assert_eq!(origins.is_quic(&peers[1].0), Some(true));
+        assert!(origins.dialled(&peers[0].0) == Some(Dialler::Nearby));
+        assert!(origins.dialled(&peers[1].0).is_none());
         assert_ne!(of(0), of(2));
         assert_eq!(of(3), of(4));
         // An older connection that ends late takes nothing away.
@@ -193,7 +220,7 @@ mod tests {
         let from: Multiaddr = "/ip4/192.0.2.1/tcp/1".parse().expect("an address");
         let connect = |peer, id| {
             let id = ConnectionId::new_unchecked(id);
-            origins.handle_established(peer, id, &from);
+            origins.handle_established(peer, id, &from, false);
         };
         let hears = async |tried| {
             let another = origins.another(&peer, tried);

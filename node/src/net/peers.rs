@@ -171,6 +171,8 @@ pub struct Neighbour {
     pub score: f64,
     /// Topics that it takes part in.
     pub topics: usize,
+    /// It dialled this node, from an address that a card may name.
+    pub dialled_us: bool,
     /// Messages are passed on to it.
     pub in_mesh: bool,
 }

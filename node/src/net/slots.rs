@@ -81,7 +81,7 @@ mod tests {
     fn origin(origins: &Origins, host: u8) -> Origin {
         let (peer, at) = (PeerId::random(), format!("/ip4/192.0.2.{host}/tcp/1"));
         let at: Multiaddr = at.parse().expect("an address");
-        origins.handle_established(peer, ConnectionId::new_unchecked(host.into()), &at);
+        origins.handle_established(peer, ConnectionId::new_unchecked(host.into()), &at, false);
         origins.of(&peer)
     }
 

@@ -313,7 +313,9 @@ const MAX_EVIDENCE_WARNINGS: usize = 8;
 /// What is to be said about nodes whose evidence does not hold by their own fault, this node among them.
 fn evidence_warnings(local: NodeId, verifier: &Verifier) -> Vec<String> {
     let found = verifier.found().into_iter();
-    let bad = found.filter(|(_, finding)| finding.bad > 0);
+    // Evidence that only others accept is no fault of a neighbour. Of one's own it is worth knowing.
+    let bad = found
+        .filter(|(node, finding)| finding.bad > 0 || (*node == local && finding.flaw.is_some()));
     let told = bad.take(MAX_EVIDENCE_WARNINGS).map(|(node, finding)| {
         let why = finding.flaw.map_or_else(
             || "it held the last time".to_owned(),

@@ -38,6 +38,7 @@ pub(super) async fn snapshot(node: &Running) -> v1::Snapshot {
     let cards = node.cards.all();
     let leases = node.open_leases();
     let totals = node.net.totals();
+    let dialled_in = to_u32(neighbours.iter().filter(|n| n.dialled_us).count());
     let anonymous = own.as_ref().and_then(|card| card.policy.anonymous.as_ref());
     v1::Snapshot {
         at_unix_ms: unix_ms(),
@@ -76,6 +77,7 @@ pub(super) async fn snapshot(node: &Running) -> v1::Snapshot {
             mailbox_packets: totals.mailbox_packets,
             relay_sessions: totals.relay_sessions,
             relayed_bytes: totals.relayed_bytes,
+            dialled_in,
         }),
         log: provider.as_ref().map(log),
         account: account(node),
@@ -208,6 +210,7 @@ fn peer(neighbour: crate::net::Neighbour) -> v1::Peer {
         score_milli: (neighbour.score * 1000.0) as i64,
         topics: to_u32(neighbour.topics),
         in_mesh: neighbour.in_mesh,
+        dialled_us: neighbour.dialled_us,
     }
 }
 

@@ -194,6 +194,7 @@ pub(crate) fn busy(leases: u32) -> v1::Snapshot {
             subscribers: 18,
             mesh: 8,
             reachable: true,
+            dialled_in: 3,
             listening: vec!["/ip4/0.0.0.0/udp/4551/quic-v1".to_owned()],
             peers: (0..18)
                 .map(|n| v1::Peer {
@@ -202,6 +203,7 @@ pub(crate) fn busy(leases: u32) -> v1::Snapshot {
                     score_milli: 12_340 - 1_111 * i64::from(n),
                     topics: 2,
                     in_mesh: n < 8,
+                    dialled_us: n < 3,
                 })
                 .collect(),
             offences: 2,

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde::Serialize;
+use souk_market::units::Resources;
 use souk_node::control;
 
 use super::{ConfigFile, unreached, wait};
@@ -41,6 +42,15 @@ pub(crate) struct Doctor {
     #[arg(long)]
     json: bool,
 }
+
+/// The smallest machine that anybody would rent: a shell and a few programs.
+const SMALLEST: Resources = Resources {
+    cpu_millicores: 250,
+    memory_mib: 320,
+    disk_mib: 64,
+    gpus: 0,
+    max_processes: 64,
+};
 
 /// How grave a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

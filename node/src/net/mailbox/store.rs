@@ -329,7 +329,12 @@ mod tests {
         let origins = Origins::new([0; 32]);
         let address = format!("/ip4/203.0.{}.{}/tcp/1", n >> 8, n & 0xff);
         let id = libp2p::swarm::ConnectionId::new_unchecked(1);
-        origins.handle_established(peer(0), id, &address.parse().expect("a multiaddress"));
+        origins.handle_established(
+            peer(0),
+            id,
+            &address.parse().expect("a multiaddress"),
+            false,
+        );
         origins.of(&peer(0))
     }
 

@@ -2,7 +2,7 @@
 
 use souk_node::control::v1;
 
-use super::Finding;
+use super::{Finding, SMALLEST};
 
 /// A card that expires sooner was not made again in time, in seconds.
 const SOON_S: u64 = 15 * 60;
@@ -71,7 +71,18 @@ fn reachable(snapshot: &v1::Snapshot, status: &v1::StatusReply) -> Finding {
     const CHECK: &str = "reachable";
     let network = snapshot.network.clone().unwrap_or_default();
     if network.reachable {
-        return Finding::fine(CHECK, "others can dial this node");
+        return match network.dialled_in {
+            0 => Finding::note(
+                CHECK,
+                "the card names addresses, and no node that is connected has dialled this one",
+                "a firewall that lets nobody in looks like this, and so does a node that has just started",
+                "if it stays so for an hour, forward the ports of node.listen, and name under node.external what others see",
+            ),
+            dialled => Finding::fine(
+                CHECK,
+                format!("of the connected nodes {dialled} have dialled this one"),
+            ),
+        };
     }
     let what = "nobody can dial this node";
     let fix =
@@ -133,7 +144,7 @@ fn offers(snapshot: &v1::Snapshot) -> Vec<Finding> {
             CHECK,
             "the card names no image",
             "a requester rents an image, so nothing can be rented",
-            "souk image build, or souk image import FILE; the node sees it at once",
+            "souk image build, or souk image import FILE; then restart the node, which leases outlive",
         ));
     }
     let missing: Vec<_> = LIMITS
@@ -215,16 +226,46 @@ fn backends(snapshot: &v1::Snapshot) -> Vec<Finding> {
 
 fn room(snapshot: &v1::Snapshot) -> Finding {
     const CHECK: &str = "room";
+    const REFUSED: &str = "new requests are refused for want of room";
     let (open, most) = (snapshot.leases.len(), snapshot.max_leases);
     if u32::try_from(open).unwrap_or(u32::MAX) >= most {
         return Finding::note(
             CHECK,
             format!("{open} of {most} leases are open"),
-            "new requests are refused for want of room",
-            "raise provider.max_leases, if the machine has more",
+            REFUSED,
+            "no node holds more; start another one on another machine",
+        );
+    }
+    let placing = snapshot.backends.iter().filter(|backend| !backend.paused);
+    let mut placing = placing.peekable();
+    if placing.peek().is_some() && !placing.any(has_room) {
+        return Finding::note(
+            CHECK,
+            format!("{open} leases are open, and nothing is left of the machine for another"),
+            REFUSED,
+            "raise what provider sells, if the machine has more; else it earns what it can",
         );
     }
     Finding::fine(CHECK, format!("{open} of {most} leases are open"))
+}
+
+/// Whether the smallest machine that is worth renting still fits.
+fn has_room(backend: &v1::Backend) -> bool {
+    let (Some(total), Some(used)) = (&backend.total, &backend.used) else {
+        return false;
+    };
+    let fits = |total: u32, used: u32, wanted| total.saturating_sub(used) >= wanted;
+    fits(
+        total.cpu_millicores,
+        used.cpu_millicores,
+        SMALLEST.cpu_millicores,
+    ) && fits(total.memory_mib, used.memory_mib, SMALLEST.memory_mib)
+        && fits(total.disk_mib, used.disk_mib, SMALLEST.disk_mib)
+        && fits(
+            total.max_processes,
+            used.max_processes,
+            SMALLEST.max_processes,
+        )
 }
 
 /// Why no work: what came, and what became of it.
@@ -315,6 +356,13 @@ mod tests {
                 backend: "sandbox".to_owned(),
                 ..v1::BackendState::default()
             }),
+            total: Some(v1::Resources {
+                cpu_millicores: 4_000,
+                memory_mib: 4_096,
+                disk_mib: 8_192,
+                max_processes: 4_096,
+            }),
+            used: Some(v1::Resources::default()),
             ..v1::Backend::default()
         };
         v1::Snapshot {
@@ -341,6 +389,7 @@ mod tests {
             network: Some(v1::Network {
                 subscribers: 3,
                 reachable: true,
+                dialled_in: 3,
                 ..v1::Network::default()
             }),
             ..v1::Snapshot::default()
@@ -358,14 +407,14 @@ mod tests {
     type Break = fn(&mut v1::Snapshot);
 
     #[test]
-    fn each_of_fifteen_broken_things_is_found_and_nothing_else() {
+    fn each_broken_thing_is_found_and_nothing_else() {
         fn status(snapshot: &mut v1::Snapshot) -> &mut v1::StatusReply {
             snapshot.status.as_mut().expect("there")
         }
         fn offer(snapshot: &mut v1::Snapshot) -> &mut v1::Offer {
             &mut snapshot.card.as_mut().expect("there").offers[0]
         }
-        let broken: [(&str, State, Break); 15] = [
+        let broken: [(&str, State, Break); 17] = [
             ("version", State::Note, |s| s.program = "0.0.1".to_owned()),
             ("warning", State::Bad, |s| {
                 status(s).warnings = vec!["the clock is behind".to_owned()];
@@ -376,6 +425,9 @@ mod tests {
             }),
             ("reachable", State::Bad, |s| {
                 s.network.as_mut().expect("there").reachable = false;
+            }),
+            ("reachable", State::Note, |s| {
+                s.network.as_mut().expect("there").dialled_in = 0;
             }),
             ("card", State::Bad, |s| {
                 s.card.as_mut().expect("there").expires_unix_s = NOW + 5;
@@ -397,6 +449,9 @@ mod tests {
                 s.orphans = vec![v1::Orphan::default()];
             }),
             ("room", State::Note, |s| s.max_leases = 1),
+            ("room", State::Note, |s| {
+                s.backends[0].used = s.backends[0].total;
+            }),
             ("requests", State::Note, |s| {
                 s.leases.clear();
                 status(s).refusals = vec![v1::Counter {

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Finding;
+use super::{Finding, SMALLEST};
 use crate::{
     commands::{end::unended, rent, requester},
     failure::Failure,
@@ -16,12 +16,13 @@ use souk_crypto::NodeId;
 use souk_market::matching::Wanted;
 use souk_market::{
     quorum::LeftOut,
-    units::{DurationS, Limits, Resources},
+    units::{DurationS, Limits},
 };
 use souk_node::{
     client::{Connected, Ended, RentRequest},
     config::Config,
     control::v1,
+    net::ConnectError,
 };
 
 /// The provider's next checkpoint is waited for so long.
@@ -119,6 +120,13 @@ pub(super) async fn look(
             "is it on the same network, and is the clock right? See the warnings above",
         ),
     }];
+    if market
+        .card(&own)
+        .is_some_and(|listed| !listed.card.addresses.is_empty())
+    {
+        let dialled_in = snapshot.network.as_ref().map_or(0, |n| n.dialled_in);
+        findings.push(answers(&visitor.dial(own).await, dialled_in));
+    }
     if lease {
         findings.push(if market.card(&own).is_some() {
             progress.step("renting from this node");
@@ -138,6 +146,32 @@ pub(super) async fn look(
     findings
 }
 
+/// What a dial from this machine to the addresses of the card says.
+fn answers(dialled: &Result<(), ConnectError>, dialled_in: u32) -> Finding {
+    const CHECK: &str = "addresses";
+    const FIX: &str =
+        "compare node.external, or else node.listen, with what others see; forward the port";
+    match dialled {
+        Ok(()) => Finding::fine(CHECK, "the node answers at those of its card"),
+        Err(ConnectError::WrongNode) => Finding::bad(
+            CHECK,
+            "another node answers at those of its card",
+            "what is meant for this node goes to that one",
+            FIX,
+        ),
+        Err(_) if dialled_in > 0 => Finding::fine(
+            CHECK,
+            "this machine does not reach those of its card, and others do",
+        ),
+        Err(error) => Finding::bad(
+            CHECK,
+            format!("nobody answers at those of its card: {error}"),
+            "no node that is connected has dialled this one either, so it gets only what comes over connections of its own",
+            FIX,
+        ),
+    }
+}
+
 fn nothing_rented() -> Finding {
     Finding::bad(
         "lease",
@@ -154,13 +188,7 @@ async fn rented(connected: &Connected, own: NodeId) -> Result<String, Failure> {
     let request = RentRequest {
         wanted: Wanted {
             image,
-            resources: Resources {
-                cpu_millicores: 250,
-                memory_mib: 320,
-                disk_mib: 64,
-                gpus: 0,
-                max_processes: 64,
-            },
+            resources: SMALLEST,
             duration: DurationS(LEASE_S),
             required: Limits::of(&[]),
             arch: None,
@@ -191,5 +219,25 @@ async fn rented(connected: &Connected, own: NodeId) -> Result<String, Failure> {
             state.as_str()
         ))
         .hint("wait for the next checkpoint; provider.checkpoint_s says how often there is one")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::State, *};
+
+    #[test]
+    fn who_is_dialled_by_others_is_reached_whatever_this_machine_reaches() {
+        let away = || Err(ConnectError::TimedOut);
+        let wrong = Err(ConnectError::WrongNode);
+        for (dialled, dialled_in, state) in [
+            (Ok(()), 0, State::Fine),
+            (away(), 3, State::Fine),
+            (away(), 0, State::Bad),
+            (wrong, 3, State::Bad),
+        ] {
+            let found = answers(&dialled, dialled_in);
+            assert_eq!(found.state, state, "{dialled:?} {dialled_in}");
+        }
     }
 }
