@@ -356,7 +356,7 @@ impl Voucher {
     }
 }
 
-/// The offer that carries a lease: the first that has the room and enforces what is required.
+/// The offer that carries a lease: the first that has the room, enforces what is required, and is in the TEE that is asked for.
 fn place(situation: &Situation<'_>, envelope: &Envelope) -> Result<usize, Reason> {
     let grant = &envelope.grant;
     let mut best = Reason::TooLarge;
@@ -371,6 +371,12 @@ fn place(situation: &Situation<'_>, envelope: &Envelope) -> Result<usize, Reason
         if !grant.required.missing_from(offer.enforced).is_empty() {
             if best != Reason::NoCapacity {
                 best = Reason::LimitNotEnforced;
+            }
+            continue;
+        }
+        if grant.tee.is_some_and(|tee| tee != offer.tee) {
+            if best != Reason::NoCapacity {
+                best = Reason::TeeMissing;
             }
             continue;
         }

@@ -28,7 +28,7 @@ use crate::{
     reply::{Endpoint, Expected, MAX_ENDPOINTS, Receipt},
     units::{
         CardDigest, DurationS, EnvelopeDigest, ImageHash, Limits, Money, ReplyKeyHash, RequestId,
-        Resources, SshPublicKey,
+        Resources, SshPublicKey, Tee,
     },
     wire::{Blob, List, wire_map},
 };
@@ -97,6 +97,8 @@ wire_map! {
         10 => pub refund: Option<Typed>,
         /// Proof of work ([`crate::work`]).
         11 => pub work: Option<u64>,
+        /// The TEE of which the instance has to bring evidence, else the lease is refused; none is asked for where absent.
+        12 => pub tee: Option<Tee>,
     }
     check = Grant::check;
 }
@@ -321,6 +323,8 @@ impl Grant {
             Err("accept_by is not a multiple of five minutes")
         } else if self.duration.0 == 0 {
             Err("a lease of no duration")
+        } else if self.tee == Some(Tee::None) {
+            Err("evidence of no TEE")
         } else {
             Ok(())
         }

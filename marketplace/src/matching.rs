@@ -11,7 +11,7 @@ use crate::{
     capacity::Level,
     card::{Policy, Role, VerifiedCard},
     quorum::{Market, MarketCard},
-    units::{Arch, Asset, DurationS, ImageHash, Limits, Money, Resources},
+    units::{Arch, Asset, DurationS, ImageHash, Limits, Money, Resources, Tee},
 };
 
 /// What is looked for.
@@ -37,6 +37,8 @@ pub struct Wanted {
     pub provider: Option<NodeId>,
     /// Only one of these, whose evidence was accepted; any where absent.
     pub attested: Option<BTreeSet<NodeId>>,
+    /// The instance has to bring evidence of one of these; of none where absent.
+    pub tees: Option<BTreeSet<Tee>>,
 }
 
 /// A provider that can carry it.
@@ -69,6 +71,8 @@ pub enum Mismatch {
     Size,
     /// No fitting offer enforces the limits.
     Limits,
+    /// The instances of the fitting offers bring no evidence that is accepted.
+    Tee,
     /// The fitting offers share the kernel of the host.
     SharedKernel,
     /// It says that it has no room.
@@ -91,6 +95,7 @@ impl Mismatch {
             Self::Arch => "of another architecture",
             Self::Size => "too small",
             Self::Limits => "that do not enforce a required limit",
+            Self::Tee => "whose instances bring no evidence of an accepted kind",
             Self::SharedKernel => "with a shared kernel",
             Self::Full => "full",
             Self::Price => "too expensive",
@@ -147,6 +152,12 @@ fn candidate(listed: &MarketCard, wanted: &Wanted) -> Result<Candidate, Mismatch
             Mismatch::Size
         } else if !wanted.required.missing_from(offer.enforced).is_empty() {
             Mismatch::Limits
+        } else if !wanted
+            .tees
+            .as_ref()
+            .is_none_or(|tees| proves(tees, offer.tee))
+        {
+            Mismatch::Tee
         } else if offer.shared_kernel && !wanted.shared_kernel {
             Mismatch::SharedKernel
         } else if let Err(why) = work_bits {
@@ -168,6 +179,10 @@ fn candidate(listed: &MarketCard, wanted: &Wanted) -> Result<Candidate, Mismatch
         closest = closest.max(mismatch);
     }
     Err(closest)
+}
+
+fn proves(tees: &BTreeSet<Tee>, tee: Tee) -> bool {
+    tee != Tee::None && tees.contains(&tee)
 }
 
 fn price(card: &VerifiedCard, wanted: &Wanted) -> Result<Money, Mismatch> {

@@ -67,6 +67,10 @@ wire_enum! {
         NoRelay = 27 => "no-relay",
         /// The request names no relay, and the provider is not reached straight.
         NoDirect = 28 => "no-direct",
+        /// It demands evidence of a TEE that no backend with room can bring.
+        TeeMissing = 29 => "tee-missing",
+        /// The lease has no evidence, or not so much of it.
+        NoEvidence = 30 => "no-evidence",
     }
 }
 
@@ -79,7 +83,7 @@ impl Reason {
     pub const fn is_about_a_later_request(self) -> bool {
         matches!(
             self,
-            Self::StaleCounter | Self::NoTopUp | Self::WrongStatement
+            Self::StaleCounter | Self::NoTopUp | Self::WrongStatement | Self::NoEvidence
         )
     }
 
@@ -155,6 +159,12 @@ impl Reason {
             }
             Self::NoDirect => {
                 "the provider lets nobody in without a relay: rent again without --direct"
+            }
+            Self::TeeMissing => {
+                "the provider cannot prove now what its instances run on: rent elsewhere, or without --require-evidence"
+            }
+            Self::NoEvidence => {
+                "the provider has no such evidence of the instance: end the lease and rent elsewhere"
             }
         }
     }

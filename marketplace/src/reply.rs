@@ -1,10 +1,10 @@
-//! What a provider answers: a receipt, a refusal, the status of a lease, or its final statement.
+//! What a provider answers: a receipt, a refusal, the status of a lease, a part of its evidence, or its final statement.
 //!
 //! ```text
 //!   Reply { binding, body } ── card key signs ──► padded ──► sealed to the reply key ──► SURB ──► requester
 //! ```
 //!
-//! All four have one size ([`crate::sealed::SEALED_REPLY_LEN`]), which fits one packet: nobody on the way learns
+//! All of them have one size ([`crate::sealed::SEALED_REPLY_LEN`]), which fits one packet: nobody on the way learns
 //! whether a request was accepted. The signature stands inside the seal and covers the binding, so a reply can neither
 //! be forged by who knows the reply key nor resealed to somebody else.
 //!
@@ -30,8 +30,8 @@ use crate::{
     refusal::Reason,
     statement::MAX_STATEMENT_LEN,
     units::{
-        CardDigest, Counter, EnvelopeDigest, HostKey, LeaseId, Money, RelayToken, ReplyKeyHash,
-        RequestId, Salt, UserName,
+        CardDigest, Counter, Digest, EnvelopeDigest, HostKey, LeaseId, Money, RelayToken,
+        ReplyKeyHash, RequestId, Salt, UserName,
     },
     wire::{Blob, List, definite, wire_enum, wire_map},
 };
@@ -42,6 +42,10 @@ pub const MAX_ENDPOINTS: usize = 4;
 pub const MAX_ENTRY_LEN: usize = 128;
 /// Most bytes of a checkpoint with its signatures.
 pub const MAX_CHECKPOINT_LEN: usize = 512;
+/// Bytes of evidence in one reply.
+pub const EVIDENCE_PART_LEN: usize = 1536;
+/// Most parts of the evidence of an instance: as many as the largest quote has, 16 KiB.
+pub const MAX_EVIDENCE_PARTS: u8 = 11;
 /// Most bytes of an inclusion proof: 26 hashes of 32 bytes, enough for a log of 67 million leaves.
 pub const MAX_PATH_LEN: usize = 26 * 32;
 
@@ -138,6 +142,24 @@ wire_map! {
     }
 }
 
+wire_map! {
+    /// A part of the evidence that a receipt names: too much for one reply.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct EvidencePart {
+        /// The lease.
+        0 => pub lease: LeaseId,
+        /// Digest of the whole.
+        1 => pub digest: Digest,
+        /// Which part this is, from 0.
+        2 => pub part: u8,
+        /// How many there are.
+        3 => pub parts: u8,
+        /// Its bytes; all parts but the last have [`EVIDENCE_PART_LEN`].
+        4 => pub bytes: Blob<1, EVIDENCE_PART_LEN>,
+    }
+    check = EvidencePart::check;
+}
+
 wire_enum! {
     /// What a provider has to say to all of its holders.
     pub enum NoticeKind {
@@ -172,6 +194,8 @@ pub enum Body {
     Status(Status),
     /// The final account.
     Statement(FinalStatement),
+    /// A part of the evidence.
+    Evidence(EvidencePart),
 }
 
 wire_map! {
@@ -242,6 +266,7 @@ impl Object for Reply {
             Body::Receipt(receipt) => receipt
                 .check()
                 .map_err(|rule| Invalid::new("receipt", rule)),
+            Body::Evidence(part) => part.check().map_err(|rule| Invalid::new("evidence", rule)),
             Body::Refusal(_) | Body::Status(_) | Body::Statement(_) => Ok(()),
         }
     }
@@ -251,6 +276,33 @@ impl Receipt {
     fn check(&self) -> Result<(), &'static str> {
         if self.endpoints.is_empty() {
             Err("a receipt without an endpoint")
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl EvidencePart {
+    /// One part of `evidence`, which has this digest; `None` where it has no such part, or is longer than all of them.
+    #[must_use]
+    pub fn of(lease: LeaseId, digest: Digest, evidence: &[u8], part: u8) -> Option<Self> {
+        let parts = u8::try_from(evidence.len().div_ceil(EVIDENCE_PART_LEN)).ok()?;
+        let bytes = evidence.chunks(EVIDENCE_PART_LEN).nth(part.into())?;
+        (parts <= MAX_EVIDENCE_PARTS).then(|| Self {
+            lease,
+            digest,
+            part,
+            parts,
+            bytes: Blob::new(bytes.to_vec()).expect("a chunk has its size at most"),
+        })
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        let is_last = self.part.checked_add(1) == Some(self.parts);
+        if self.parts > MAX_EVIDENCE_PARTS || self.part >= self.parts {
+            Err("a part of evidence that cannot be")
+        } else if !is_last && self.bytes.len() != EVIDENCE_PART_LEN {
+            Err("a part of evidence that is not full")
         } else {
             Ok(())
         }
@@ -319,6 +371,7 @@ impl<C> Encode<C> for Body {
             Self::Refusal(body) => body.encode(e.u8(1)?, ctx),
             Self::Status(body) => body.encode(e.u8(2)?, ctx),
             Self::Statement(body) => body.encode(e.u8(3)?, ctx),
+            Self::Evidence(body) => body.encode(e.u8(4)?, ctx),
         }
     }
 }
@@ -330,6 +383,7 @@ impl<'b, C> Decode<'b, C> for Body {
             (2, 1) => Refusal::decode(d, ctx).map(Self::Refusal),
             (2, 2) => Status::decode(d, ctx).map(Self::Status),
             (2, 3) => FinalStatement::decode(d, ctx).map(Self::Statement),
+            (2, 4) => EvidencePart::decode(d, ctx).map(Self::Evidence),
             _ => Err(CborError::message("not a reply")),
         }
     }

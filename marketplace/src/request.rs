@@ -1,5 +1,5 @@
-//! What a holder can say about its lease once the envelope is out: end it, ask how it stands, extend it, and
-//! acknowledge its final statement.
+//! What a holder can say about its lease once the envelope is out: end it, ask how it stands, extend it, have its evidence
+//! sent, and acknowledge its final statement.
 //!
 //! Every request is signed by the holder key and carries a counter that rises, so nothing else can end a lease and no
 //! old request can be played again. Each brings fresh SURBs: the provider has no other way to answer.
@@ -43,6 +43,11 @@ pub enum Action {
     Acknowledge {
         /// BLAKE3 of the statement's bytes.
         statement: Digest,
+    },
+    /// Send a part of the evidence that the receipt names.
+    Evidence {
+        /// Which one, from 0.
+        part: u8,
     },
 }
 
@@ -136,6 +141,7 @@ impl<C> Encode<C> for Action {
                 e.array(2)?.u8(3)?;
                 statement.encode(e, ctx)
             }
+            Self::Evidence { part } => e.array(2)?.u8(4)?.u8(*part)?.ok(),
         }
     }
 }
@@ -152,6 +158,7 @@ impl<'b, C> Decode<'b, C> for Action {
             (2, 3) => Ok(Self::Acknowledge {
                 statement: Digest::decode(d, ctx)?,
             }),
+            (2, 4) => Ok(Self::Evidence { part: d.u8()? }),
             _ => Err(CborError::message("not an action of a holder")),
         }
     }

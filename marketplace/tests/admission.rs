@@ -10,12 +10,12 @@ use souk_market::{
     capacity::Level,
     card::VerifiedCard,
     directory::Directory,
-    envelope::{Envelope, MAX_ACCEPT_AHEAD_S, Typed, Voucher, accept_by},
+    envelope::{Envelope, MAX_ACCEPT_AHEAD_S, Typed, VerifiedEnvelope, Voucher, accept_by},
     matching::{Mismatch, Wanted, candidates},
     quorum::{Gathering, Market},
     refusal::Reason,
     units::{
-        CardDigest, DurationS, ImageHash, LeaseId, Limit, Limits, Money, RequestId, Resources,
+        CardDigest, DurationS, ImageHash, LeaseId, Limit, Limits, Money, RequestId, Resources, Tee,
     },
     work,
 };
@@ -171,6 +171,10 @@ fn each_reason_is_given_for_its_cause() {
             Box::new(|e| e.grant.required = Limits::of(&[Limit::Disk])),
         ),
         (
+            Reason::TeeMissing,
+            Box::new(|e| e.grant.tee = Some(Tee::Tdx)),
+        ),
+        (
             Reason::AnonymousDuration,
             Box::new(|e| {
                 e.grant.duration = DurationS(7_201);
@@ -202,6 +206,60 @@ fn each_reason_is_given_for_its_cause() {
         assert_eq!(scene.admission.refused().sum(), 1);
         assert_eq!(scene.admission.remembered(), 0, "{reason} is remembered");
     }
+}
+
+#[test]
+fn a_grant_that_requires_a_tee_gets_an_offer_in_it_and_no_other() {
+    let mut scene = Scene::with(|card| {
+        let mut offers = card.offers.to_vec();
+        for tee in [Tee::NoneTest, Tee::Tdx] {
+            let mut offer = offers[0].clone();
+            offer.tee = tee;
+            offers.push(offer);
+        }
+        card.offers = list(offers);
+    });
+    let ask = |scene: &mut Scene, seed, tee| {
+        let free = [large(); 3];
+        let requester = Requester::new(seed);
+        let mut envelope = requester.plain_envelope(&scene.provider, scene.card.digest());
+        envelope.grant.tee = tee;
+        let situation = Situation {
+            card: &scene.card,
+            honoured: &scene.honoured,
+            free: &free,
+            anonymous_active: 0,
+            draining: false,
+        };
+        let lease = LeaseId([u8::try_from(seed).expect("small"); 16]);
+        let envelope = requester.sign(envelope);
+        scene
+            .admission
+            .handle_envelope(NOW, &situation, &envelope, lease)
+    };
+    for (seed, tee, offer) in [
+        (1, None, 0),
+        (2, Some(Tee::NoneTest), 1),
+        (3, Some(Tee::Tdx), 2),
+    ] {
+        assert_eq!(
+            accepted(&ask(&mut scene, seed, tee)).offer,
+            offer,
+            "{tee:?}"
+        );
+    }
+    let other = ask(&mut scene, 4, Some(Tee::SevSnp));
+    assert_eq!(other, Decision::Refuse(Reason::TeeMissing));
+    assert_eq!(scene.admission.refused().of(Reason::TeeMissing), 1);
+}
+
+#[test]
+fn evidence_of_no_tee_cannot_be_asked_for() {
+    let (provider, requester) = (Node::new(1), Requester::new(1));
+    let mut envelope = requester.plain_envelope(&provider, provider.card(1).digest());
+    envelope.grant.tee = Some(Tee::None);
+    let signed = VerifiedEnvelope::sign(envelope, &requester.holder, &network());
+    assert!(signed.is_err());
 }
 
 #[test]
@@ -381,8 +439,32 @@ fn wanted() -> Wanted {
         max_total: None,
         issuer: None,
         attested: None,
+        tees: None,
         provider: None,
     }
+}
+
+#[test]
+fn who_wants_evidence_of_the_instance_finds_offers_that_bring_it() {
+    let (plain, proven) = (Node::new(1), Node::new(2));
+    let mut card = proven.plain_card(1);
+    let mut offer = card.offers[0].clone();
+    offer.tee = Tee::NoneTest;
+    card.offers = list(vec![card.offers[0].clone(), offer]);
+    let (plain_card, proven_card) = (plain.card(1), proven.sign(card));
+    let market = market(&[(&plain, plain_card, None), (&proven, proven_card, None)]);
+    let mut wanted = wanted();
+    assert_eq!(candidates(&market, &wanted).0.len(), 2);
+    wanted.tees = Some([Tee::None, Tee::NoneTest].into());
+    let (found, others) = candidates(&market, &wanted);
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        (found[0].card.node, found[0].offer),
+        (proven.node.public(), 1)
+    );
+    assert_eq!(others, [(plain.node.public(), Mismatch::Tee)]);
+    wanted.tees = Some([Tee::Tdx].into());
+    assert!(candidates(&market, &wanted).0.is_empty());
 }
 
 #[test]

@@ -6,12 +6,12 @@ use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
 use souk_crypto::{CardPublicKey, NodeId, ReplyKey, SealKey, UnixTime, cbor, sign};
 use souk_market::{
-    card::{Card, MAX_CARD_LEN, VerifiedCard},
+    card::{Card, EvidenceRef, MAX_CARD_LEN, VerifiedCard},
     envelope::{Envelope, MAX_NAMED_RELAYS, MAX_SURBS, VerifiedEnvelope},
     refusal::Reason,
     reply::{
-        Body, Endpoint, FinalStatement, LeaseState, MAX_CHECKPOINT_LEN, MAX_PATH_LEN, Receipt,
-        Refusal, Reply, Status,
+        Body, EVIDENCE_PART_LEN, Endpoint, EvidencePart, FinalStatement, LeaseState,
+        MAX_CHECKPOINT_LEN, MAX_EVIDENCE_PARTS, MAX_PATH_LEN, Receipt, Refusal, Reply, Status,
     },
     request::{Action, HolderRequest},
     sealed::{
@@ -43,6 +43,31 @@ fn receipt() -> Body {
         price: Money(5),
         evidence: List::empty(),
     })
+}
+
+/// The largest there is: with all relays, and evidence.
+fn receipt_with_evidence() -> Body {
+    let Body::Receipt(mut receipt) = receipt() else {
+        unreachable!("it is one");
+    };
+    receipt.evidence = list(vec![EvidenceRef {
+        kind: u16::MAX,
+        scope: EvidenceRef::INSTANCE,
+        algorithm: EvidenceRef::BLAKE3,
+        digest: Digest([4; 32]),
+        collateral: Some(Digest([5; 32])),
+        not_after: UnixTime(u64::MAX),
+        policy: Digest([6; 32]),
+        epoch: u32::MAX,
+    }]);
+    Body::Receipt(receipt)
+}
+
+/// The evidence is as large as the largest quote.
+fn evidence(part: u8) -> Body {
+    let quote = vec![7; 16_384];
+    let lease = LeaseId([1; 16]);
+    Body::Evidence(EvidencePart::of(lease, Digest([4; 32]), &quote, part).expect("a part"))
 }
 
 fn statement() -> Statement {
@@ -96,11 +121,48 @@ fn reply(envelope: &VerifiedEnvelope, body: Body) -> Reply {
 }
 
 #[test]
+fn parts_of_evidence_are_the_whole_and_there_are_no_others() {
+    let quote: Vec<u8> = (0..4_000_u32).map(|n| n as u8).collect();
+    let (lease, digest) = (LeaseId([1; 16]), Digest([4; 32]));
+    let part = |n| EvidencePart::of(lease, digest, &quote, n);
+    let parts: Vec<_> = (0..3).map(|n| part(n).expect("a part")).collect();
+    let whole: Vec<u8> = parts.iter().flat_map(|part| part.bytes.to_vec()).collect();
+    assert_eq!(whole, quote);
+    assert!(parts.iter().all(|part| part.parts == 3));
+    assert_eq!(part(3), None);
+    let too_long = vec![0; EVIDENCE_PART_LEN * usize::from(MAX_EVIDENCE_PARTS) + 1];
+    assert_eq!(EvidencePart::of(lease, digest, &too_long, 0), None);
+    let full = EvidencePart::of(lease, digest, &too_long[1..], MAX_EVIDENCE_PARTS - 1);
+    assert!(full.is_some(), "the last of as many as may be");
+
+    let (mut provider, requester) = (Node::new(1), Requester::new(1));
+    let envelope = requester.envelope(&provider, provider.card(1).digest());
+    let wrong: [fn(&mut EvidencePart); 3] = [
+        |part| part.part = part.parts,
+        |part| part.parts = MAX_EVIDENCE_PARTS + 1,
+        |part| part.bytes = Blob::new(vec![1]).expect("small"),
+    ];
+    for change in wrong {
+        let mut part = parts[0].clone();
+        change(&mut part);
+        let sealed = seal_reply(
+            reply(&envelope, Body::Evidence(part)),
+            &provider.card,
+            &envelope.reply_key,
+            &network(),
+            &mut provider.rng,
+        );
+        assert!(sealed.is_err());
+    }
+}
+
+#[test]
 fn every_reply_has_one_size_whatever_it_says() {
     let (mut provider, requester) = (Node::new(1), Requester::new(1));
     let envelope = requester.envelope(&provider, provider.card(1).digest());
     let bodies = [
         receipt(),
+        receipt_with_evidence(),
         Body::Refusal(Refusal {
             reason: Reason::NoCapacity,
         }),
@@ -110,6 +172,7 @@ fn every_reply_has_one_size_whatever_it_says() {
             valid_to: NOW,
         }),
         largest_statement(),
+        evidence(0),
     ];
     for body in bodies {
         let sealed = seal_reply(

@@ -131,9 +131,73 @@ fn a_lease_under_a_policy_that_names_the_test_root_and_none_under_one_that_does_
         "--attested-mixes",
     ]);
     assert_eq!(lease.text("provider"), network.provider().id());
+    assert_eq!(lease.text("evidence"), "none+test");
     let said = requester.exec(&lease, "echo up");
     assert_eq!(String::from_utf8_lossy(&said.stdout), "up\n");
+    let ended = requester.json(&["end", "--json", lease.lease()]);
+    let digest = ended["usage"]["evidence"].as_str();
+    assert_eq!(digest.map(str::len), Some(64), "{ended}");
+}
+
+#[test]
+fn an_instance_that_the_policy_accepts_no_more_is_not_connected_to() {
+    let folder = TempDir::new().expect("a folder");
+    let minted = folder.path().join("minted");
+    let policy = mint(&minted);
+    let network = attested(&minted, &policy);
+    let requester = network.requester("requester", None);
+    let _ = judged(&requester, &policy, "accepted");
+    // The nodes have their own copy of it; the requester asks another file.
+    let own = folder.path().join("own.toml");
+    let text = fs::read_to_string(&policy).expect("minted");
+    fs::write(&own, &text).expect("written");
+    let policy = own.display().to_string();
+    let lease = requester.rent(&["--require-evidence", "--policy", &policy]);
+    let ssh = |way: &[&str]| {
+        let mut command = requester.program(&souk());
+        command.arg("ssh").args(way).arg("--home");
+        command.arg(requester.home());
+        command.args([lease.alias(), "--", "echo", "up"]);
+        command
+    };
+    let openssh = || {
+        let mut command = requester.openssh("ssh", &lease.ssh_config());
+        command.args([lease.alias(), "echo up"]);
+        command
+    };
+    for mut way in [ssh(&[]), ssh(&["--builtin"]), openssh()] {
+        let said = succeed(&mut way);
+        assert_eq!(String::from_utf8_lossy(&said.stdout), "up\n");
+    }
+
+    fs::write(&own, text.replace("mr_td = \"01", "mr_td = \"02")).expect("written");
+    for mut way in [ssh(&[]), ssh(&["--builtin"]), openssh()] {
+        let said = fails(&mut way);
+        assert!(
+            said.contains("the instance is not believed any more (measurement"),
+            "{said}"
+        );
+    }
+    fs::remove_file(&own).expect("removed");
+    for mut way in [ssh(&[]), openssh()] {
+        let said = fails(&mut way);
+        assert!(said.contains(&format!("cannot read {policy}")), "{said}");
+    }
     let _ = requester.json(&["end", "--json", lease.lease()]);
+}
+
+#[test]
+fn a_provider_without_a_source_is_asked_for_no_evidence_of_instances() {
+    let folder = TempDir::new().expect("a folder");
+    let policy = mint(&folder.path().join("minted"));
+    let network = Network::start(&Plan::default());
+    let requester = network.requester("requester", None);
+    let said = fails(&mut requester.souk(&["rent", "--require-evidence", "--policy", &policy]));
+    assert!(
+        said.contains("1 without evidence that the policy accepts"),
+        "{said}"
+    );
+    assert!(requester.leases().is_empty(), "nothing was rented");
 }
 
 #[test]

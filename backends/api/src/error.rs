@@ -32,6 +32,14 @@ pub enum BackendError {
         /// What was asked for, in words.
         what: String,
     },
+    /// The lease demands evidence of a TEE that its instance would not be in.
+    #[error("lease {lease} asks for evidence of {tee}, which this backend cannot bring")]
+    NoTee {
+        /// The lease.
+        lease: LeaseId,
+        /// Of which TEE.
+        tee: crate::Tee,
+    },
     /// There is no room now.
     #[error("no room for lease {lease}: {what}")]
     Full {
@@ -74,7 +82,7 @@ impl BackendError {
     #[must_use]
     pub fn blame(&self) -> Blame {
         match self {
-            Self::NoSuchImage(_) | Self::Unsupported { .. } => Blame::Request,
+            Self::NoSuchImage(_) | Self::Unsupported { .. } | Self::NoTee { .. } => Blame::Request,
             Self::Full { .. } => Blame::Capacity,
             Self::Host { .. } => Blame::Operator,
             Self::NotUp { .. } | Self::Unknown { .. } => Blame::Bug,

@@ -22,8 +22,8 @@ mod usage;
 
 pub use error::{BackendError, Blame};
 pub use spec::{
-    Capabilities, HostKey, ImageHash, Instance, InstanceState, LeaseId, LeaseSpec, Limit,
-    Resources, SshPublicKey,
+    Capabilities, EvidenceOrder, HostKey, ImageHash, Instance, InstanceState, LeaseId, LeaseSpec,
+    Limit, Resources, SshPublicKey, Tee,
 };
 pub use usage::{Meter, Usage, UsageSample};
 
@@ -43,7 +43,8 @@ pub trait Backend: Send + Sync + 'static {
     /// [`BackendError::Host`] where the machine cannot be asked.
     async fn capabilities(&self) -> Result<Capabilities, BackendError>;
 
-    /// Starts the instance of a lease, or finds the one that runs already, and returns once it accepts SSH.
+    /// Starts the instance of a lease, or finds the one that runs already, and returns once it accepts SSH, with a quote where
+    /// the lease orders one.
     ///
     /// # Errors
     /// [`BackendError`] says whose fault it was; after an error nothing of the lease is left running, or the error is

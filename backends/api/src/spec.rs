@@ -94,6 +94,60 @@ pub struct LeaseSpec {
     pub authorized_key: SshPublicKey,
     /// When the lease ends, in Unix seconds. The instance ends itself then, even when the node is gone.
     pub valid_to_unix_s: u64,
+    /// What proves what it runs on; a backend that cannot bring it must refuse.
+    pub evidence: Option<EvidenceOrder>,
+}
+
+/// What protects an instance from whoever runs its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Tee {
+    /// Intel TDX.
+    #[serde(rename = "tdx")]
+    Tdx,
+    /// AMD SEV-SNP.
+    #[serde(rename = "sev-snp")]
+    SevSnp,
+    /// None: software that looks like one, and proves nothing.
+    #[serde(rename = "none+test")]
+    NoneTest,
+}
+
+impl Tee {
+    /// The word that people see.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tdx => "tdx",
+            Self::SevSnp => "sev-snp",
+            Self::NoneTest => "none+test",
+        }
+    }
+}
+
+impl fmt::Display for Tee {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A quote that an instance has to bring: of which TEE, and what it binds beside the host key that the instance makes and the
+/// image that it measures. Whoever takes the quote binds all of it, so that none of another lease or node will do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvidenceOrder {
+    /// Of this TEE, and no other.
+    pub tee: Tee,
+    /// The id of the network.
+    pub network: String,
+    /// The provider, by its public key.
+    pub provider: [u8; 32],
+    /// The key that signs the provider's cards and receipts.
+    pub attested_key: [u8; 32],
+    /// Digest of the policy that the provider stands against; zero where it names none.
+    pub policy: [u8; 32],
+    /// The key epoch of the network.
+    pub epoch: u32,
+    /// Digest of the envelope of the lease, which its requester drew: no quote is older than it.
+    pub envelope: [u8; 32],
 }
 
 /// A limit that a driver may or may not be able to enforce on a machine.
@@ -123,6 +177,8 @@ pub struct Capabilities {
     pub shared_kernel: bool,
     /// Instances can open connections to the outside by themselves.
     pub egress: bool,
+    /// What protects its instances from this host, and can prove it; nothing where absent.
+    pub tee: Option<Tee>,
     /// Images that are in the store.
     pub images: Vec<ImageHash>,
 }
@@ -154,4 +210,6 @@ pub struct Instance {
     pub host_key: HostKey,
     /// When it ends by itself, in Unix seconds.
     pub valid_to_unix_s: u64,
+    /// The quote that its lease ordered: from [`crate::Backend::provision`] only, and taken anew at each call.
+    pub quote: Option<Vec<u8>>,
 }

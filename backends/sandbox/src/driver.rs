@@ -134,6 +134,7 @@ impl Backend for Sandbox {
             enforced: self.0.enforced(),
             shared_kernel: true,
             egress: false,
+            tee: None,
             images: self.0.images()?,
         })
     }
@@ -401,6 +402,7 @@ fn instance(launch: &Launch, state: InstanceState, host_key: souk_backend::HostK
         user: USER.to_owned(),
         host_key,
         valid_to_unix_s: launch.spec.valid_to_unix_s,
+        quote: None,
     }
 }
 

@@ -396,6 +396,7 @@ mod tests {
                 required_limits: vec![Limit::Memory],
                 authorized_key: SshPublicKey([2; 32]),
                 valid_to_unix_s: 1_800_000_000,
+                evidence: None,
             },
             slot: 3,
             port: 4_321,

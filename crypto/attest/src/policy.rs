@@ -108,6 +108,11 @@ impl Policy {
         Trust::with_test_roots(self.test_roots.iter().copied())
     }
 
+    /// Kinds of evidence that it may accept.
+    pub fn kinds(&self) -> impl Iterator<Item = Kind> {
+        self.kinds.iter().copied()
+    }
+
     /// The names of its reference values, with the TEE and the dates between which they hold.
     pub fn references(
         &self,

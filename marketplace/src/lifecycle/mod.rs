@@ -194,7 +194,8 @@ impl Lease {
                 self.push(Action::Watch);
                 self.push(Action::Reply(Reply::Receipt));
             }
-            (Phase::Provisioning, Event::ProvisionFailed) => self.fail(),
+            // Of a reserved lease nothing was asked of the backend: it was found not to have what is demanded.
+            (Phase::Reserved | Phase::Provisioning, Event::ProvisionFailed) => self.fail(),
             (Phase::Active, Event::Sampled(usage)) => {
                 self.row.usage = self.row.usage.then(&usage);
                 self.persist();

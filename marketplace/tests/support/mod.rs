@@ -231,6 +231,7 @@ impl Requester {
                 authorization: Typed::anonymous(),
                 refund: None,
                 work: None,
+                tee: None,
             },
             reply_key: self.reply.public(),
             ssh_key: SshPublicKey([9; 32]),

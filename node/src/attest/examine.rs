@@ -6,7 +6,7 @@
 use souk_attest::{
     Answer, Blame, Bundle, Collateral, CollateralDigest, Evidence, EvidenceDigest, Kind, Refusal,
     ReportData, VerifiedCache,
-    binding::{Freshness, NodeBinding},
+    binding::{Freshness, InstanceBinding, NodeBinding},
 };
 use souk_crypto::{MAX_SKEW_S, NetworkId, NodeId, UnixTime};
 use souk_market::{
@@ -19,7 +19,7 @@ use souk_sphinx::{Epoch, EpochClock};
 /// makes it anew in peace, short enough that a machine that is no longer one is found out.
 pub(crate) const LIFE_AFTER_EPOCH_S: u64 = 86_400;
 
-/// What a card claims that evidence proves.
+/// What a card, or a receipt, claims that evidence proves.
 #[derive(Clone, Debug)]
 pub struct Claim {
     /// Whose card it is, and whose fault evidence is that does not hold.
@@ -135,6 +135,21 @@ impl Claim {
                 window,
             }
         })
+    }
+
+    /// What a receipt claims of its instance, whose evidence has to bind this. It counts from its epoch on, and ends with
+    /// its certificates: the envelope in it says that it is of this lease.
+    pub(crate) fn of_instance(
+        reference: &EvidenceRef,
+        binding: &InstanceBinding<'_>,
+        clock: EpochClock,
+    ) -> Self {
+        Self {
+            node: *binding.provider.node,
+            reference: reference.clone(),
+            report_data: binding.report_data(),
+            window: (clock.start(Epoch(reference.epoch)), UnixTime(u64::MAX)),
+        }
     }
 
     /// Evidence and collateral that it names, where it names both.

@@ -9,6 +9,9 @@
 //!                            policy.decide ◄──┘                    (a requester's)
 //! ```
 //!
+//! Evidence of an instance takes another way: made by a backend ([`InTee`]) as its lease orders it, held against that order by
+//! [`HostTee`], named in the receipt, fetched in parts by the holder, and judged as a [`Claim`] like all other.
+//!
 //! The card key is the attested key: it signs the card, and the card holds the sub-keys with the mix keys. So one piece of
 //! evidence binds all that a node signs in its name until it is renewed.
 //!
@@ -18,6 +21,8 @@
 //! for a while); an honest peer blamed for what it passed on (only who signed the card is).
 
 mod examine;
+mod host;
+mod in_tee;
 #[cfg(test)]
 pub(crate) mod minted;
 mod pieces;
@@ -27,6 +32,9 @@ mod verifier;
 
 pub use examine::Claim;
 pub(crate) use examine::{LIFE_AFTER_EPOCH_S, Outcome, examine, market_tee};
+pub use host::HostTee;
+pub(crate) use host::{InstanceFlaw, backend_tee};
+pub(crate) use in_tee::InTee;
 pub(crate) use pieces::fetch;
 pub use pieces::{Pieces, Put, Wanted};
 pub use policy_file::{PolicyError, read_policy};

@@ -3,7 +3,11 @@
 //! What a source gives has verified under its own trust, so that nothing is published that nobody can believe; and what kind it
 //! is, verification says, never the configuration: a software TEE cannot be published as anything but `none+test`.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use ring::rand::SystemRandom;
 use souk_attest::{
@@ -27,8 +31,19 @@ pub(crate) enum Source {
         trust: Trust,
     },
     /// The software TEE, which proves nothing.
-    Test(Arc<TestRoot>),
+    Test(Arc<SoftTee>),
 }
+
+/// A root, and a machine of no kind at all under it.
+#[derive(Debug)]
+pub(crate) struct SoftTee {
+    root: TestRoot,
+    /// Since when, and the machine.
+    machine: Mutex<Option<(UnixTime, Arc<TestTdx>)>>,
+}
+
+/// The software TEE draws its machine anew after this long, in seconds (a day), as the collateral of a real one is fetched again.
+const MACHINE_LIFE_S: u64 = 86_400;
 
 /// Why there is no evidence of this node.
 #[derive(Debug, thiserror::Error)]
@@ -83,8 +98,48 @@ impl Source {
                 }),
                 trust: policy.map_or_else(Trust::vendors, Policy::trust),
             }),
-            config::EvidenceSource::Test { root } => Some(Self::Test(Arc::new(test_root(root)?))),
+            config::EvidenceSource::Test { root } => Some(Self::soft(test_root(root)?)),
         })
+    }
+
+    /// The software TEE under this root.
+    pub(crate) fn soft(root: TestRoot) -> Self {
+        let machine = Mutex::default();
+        Self::Test(Arc::new(SoftTee { root, machine }))
+    }
+
+    /// What has to be trusted for evidence from here.
+    pub(crate) fn trust(&self) -> Trust {
+        match self {
+            Self::Tsm { trust, .. } => trust.clone(),
+            Self::Test(soft) => Trust::with_test_roots([soft.root.id()]),
+        }
+    }
+
+    /// Evidence over `report_data` alone.
+    pub(crate) async fn evidence(
+        &self,
+        report_data: ReportData,
+        now: UnixTime,
+    ) -> Result<Evidence, SourceError> {
+        match self {
+            Self::Tsm { root, .. } => {
+                let root = root.clone();
+                let collected =
+                    tokio::task::spawn_blocking(move || collect(&root, report_data)).await;
+                Ok(collected.expect("collecting does not panic")?.evidence)
+            }
+            Self::Test(soft) => {
+                let soft = Arc::clone(soft);
+                let minted = tokio::task::spawn_blocking(move || {
+                    let quote = soft
+                        .machine(now)?
+                        .quote(report_data, &SystemRandom::new())?;
+                    Evidence::parse(&quote).map_err(SoftError::Minted)
+                });
+                Ok(minted.await.expect("minting does not panic")?)
+            }
+        }
     }
 
     /// Evidence over `report_data`, with its collateral and what it verified as.
@@ -93,39 +148,53 @@ impl Source {
         report_data: ReportData,
         now: UnixTime,
     ) -> Result<(Bundle, Verified), SourceError> {
-        let (bundle, trust) = match self {
+        if let Self::Test(soft) = self {
+            soft.renew(now)?;
+        }
+        let evidence = self.evidence(report_data, now).await?;
+        let collateral = match self {
             Self::Tsm {
-                root,
-                services,
-                trust,
+                services, trust, ..
             } => {
-                let root = root.clone();
-                let collected =
-                    tokio::task::spawn_blocking(move || collect(&root, report_data)).await;
-                let evidence = collected.expect("collecting does not panic")?.evidence;
                 let fetched = fetch::collateral(services, &evidence, trust, now).await?;
                 if let Some(why) = fetched.unkept {
                     tracing::warn!(%why, "collateral is fetched each time");
                 }
-                let collateral = fetched.collateral;
-                (
-                    Bundle {
-                        evidence,
-                        collateral,
-                    },
-                    trust.clone(),
-                )
+                fetched.collateral
             }
-            Self::Test(root) => {
-                let trust = Trust::with_test_roots([root.id()]);
-                let root = Arc::clone(root);
-                let minted = tokio::task::spawn_blocking(move || mint(&root, report_data, now));
-                (minted.await.expect("minting does not panic")?, trust)
-            }
+            Self::Test(soft) => Collateral::Tdx(Box::new(soft.machine(now)?.collateral().clone())),
         };
-        let verified = verify(&bundle.evidence, &bundle.collateral, &trust, now)
-            .map_err(SourceError::Unverified)?;
+        let verified =
+            verify(&evidence, &collateral, &self.trust(), now).map_err(SourceError::Unverified)?;
+        let bundle = Bundle {
+            evidence,
+            collateral,
+        };
         Ok((bundle, verified))
+    }
+}
+
+impl SoftTee {
+    fn machine(&self, now: UnixTime) -> Result<Arc<TestTdx>, SoftError> {
+        let mut machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, machine)) = &*machine {
+            return Ok(Arc::clone(machine));
+        }
+        let recipe = TdxRecipe::up_to_date(now);
+        let drawn = Arc::new(TestTdx::under(&self.root, recipe, &SystemRandom::new())?);
+        *machine = Some((now, Arc::clone(&drawn)));
+        Ok(drawn)
+    }
+
+    /// Draws another machine where this one is old: only together with the evidence that a card names, so that what instances
+    /// bring is of the same machine.
+    fn renew(&self, now: UnixTime) -> Result<(), SoftError> {
+        let is_old =
+            |(made, _): &mut (UnixTime, _)| now < *made || now.since_s(*made) >= MACHINE_LIFE_S;
+        let mut machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        machine.take_if(is_old);
+        drop(machine);
+        self.machine(now).map(|_| ())
     }
 }
 
@@ -142,17 +211,5 @@ fn test_root(path: &std::path::Path) -> Result<TestRoot, SourceError> {
     TestRoot::from_bytes(&bytes, &SystemRandom::new()).map_err(|source| SourceError::Root {
         path: path.to_owned(),
         source,
-    })
-}
-
-/// A machine of no kind at all, drawn anew each time.
-fn mint(root: &TestRoot, report_data: ReportData, now: UnixTime) -> Result<Bundle, SourceError> {
-    let rng = SystemRandom::new();
-    let machine = TestTdx::under(root, TdxRecipe::up_to_date(now), &rng)?;
-    let quote = machine.quote(report_data, &rng)?;
-    let malformed = |refusal| SourceError::Soft(SoftError::Minted(refusal));
-    Ok(Bundle {
-        evidence: Evidence::parse(&quote).map_err(malformed)?,
-        collateral: Collateral::Tdx(Box::new(machine.collateral().clone())),
     })
 }

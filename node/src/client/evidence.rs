@@ -15,7 +15,12 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Du
 use rand::seq::SliceRandom as _;
 use souk_attest::{Expected, Policy, Verdict, VerifiedCache};
 use souk_crypto::{NodeId, UnixTime};
-use souk_market::{card::VerifiedCard, quorum::Market, shares::Source, units::Tee};
+use souk_market::{
+    card::VerifiedCard,
+    quorum::Market,
+    shares::Source,
+    units::{Digest, Tee},
+};
 use souk_sphinx::EpochClock;
 use tokio::time::timeout;
 
@@ -61,6 +66,9 @@ pub enum JudgeError {
     /// The policy.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// No policy is named.
+    #[error("no policy says which evidence is accepted")]
+    NoPolicy,
     /// The folder for evidence.
     #[error(transparent)]
     State(#[from] StateError),
@@ -92,7 +100,7 @@ impl Judgement {
         matches!(self, Self::Accepted { .. })
     }
 
-    fn refused(kind: Option<Tee>, reason: &'static str, why: impl Into<String>) -> Self {
+    pub(super) fn refused(kind: Option<Tee>, reason: &'static str, why: impl Into<String>) -> Self {
         let why = why.into();
         Self::Refused { kind, reason, why }
     }
@@ -119,24 +127,20 @@ impl Judgements {
     }
 }
 
-/// Gets the evidence of a market, and judges each node by `policy`.
-pub(super) async fn judge(
+/// Gets the evidence of a market, and one other piece where it is named; what no entry has is missing in the end.
+pub(super) async fn gather(
     net: &NetClient,
     config: &ClientConfig,
     home: &Home,
     market: &Market,
-    policy: Policy,
-    now: UnixTime,
-) -> Result<Judgements, StateError> {
+    other: Option<Digest>,
+) -> Result<Arc<Pieces>, StateError> {
     let clock = EpochClock::of(&config.params);
-    let mut wanted = Wanted::new();
+    let mut wanted: Wanted = other.map(|name| (name, Source::Own)).into_iter().collect();
     for card in market.cards.iter().map(|listed| &listed.card) {
         let names = Claim::of_card(card, &config.network, clock).filter_map(|claim| claim.names());
         let source = Source::Neighbour(claimed_part(card));
         wanted.extend(names.flat_map(|(e, c)| [e, c]).map(|name| (name, source)));
-    }
-    if wanted.is_empty() {
-        return Ok(Judgements::default());
     }
     let folder = home.folder(&[PIECES])?;
     let pieces = Pieces::open(&folder).map_err(|source| StateError::Io {
@@ -164,6 +168,20 @@ pub(super) async fn judge(
             tracing::debug!("an entry did not send all evidence");
         }
     }
+    Ok(pieces)
+}
+
+/// Gets the evidence of a market, and judges each node by `policy`.
+pub(super) async fn judge(
+    net: &NetClient,
+    config: &ClientConfig,
+    home: &Home,
+    market: &Market,
+    policy: Policy,
+    now: UnixTime,
+) -> Result<Judgements, StateError> {
+    let pieces = gather(net, config, home, market, None).await?;
+    let clock = EpochClock::of(&config.params);
     let cards: Vec<_> = market
         .cards
         .iter()
@@ -175,7 +193,7 @@ pub(super) async fn judge(
         let mut all = BTreeMap::new();
         for card in cards {
             let best = Claim::of_card(&card, &network, clock)
-                .map(|claim| judge_one(&claim, &pieces, &mut cache, &policy, now))
+                .map(|claim| judge_one(&claim, |name| pieces.get(name), &mut cache, &policy, now))
                 // Of several, one that is accepted counts, and else the first.
                 .reduce(|first, next| {
                     if first.is_accepted() || !next.is_accepted() {
@@ -193,16 +211,16 @@ pub(super) async fn judge(
     Ok(judged.await.expect("verification does not panic"))
 }
 
-fn judge_one(
+pub(super) fn judge_one(
     claim: &Claim,
-    pieces: &Pieces,
+    read: impl Fn(&Digest) -> Option<Vec<u8>>,
     cache: &mut VerifiedCache,
     policy: &Policy,
     now: UnixTime,
 ) -> Judgement {
-    let answer = match examine(claim, |name| pieces.get(name), cache, now) {
+    let answer = match examine(claim, read, cache, now) {
         Outcome::Absent => {
-            return Judgement::refused(None, "evidence-missing", "no entry has the evidence");
+            return Judgement::refused(None, "evidence-missing", "nobody has sent the evidence");
         }
         Outcome::Flawed(flaw) => {
             return Judgement::refused(None, flaw.reason(), flaw.to_string());

@@ -12,7 +12,7 @@
 use std::{fmt, path::PathBuf};
 
 use souk_crypto::{
-    HolderKey, NetworkId, NodeId, ReplyKey, UnixTime, Verified, keyfile,
+    CardPublicKey, HolderKey, NetworkId, NodeId, ReplyKey, UnixTime, Verified, keyfile,
     sign::{self, OpenError},
 };
 use souk_market::{
@@ -20,7 +20,7 @@ use souk_market::{
     envelope::VerifiedEnvelope,
     refusal::Reason,
     reply::{Body, Endpoint, Notice, Receipt, Reply},
-    units::{Counter, LeaseId, RelayToken},
+    units::{Counter, LeaseId, RelayToken, Tee},
 };
 
 use super::{
@@ -35,6 +35,12 @@ pub(super) const COUNTER: &str = "counter";
 pub(super) const RECEIPT: &str = "receipt";
 pub(super) const REFUSAL: &str = "refusal";
 pub(super) const STATEMENT: &str = "statement";
+/// The evidence of the instance.
+pub(super) const QUOTE: &str = "quote";
+/// What it was checked with.
+pub(super) const COLLATERAL: &str = "collateral";
+/// By which policy it was believed first.
+pub(super) const POLICY: &str = "policy";
 pub(super) const DISPUTED: &str = "disputed";
 /// The last answer in which the provider had something to say to all of its holders.
 pub(super) const NOTICE: &str = "notice";
@@ -90,6 +96,8 @@ pub struct Lease {
     pub(super) envelope: VerifiedEnvelope,
     pub(super) is_direct: bool,
     pub(super) receipt: Option<Receipt>,
+    /// The key that signed the receipt: a card key of the provider.
+    pub(super) receipt_key: Option<CardPublicKey>,
     pub(super) refusal: Option<Reason>,
     pub(super) statement: Option<ProvenStatement>,
     /// What the provider said last beside its answers, and when.
@@ -140,6 +148,7 @@ impl Lease {
             card,
             envelope,
             receipt: None,
+            receipt_key: None,
             refusal: None,
             statement: None,
             notice: None,
@@ -219,6 +228,12 @@ impl Lease {
     #[must_use]
     pub fn envelope(&self) -> &VerifiedEnvelope {
         &self.envelope
+    }
+
+    /// The TEE of which the instance has to bring evidence; `None` where none was required.
+    #[must_use]
+    pub fn required_tee(&self) -> Option<Tee> {
+        self.envelope.grant.tee
     }
 
     /// What was promised.
@@ -327,7 +342,7 @@ impl Lease {
                 REFUSAL
             }
             Body::Statement(_) => STATEMENT,
-            Body::Refusal(_) | Body::Status(_) => return Ok(()),
+            Body::Refusal(_) | Body::Status(_) | Body::Evidence(_) => return Ok(()),
         };
         if let Err(error) = self.take(reply) {
             // It is signed all the same: the holder keeps it to show it.
@@ -362,16 +377,17 @@ impl Lease {
         Ok(reply)
     }
 
-    fn take(&mut self, reply: &Reply) -> Result<(), Dispute> {
+    fn take(&mut self, reply: &Verified<Reply>) -> Result<(), Dispute> {
         match &reply.body {
             Body::Receipt(receipt) => {
                 if let Some(relay) = self.envelope.unnamed_relay(receipt) {
                     return Err(Dispute::OtherRelay(relay));
                 }
                 self.receipt = Some(receipt.clone());
+                self.receipt_key = Some(*reply.signer());
             }
             Body::Refusal(refusal) => self.refusal = Some(refusal.reason),
-            Body::Status(_) => {}
+            Body::Status(_) | Body::Evidence(_) => {}
             Body::Statement(claimed) => {
                 let lease = self.id().unwrap_or(claimed.lease);
                 let log_key = self.card.sub_keys().log_key.as_ref();

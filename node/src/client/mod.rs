@@ -20,6 +20,7 @@
 mod audit;
 mod connect;
 mod evidence;
+mod instance;
 mod lease;
 mod logs;
 mod market;
@@ -147,6 +148,11 @@ pub enum Progress {
     Refused {
         /// Why.
         reason: souk_market::refusal::Reason,
+    },
+    /// The evidence of the instance is fetched.
+    Evidence {
+        /// Which part of it.
+        part: u8,
     },
     /// An answer came.
     Answered {

@@ -136,6 +136,9 @@ pub(super) fn check_terms(
         receipt.price.min(grant.max_total)
     });
     let is_lost = statement.outcome == Outcome::RecordLost;
+    // Where the receipt was lost, the statement is the first to name any.
+    let named = receipt.map(|receipt| receipt.evidence.first().map(|named| named.digest));
+    let evidence = named.unwrap_or(statement.evidence);
     let agreed = [
         ("the charge", statement.charge <= most),
         ("the image", is_lost || statement.image == grant.image),
@@ -144,6 +147,7 @@ pub(super) fn check_terms(
             is_lost || statement.resources == grant.resources,
         ),
         ("the charge", !is_lost || statement.charge == Money(0)),
+        ("the evidence", is_lost || statement.evidence == evidence),
     ];
     match agreed.into_iter().find(|(_, agreed)| !agreed) {
         None => Ok(()),

@@ -12,7 +12,7 @@ use crate::{
     unix_now,
 };
 
-use super::{Client, Lease, Stage, StateError};
+use super::{Client, JudgeError, Judgement, Lease, Stage, StateError};
 
 /// For so long relays are tried again that do not know the instance, or do not answer.
 pub const PATIENCE: Duration = Duration::from_secs(15);
@@ -31,6 +31,17 @@ pub enum ReachError {
         "no relay of the receipt is usable: each is the entry of this client; rent again, or --direct"
     )]
     NoRelay,
+    /// It cannot be said what the instance runs on.
+    #[error("the instance cannot be judged")]
+    Judge(#[from] JudgeError),
+    /// The instance does not prove what it must.
+    #[error("the instance is not believed any more ({reason}: {why})")]
+    Unproven {
+        /// The name of the first reason.
+        reason: &'static str,
+        /// What was found.
+        why: String,
+    },
     /// No relay let us through.
     #[error("no relay leads to the instance")]
     Relay(#[source] RelayConnectError),
@@ -38,7 +49,8 @@ pub enum ReachError {
 
 impl Client {
     /// Opens a stream to the SSH server of a lease over a relay that is neither this client's entry nor the provider,
-    /// with a network identity that is made for this stream alone. `waits` hears once why it is tried again.
+    /// with a network identity that is made for this stream alone. `waits` hears once why it is tried again. Before anybody is
+    /// asked, the evidence of the instance is judged, where the lease requires any.
     ///
     /// # Errors
     /// [`ReachError`], for an active lease after [`PATIENCE`].
@@ -47,6 +59,7 @@ impl Client {
         lease: &Lease,
         waits: impl FnOnce(&RelayConnectError),
     ) -> Result<RelayStream, ReachError> {
+        self.believe(lease)?;
         let start = Instant::now();
         let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
         let mut waits = Some(waits);
@@ -64,6 +77,19 @@ impl Client {
                 waits(&error);
             }
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Fails where the lease requires evidence and the policy does not accept that of its instance now.
+    ///
+    /// # Errors
+    /// [`ReachError::Unproven`] and [`ReachError::Judge`]; nobody was asked anything.
+    pub fn believe(&self, lease: &Lease) -> Result<(), ReachError> {
+        match self.judge_instance(lease, unix_now())? {
+            Some(Judgement::Refused { reason, why, .. }) => {
+                Err(ReachError::Unproven { reason, why })
+            }
+            Some(Judgement::Accepted { .. }) | None => Ok(()),
         }
     }
 

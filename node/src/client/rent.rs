@@ -23,7 +23,7 @@ use souk_market::{
 };
 
 use super::{
-    Connected, JudgeError, Lease, Progress, Stage, StateError, Watch,
+    Connected, JudgeError, Lease, Progress, Stage, StateError, Watch, instance,
     lease::{
         CARD, DIRECT, ENVELOPE, HOLDER_KEY, KNOWN_HOSTS, RELAYS, REPLY_KEY, SSH_CONFIG, SSH_KEY,
         WAY,
@@ -56,6 +56,8 @@ pub struct RentRequest {
     pub voucher: Option<VoucherFile>,
     /// Reach the instance straight at the provider, who then sees the requester's address.
     pub direct: bool,
+    /// The instance has to prove what it runs on, as the policy wants it; else the lease is ended.
+    pub require_evidence: bool,
 }
 
 /// A voucher with the key it was issued for.
@@ -128,6 +130,21 @@ pub enum RentError {
         /// The lease.
         name: String,
     },
+    /// The instance does not prove what it must.
+    #[error(
+        "the instance of lease {name} is not believed ({reason}: {why}); {}",
+        if *.ended { "the lease was ended" } else { "the provider has not confirmed its end" }
+    )]
+    Unproven {
+        /// The lease.
+        name: String,
+        /// The name of the first reason.
+        reason: &'static str,
+        /// What was found.
+        why: String,
+        /// Whether the provider has ended it.
+        ended: bool,
+    },
     /// The lease runs, but there is no way to it.
     #[error(
         "lease {name} runs, but its receipt has no {}: end it and rent again",
@@ -180,6 +197,11 @@ impl Connected {
         if let Some(voucher) = &request.voucher {
             wanted.issuer = Some(voucher.issuer());
             wanted.provider = wanted.provider.or(voucher.voucher.provider);
+        }
+        if request.require_evidence {
+            let policy = self.visitor.client.evidence_policy();
+            let policy = policy.ok_or(JudgeError::NoPolicy)?.read();
+            wanted.tees = Some(instance::accepted(&policy.map_err(JudgeError::Policy)?));
         }
         let judgements = self.visitor.judgements().await?;
         wanted.attested = judgements.map(|judged| judged.accepted().collect());
@@ -268,6 +290,10 @@ impl Connected {
                 authorization,
                 refund: None,
                 work,
+                tee: wanted
+                    .tees
+                    .as_ref()
+                    .map(|_| candidate.card.offers[candidate.offer].tee),
             },
             reply_key: reply.public(),
             ssh_key,
@@ -335,9 +361,10 @@ impl Connected {
     ///
     /// # Errors
     /// [`RentError`]; a lease that was refused is [`RentError::Refused`].
-    pub async fn resume(&self, lease: Lease, watch: Watch<'_>) -> Result<Lease, RentError> {
+    pub async fn resume(&self, mut lease: Lease, watch: Watch<'_>) -> Result<Lease, RentError> {
         let _lock = lease.folder.lock()?;
         if lease.stage(unix_now()) == Stage::Active {
+            self.prove(&mut lease, watch).await?;
             self.write_ssh_files(&lease)?;
             return Ok(lease);
         }
@@ -377,6 +404,7 @@ impl Connected {
             step = step.after(body.as_ref(), is_in_time);
             match body {
                 Some(Body::Receipt(_)) => {
+                    self.prove(&mut lease, watch).await?;
                     self.write_ssh_files(&lease)?;
                     return Ok(lease);
                 }
@@ -386,7 +414,7 @@ impl Connected {
                     let lease = Box::new(lease);
                     return Err(RentError::Refused { reason, lease });
                 }
-                Some(Body::Status(_)) | None => {}
+                Some(Body::Status(_) | Body::Evidence(_)) | None => {}
             }
         }
         let name = lease.name();
@@ -521,6 +549,7 @@ const fn is_local(reason: Reason) -> bool {
             | Reason::RelayUnknown
             | Reason::NoRelay
             | Reason::NoDirect
+            | Reason::TeeMissing
     )
 }
 

@@ -13,6 +13,7 @@
 //!      disputed                        a receipt or final statement that does not hold, as signed
 //!      notice                          the answer in which the provider said last that it leaves, as signed
 //!      way                             over relays, or straight
+//!      quote collateral policy         what the instance proved, and by which policy it was believed
 //!      relays known_hosts ssh_config   how to reach the instance
 //!      lock                            held by the process that works on the lease
 //! ```
@@ -91,10 +92,12 @@ pub enum StateError {
         path: PathBuf,
     },
     /// A file is larger than any that the client writes.
-    #[error("{path} is larger than {MAX_FILE_BYTES} bytes")]
+    #[error("{path} is larger than {most} bytes")]
     TooLarge {
         /// The file.
         path: PathBuf,
+        /// What it may have.
+        most: u64,
     },
     /// A file does not hold what it should.
     #[error("{path} is damaged: {what}")]
@@ -312,6 +315,11 @@ impl LeaseFolder {
         read(&self.file(name))
     }
 
+    /// As [`Self::read`], of a file that may have up to `most` bytes.
+    pub(super) fn read_within(&self, name: &str, most: u64) -> Result<Option<Vec<u8>>, StateError> {
+        read_within(&self.file(name), most)
+    }
+
     /// Writes a file whole, replacing what was there; it is on the disk on return.
     pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         replace(&self.file(name), bytes)
@@ -370,17 +378,22 @@ fn read_text(path: &Path) -> Result<Option<String>, StateError> {
 }
 
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
+    read_within(path, MAX_FILE_BYTES)
+}
+
+fn read_within(path: &Path, most: u64) -> Result<Option<Vec<u8>>, StateError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(io_error("read", path)(source)),
     };
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1)
+    file.take(most + 1)
         .read_to_end(&mut bytes)
         .map_err(io_error("read", path))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(StateError::TooLarge { path: path.into() });
+    if bytes.len() as u64 > most {
+        let path = path.into();
+        return Err(StateError::TooLarge { path, most });
     }
     Ok(Some(bytes))
 }

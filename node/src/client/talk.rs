@@ -41,7 +41,7 @@ const ANSWER_ALLOWANCE: Duration = Duration::from_secs(3);
 /// Mean delays of an answer's way back that are waited for: three hops take longer once in two thousand times, and a poll costs a packet.
 const ANSWER_MEANS: u32 = 12;
 /// A request is repeated at most so often before the provider counts as away.
-const ASK_ATTEMPTS: u32 = 4;
+pub(super) const ASK_ATTEMPTS: u32 = 4;
 /// The acknowledgement of a statement is a courtesy; it is not waited for longer than this.
 const COURTESY: Duration = Duration::from_secs(3);
 
@@ -131,7 +131,7 @@ impl Connected {
                 Some(Body::Status(status)) => state = Some(status.state),
                 Some(Body::Refusal(Refusal { reason })) => return Err(TalkError::Refused(reason)),
                 // A receipt crossed the end on its way; the lease is as active as it was.
-                Some(Body::Receipt(_)) => {}
+                Some(Body::Receipt(_) | Body::Evidence(_)) => {}
                 None if state.is_none() && attempt + 1 >= ASK_ATTEMPTS => {
                     return Err(TalkError::NoAnswer(ASK_ATTEMPTS));
                 }
@@ -370,7 +370,7 @@ pub(super) fn is_starting(body: &Body) -> bool {
 }
 
 /// A statement follows.
-fn is_ending(body: &Body) -> bool {
+pub(super) fn is_ending(body: &Body) -> bool {
     let ending = [LeaseState::Draining, LeaseState::Closed];
     matches!(body, Body::Status(status) if ending.contains(&status.state))
 }

@@ -116,6 +116,7 @@ impl Provider {
                 authorization: Typed::anonymous(),
                 refund: None,
                 work: None,
+                tee: None,
             },
             reply_key: reply.public(),
             ssh_key: SshPublicKey([9; 32]),

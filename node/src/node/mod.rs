@@ -70,7 +70,7 @@ pub use self::{
     keys::KeysError, publisher::PublisherError, selling::ShopError, standing::StandingFileError,
 };
 use crate::{
-    attest::{Pieces, PolicyError, Source, SourceError, Verifier, read_policy},
+    attest::{HostTee, Pieces, PolicyError, Source, SourceError, Verifier, read_policy},
     config::Config,
     control::{self, Access, Happenings, Serving, Socket, SocketError},
     metrics,
@@ -190,7 +190,7 @@ impl Node {
         let cards = Arc::new(cards);
         let evidence = EvidenceFolder::new(&config.node.data_dir, network.clone());
         cards.remember_evidence(evidence.read());
-        let shop = match config.has(Role::Provider) {
+        let mut shop = match config.has(Role::Provider) {
             true => {
                 let mut shop = Shop::open(&config, &keys, agent_of(&config), cards.seen()).await?;
                 // It must not take a lease before it is told not to.
@@ -283,6 +283,18 @@ impl Node {
         let happenings = Arc::<Happenings>::default();
         let (proven, evidence_of_card) = watch::channel(source.is_none().then(Proven::default));
         let (working, provider) = watch::channel(None);
+        if let (Some(shop), Some(source)) = (&mut shop, &source) {
+            shop.inside(HostTee {
+                network: config.network.id.clone(),
+                node: keys.node.public(),
+                policy: policy.clone(),
+                clock,
+                source: source.clone(),
+                card: own_card.clone(),
+                pieces: pieces.clone(),
+                now: unix_now,
+            });
+        }
         let publisher = Publisher {
             profile: Profile {
                 network: config.network.id.clone(),

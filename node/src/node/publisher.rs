@@ -24,8 +24,8 @@ use souk_crypto::{MAX_SKEW_S, MixKey, NetworkId, SignError, UnixTime, sign};
 use souk_market::{
     capacity::{CAPACITY_JITTER_S, CAPACITY_PERIOD_S, Capacity, LogHead},
     card::{
-        Address, Card, CardError, Image, MAX_ADDRESSES, MAX_OFFERS, Offer, Policy, Role,
-        VerifiedCard,
+        Address, Card, CardError, EvidenceRef, Image, MAX_ADDRESSES, MAX_OFFERS, Offer, Policy,
+        Role, VerifiedCard,
     },
     directory::Newest,
     price::Prices,
@@ -346,7 +346,7 @@ impl Publisher {
             operator: profile.operator,
             offers: sales
                 .as_ref()
-                .map_or_else(List::empty, |sales| sales.offers.clone()),
+                .map_or_else(List::empty, |sales| proven(&sales.offers, &evidence)),
             images: sales.as_ref().map_or_else(List::empty, |sales| {
                 let fitting = sales
                     .images
@@ -537,6 +537,16 @@ impl Publisher {
 /// Whether it is time for the next card, also where this one still says what is true: its life ends soon, or the clock was
 /// set back behind what was `said_at` last under it. Times rise under one card: else a log that has grown since would look
 /// rolled back.
+/// The offers with what protects their instances: what the evidence of the node says of those that share its kernel.
+fn proven(offers: &List<Offer, MAX_OFFERS>, evidence: &References) -> List<Offer, MAX_OFFERS> {
+    let of_node = evidence.first().and_then(EvidenceRef::claimed);
+    let proven = offers.iter().cloned().map(|offer| Offer {
+        tee: of_node.filter(|_| offer.shared_kernel).unwrap_or(offer.tee),
+        ..offer
+    });
+    List::new(proven.collect()).expect("as many as before")
+}
+
 fn is_over(card: &Card, now: UnixTime, said_at: UnixTime) -> bool {
     card.to <= now.plus_s(RENEW_BEFORE_S) || now < said_at
 }

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{keys::Keys, publisher::Sales, replaced::Replaced};
 use crate::{
+    attest::{HostTee, InTee},
     config::{self, Config},
     mix::Replier,
     net::{self, RelayedStream},
@@ -55,6 +56,8 @@ pub(super) struct Shop {
     pub(super) settings: Settings,
     /// What the node serves of the usage log.
     pub(super) log: PublishedLog,
+    /// The TEE that the node runs in.
+    tee: Option<Arc<HostTee>>,
 }
 
 /// Why a provider could not be set up.
@@ -132,7 +135,23 @@ impl Shop {
                 ..Settings::default()
             },
             log: PublishedLog(directory),
+            tee: None,
         })
+    }
+}
+
+impl Shop {
+    /// This node runs in a TEE: instances that share its kernel do, too.
+    pub(super) fn inside(&mut self, tee: HostTee) {
+        let tee = Arc::new(tee);
+        for stand in &mut self.stands {
+            let shares = |offer: &&Offer| offer.backend == stand.name && offer.shared_kernel;
+            if self.sales.offers.iter().any(|offer| shares(&offer)) {
+                let backend = Arc::clone(&stand.backend);
+                stand.backend = Arc::new(InTee::new(backend, Arc::clone(&tee)));
+            }
+        }
+        self.tee = Some(tee);
     }
 }
 
@@ -187,6 +206,7 @@ impl Selling {
             offering: on_offer,
             epochs: self.clock,
             clock: Arc::new(SystemClock),
+            tee: shop.tee,
             doors: Arc::new(TcpDoors),
             randomness: Arc::new(SystemRandomness),
             settings: shop.settings,
@@ -286,6 +306,7 @@ fn offer(backend: BackendName, capabilities: &Capabilities) -> Result<Offer, Sho
         ),
         shared_kernel: capabilities.shared_kernel,
         egress: capabilities.egress,
+        // What the evidence on the card says is added with it.
         tee: Tee::None,
     })
 }

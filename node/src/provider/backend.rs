@@ -1,6 +1,6 @@
 //! The market's words in those of a backend, and back.
 
-use souk_backend::{BackendError, Blame, Instance};
+use souk_backend::{BackendError, Blame, EvidenceOrder, Instance};
 use souk_crypto::UnixTime;
 use souk_market::{lifecycle::Usage, refusal::Reason, units};
 
@@ -12,6 +12,7 @@ pub(super) fn spec(
     lease: units::LeaseId,
     contract: &Contract,
     valid_to: UnixTime,
+    evidence: Option<EvidenceOrder>,
 ) -> souk_backend::LeaseSpec {
     souk_backend::LeaseSpec {
         lease: lease_id(lease),
@@ -20,6 +21,7 @@ pub(super) fn spec(
         required_limits: contract.required.iter().map(limit).collect(),
         authorized_key: souk_backend::SshPublicKey(contract.ssh_key.0),
         valid_to_unix_s: valid_to.0,
+        evidence,
     }
 }
 
@@ -49,6 +51,7 @@ fn limit(limit: units::Limit) -> souk_backend::Limit {
 pub(super) fn reason(error: &BackendError) -> Reason {
     match (error, error.blame()) {
         (BackendError::NoSuchImage(_), _) => Reason::UnknownImage,
+        (BackendError::NoTee { .. }, _) => Reason::TeeMissing,
         (_, Blame::Request) => Reason::LimitNotEnforced,
         (_, Blame::Capacity) => Reason::NoCapacity,
         (_, Blame::Operator | Blame::Bug) => Reason::ProvisionFailed,

@@ -75,6 +75,7 @@ use self::{
     router::{Order, Router},
 };
 use crate::{
+    attest::HostTee,
     failpoint::failpoint,
     store::{Found, LogRecord, Publisher, Store, StoreError},
 };
@@ -148,6 +149,8 @@ pub struct ProviderParts {
     pub epochs: EpochClock,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// The TEE that this node runs in, which holds its instances to what they have to prove; none where it is in none.
+    pub tee: Option<Arc<HostTee>>,
     /// How instances are tried.
     pub doors: Arc<dyn Doors>,
     /// Where ids, keys and salts are drawn from.
@@ -185,6 +188,7 @@ struct Shared {
     relays: Arc<dyn Relays>,
     epochs: EpochClock,
     clock: Arc<dyn Clock>,
+    tee: Option<Arc<HostTee>>,
     doors: Arc<dyn Doors>,
     randomness: Arc<dyn Randomness>,
     settings: Settings,
@@ -233,6 +237,7 @@ impl Provider {
             relays: parts.relays,
             epochs: parts.epochs,
             clock: parts.clock,
+            tee: parts.tee,
             doors: parts.doors,
             randomness: parts.randomness,
             intake: watch::Sender::new(parts.settings.intake),

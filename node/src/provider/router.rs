@@ -202,6 +202,7 @@ impl Router {
                     Action::Acknowledge { statement } => {
                         Wish::Acknowledge(statement, request.signed().as_bytes().to_vec())
                     }
+                    Action::Evidence { part } => Wish::Evidence(part),
                 };
                 let message = ToLease::Holder {
                     counter: request.counter,
@@ -332,6 +333,7 @@ impl Router {
             forget_at: accepted.forget_at,
             backend: offering.card.offers[accepted.offer].backend.clone(),
             relays: envelope.relays.clone(),
+            tee: grant.tee,
         };
         let record = LeaseRecord {
             row: *core.row(),
@@ -341,6 +343,7 @@ impl Router {
             log_index: None,
             clock: None,
             opening: None,
+            evidence: None,
         };
         failpoint!(EnvelopeAccepted);
         let now = self.shared.clock.moment();

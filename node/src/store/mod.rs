@@ -44,7 +44,8 @@ use std::{
 
 pub use publish::{Proven, PublishError, Publisher, Seen};
 pub use record::{
-    Accepted, Contract, InstanceRecord, LeaseRecord, LogRecord, SignedHead, StoredOpening,
+    Accepted, Contract, InstanceEvidence, InstanceRecord, LeaseRecord, LogRecord, SignedHead,
+    StoredOpening,
 };
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable};
 use souk_market::units::{LeaseId, RequestId};

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use minicbor::{Decode, Encode};
 use souk_crypto::{HolderPublicKey, NetworkId, ReplyPublicKey, UnixTime};
 use souk_market::{
+    card::EvidenceRef,
     envelope::NamedRelays,
     lifecycle::Row,
     log::{Entry, Opening},
@@ -15,7 +16,7 @@ use souk_market::{
     refusal::Reason,
     units::{
         BackendName, CardDigest, DurationS, EnvelopeDigest, HostKey, ImageHash, LeaseId, Limits,
-        Money, RelayToken, ReplyKeyHash, RequestId, Resources, Salt, SshPublicKey, UserName,
+        Money, RelayToken, ReplyKeyHash, RequestId, Resources, Salt, SshPublicKey, Tee, UserName,
     },
 };
 
@@ -44,6 +45,9 @@ pub struct LeaseRecord {
     /// What opens that entry, a second time: where the row of the log is damaged, the statement of the holder comes from here.
     #[n(6)]
     pub opening: Option<StoredOpening>,
+    /// What its instance proved, where that was asked for.
+    #[n(7)]
+    pub evidence: Option<InstanceEvidence>,
 }
 
 impl LeaseRecord {
@@ -114,6 +118,9 @@ pub struct Contract {
     #[n(17)]
     #[cbor(default)]
     pub relays: NamedRelays,
+    /// The TEE of which its instance has to bring evidence.
+    #[n(18)]
+    pub tee: Option<Tee>,
 }
 
 /// How an instance is reached.
@@ -132,6 +139,18 @@ pub struct InstanceRecord {
     /// Since when it accepts SSH.
     #[n(3)]
     pub since: UnixTime,
+}
+
+/// The evidence of an instance, which verified here.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct InstanceEvidence {
+    /// As the receipt names it.
+    #[n(0)]
+    pub reference: EvidenceRef,
+    /// The quote, while the lease is open: its holder fetches it in parts. At most 16 KiB.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub quote: Vec<u8>,
 }
 
 /// An entry of the usage log with what only the provider and the holder know.

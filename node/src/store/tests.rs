@@ -67,12 +67,14 @@ pub(super) fn record(n: u8) -> LeaseRecord {
             forget_at: UnixTime(1_200),
             backend: "sandbox".parse().expect("a name"),
             relays: souk_market::wire::List::empty(),
+            tee: None,
         },
         instance: None,
         refusal: None,
         log_index: None,
         clock: None,
         opening: None,
+        evidence: None,
     }
 }
 

@@ -265,6 +265,7 @@ async fn start(world: &Shared, log: &Path, dead: &Arc<AtomicBool>) -> Result<Lif
         offering,
         epochs: keys.epochs,
         clock: Arc::new(SimulatedClock(world.clone())),
+        tee: None,
         doors: Arc::new(SimulatedDoors(world.clone())),
         randomness: Arc::new(SeededRandomness(world.clone())),
         settings: settings(),

@@ -64,6 +64,7 @@ impl Machine {
             user: "souk".to_owned(),
             host_key: HostKey([3; 32]),
             valid_to_unix_s: self.valid_to_unix_s,
+            quote: None,
         }
     }
 }

@@ -310,6 +310,7 @@ fn kind(body: &Body) -> String {
         Body::Refusal(refusal) => format!("a refusal ({:?})", refusal.reason),
         Body::Status(status) => format!("a status ({:?})", status.state),
         Body::Statement(_) => "a statement".to_owned(),
+        Body::Evidence(part) => format!("part {} of evidence", part.part),
     }
 }
 
@@ -318,7 +319,7 @@ fn look_at_reply(world: &mut World, body: &Body) {
     let lease = match body {
         Body::Receipt(receipt) => receipt.lease,
         Body::Statement(last) => last.lease,
-        Body::Status(_) | Body::Refusal(_) => return,
+        Body::Status(_) | Body::Refusal(_) | Body::Evidence(_) => return,
     };
     let lease = souk_backend::LeaseId(lease.0);
     let name = world.name(lease);
@@ -371,6 +372,7 @@ pub(super) fn receive(world: &mut World, who: usize, surb: [u8; 32], sealed: &[u
             }
         }
         Body::Status(status) => is_same_lease(world, who, status.lease),
+        Body::Evidence(part) => is_same_lease(world, who, part.lease),
         Body::Refusal(refusal) => {
             let requester = &mut world.requesters[who];
             // It says something of one message only.

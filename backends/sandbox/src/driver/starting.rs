@@ -73,6 +73,12 @@ impl Inner {
                 what,
             })
         };
+        if let Some(order) = &spec.evidence {
+            return Err(BackendError::NoTee {
+                lease: spec.lease,
+                tee: order.tee,
+            });
+        }
         self.rootfs(spec.image)?;
         let enforced = self.enforced();
         if let Some(limit) = spec.required_limits.iter().find(|l| !enforced.contains(l)) {

@@ -153,6 +153,7 @@ impl Fixture {
             required_limits: vec![],
             authorized_key: SshPublicKey([5; 32]),
             valid_to_unix_s: unix_s() + 120,
+            evidence: None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use souk_backend::{Backend, BackendError, InstanceState, Limit, Meter};
+use souk_backend::{Backend, BackendError, EvidenceOrder, InstanceState, Limit, Meter, Tee};
 
 use crate::common::{Fixture, for_both_users, run, unix_s};
 
@@ -173,6 +173,21 @@ fn demands_beyond_what_is_enforced_are_refused(fixture: &Fixture) {
             );
         }
     }
+    let mut spec = fixture.spec();
+    spec.evidence = Some(EvidenceOrder {
+        tee: Tee::NoneTest,
+        network: "test".to_owned(),
+        provider: [1; 32],
+        attested_key: [2; 32],
+        policy: [0; 32],
+        epoch: 1,
+        envelope: [3; 32],
+    });
+    let refused = fixture.provision(&spec);
+    assert!(
+        matches!(refused, Err(BackendError::NoTee { .. })),
+        "{refused:?}"
+    );
     let mut spec = fixture.spec();
     spec.resources.memory_mib = 1 << 20;
     let refused = fixture.provision(&spec);

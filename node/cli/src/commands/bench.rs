@@ -200,6 +200,7 @@ fn smallest(connected: &Connected) -> Result<Wanted, Failure> {
         max_total: None,
         issuer: None,
         attested: None,
+        tees: None,
         provider: None,
     })
 }
@@ -221,6 +222,7 @@ async fn one(
         wanted: wanted.clone(),
         voucher: None,
         direct: false,
+        require_evidence: false,
     };
     let lease = connected
         .rent(&request, &mut watch)

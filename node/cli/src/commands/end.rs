@@ -64,6 +64,9 @@ pub(crate) struct Usage {
     pub(crate) net_tx_bytes: Option<u64>,
     pub(crate) outcome: String,
     pub(crate) charge: String,
+    /// Digest of the evidence of the instance, where there was any.
+    #[serde(default)]
+    pub(crate) evidence: Option<String>,
 }
 
 impl End {
@@ -119,6 +122,7 @@ fn account(lease: &Lease, proven: &ProvenStatement) -> Account {
             net_tx_bytes: known(statement.net_tx_bytes),
             outcome: statement.outcome.as_str().to_owned(),
             charge,
+            evidence: statement.evidence.map(|digest| digest.to_string()),
         }),
         proof_verified: true,
         log_index: Some(proven.index),

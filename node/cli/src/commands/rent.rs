@@ -30,7 +30,7 @@ use crate::{
 /// Rent a machine, without telling anybody who you are.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  souk rent --cpu-millicores 2000 --memory-mib 1024 --duration-s 1800\n  souk rent --grant lease.grant --holder-key lease.key\n  souk rent --resume 5f3c\n\nAn instance has no network of its own, unless the market says that its provider gives egress: bring yours with `ssh -R`."
+    after_help = "Examples:\n  souk rent --cpu-millicores 2000 --memory-mib 1024 --duration-s 1800\n  souk rent --grant lease.grant --holder-key lease.key\n  souk rent --require-evidence --policy policy.toml\n  souk rent --resume 5f3c\n\nAn instance has no network of its own, unless the market says that its provider gives egress: bring yours with `ssh -R`."
 )]
 pub(crate) struct Rent {
     #[command(flatten)]
@@ -74,7 +74,7 @@ pub(crate) struct Rent {
     /// The key the grant was signed for, from `souk grant holder`
     #[arg(long, value_name = "FILE", requires = "grant")]
     holder_key: Option<PathBuf>,
-    /// Fail where no policy says which evidence is accepted; with one, only providers that it accepts fit
+    /// The instance must prove what it runs on, as the policy wants it: else the lease is ended, and `souk ssh` does not connect
     #[arg(long)]
     require_evidence: bool,
     /// Reach the instance straight at the provider, who then sees your address
@@ -107,6 +107,9 @@ pub(crate) struct Rented {
     pub(crate) client_peer_id: String,
     pub(crate) egress: bool,
     pub(crate) enforced: Vec<String>,
+    /// What the instance proved, where that was required.
+    #[serde(default)]
+    pub(crate) evidence: Option<String>,
     /// Milliseconds by part.
     pub(crate) timings_ms: BTreeMap<String, u64>,
 }
@@ -192,6 +195,7 @@ impl Rent {
                     wanted: self.wanted(connected.market(), provider)?,
                     voucher,
                     direct: self.direct,
+                    require_evidence: self.require_evidence,
                 };
                 connected.rent(&request, &mut watch).await
             }
@@ -224,6 +228,7 @@ impl Rent {
             max_total: self.asset.clone().zip(self.max_total.map(Money)),
             issuer: None,
             attested: None,
+            tees: None,
             provider,
         })
     }
@@ -306,6 +311,7 @@ fn rented(lease: &Lease, connected: &Connected, seen: Seen) -> Rented {
                 .map(|limit| limit.as_str().to_owned())
                 .collect()
         }),
+        evidence: lease.required_tee().map(|tee| tee.to_string()),
         timings_ms: seen.timings_ms,
     }
 }
@@ -328,6 +334,13 @@ fn text(rented: &Rented) -> String {
         (
             "valid until",
             out::time(UnixTime(rented.valid_to_unix_s), unix_now()),
+        ),
+        (
+            "evidence",
+            rented.evidence.as_ref().map_or_else(
+                || "not required".to_owned(),
+                |tee| format!("{tee}, accepted"),
+            ),
         ),
         ("egress", egress.to_owned()),
         ("limits enforced", limits),
@@ -360,6 +373,9 @@ fn instead(others: &[(NodeId, Mismatch)]) -> &'static str {
         Mismatch::Arch => "name an --image for an architecture that `souk market` shows",
         Mismatch::Size => "ask for a smaller machine; `souk market` shows the sizes",
         Mismatch::Limits => "leave out --require; `souk market` shows which limits each enforces",
+        Mismatch::Tee => {
+            "leave out --require-evidence, or accept another kind in the policy; `souk market` shows what each proves"
+        }
         Mismatch::SharedKernel => {
             "leave out --own-kernel if a kernel that is shared with others will do, or wait for a provider with its own"
         }
@@ -384,6 +400,11 @@ pub(super) fn unrented(error: &RentError) -> Failure {
             .hint("wait until there are more relays, or rent from another provider")
             .code(UNAVAILABLE),
         RentError::Lapsed { .. } => failure.code(UNAVAILABLE),
+        RentError::Unproven { name, ended, .. } => match ended {
+            true => failure.hint("rent elsewhere"),
+            false => failure.hint(format_args!("souk end {name}")),
+        }
+        .code(UNAVAILABLE),
         RentError::NoReceipt { name } => failure
             .hint(format_args!("souk rent --resume {name}"))
             .code(UNAVAILABLE),

@@ -248,6 +248,7 @@ pub(crate) fn step_text(step: &client::Progress) -> String {
         P::Delivered => "the provider has the request".to_owned(),
         P::Polling { attempt } => format!("asking the provider again ({attempt})"),
         P::Refused { reason } => format!("refused ({reason}), trying another provider"),
+        P::Evidence { part } => format!("the evidence of the instance comes (part {})", part + 1),
         P::Answered { bytes } => format!("an answer came, {bytes} bytes sealed"),
     }
 }
@@ -267,6 +268,9 @@ pub(crate) fn unjudged(failure: Failure, error: &JudgeError) -> Failure {
     match error {
         JudgeError::State(source) => state(source),
         JudgeError::Policy(_) => failure.code(CONFIG),
+        JudgeError::NoPolicy => failure
+            .hint("name one with --policy, or as evidence.policy in souk.toml")
+            .code(USAGE),
     }
 }
 

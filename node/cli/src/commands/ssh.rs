@@ -75,6 +75,7 @@ impl Ssh {
                     .code(UNAVAILABLE),
             );
         }
+        client.believe(&lease).map_err(|error| unreached(&error))?;
         if !self.builtin {
             // It returns only when it failed.
             let error = Command::new("ssh")
@@ -150,6 +151,10 @@ pub(crate) fn unreached(error: &ReachError) -> Failure {
     let failure = Failure::of(error);
     match error {
         ReachError::State(source) => requester::state(source),
+        ReachError::Judge(source) => requester::unjudged(failure, source),
+        ReachError::Unproven { .. } => failure
+            .hint("nothing was sent; `souk attest policy check` shows what the policy accepts; end the lease if that is right")
+            .code(UNAVAILABLE),
         ReachError::NoRelay | ReachError::Relay(_) => failure
             .hint("try again; if it stays so, end the lease and rent another, or --direct")
             .code(UNAVAILABLE),

@@ -27,7 +27,7 @@ fn judgement(node: &Node, made: &Minted, policy: &Policy) -> Judgement {
     let claim = Claim::of_card(&card, &node.network, clock()).next();
     let claim = claim.expect("the card names evidence");
     let mut cache = VerifiedCache::new(policy.trust());
-    judge_one(&claim, &pieces, &mut cache, policy, NOW)
+    judge_one(&claim, |name| pieces.get(name), &mut cache, policy, NOW)
 }
 
 fn reason(judgement: &Judgement) -> (Option<Tee>, &'static str) {

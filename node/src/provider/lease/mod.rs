@@ -36,8 +36,9 @@ use super::{
     carry::DirectPort,
 };
 use crate::{
+    attest::{InstanceFlaw, backend_tee},
     failpoint::{failpoint, planted},
-    store::LeaseRecord,
+    store::{InstanceEvidence, LeaseRecord},
 };
 
 /// How long a call to provision may still take once its lease drains; it is given up then.
@@ -83,6 +84,15 @@ pub(super) enum Wish {
     TopUp,
     /// The digest of the statement that is agreed to, and the signed request itself.
     Acknowledge(Digest, Vec<u8>),
+    /// A part of its evidence.
+    Evidence(u8),
+}
+
+/// What is sent in place of the next reply of the core.
+#[derive(Clone, Copy, Debug)]
+enum Instead {
+    Refuse(Reason),
+    Evidence(u8),
 }
 
 /// How a task ended.
@@ -96,11 +106,18 @@ pub(super) enum Ended {
 
 /// What a call to the backend brought.
 enum Done {
-    /// The instance, or why there is none, and whether there is a way to it.
-    Provisioned(Result<Instance, BackendError>, bool),
+    Provisioned(Box<Provisioned>),
     Terminated(Result<UsageSample, BackendError>),
     Sampled(Option<UsageSample>),
     Exited,
+}
+
+/// What a call to provision brought.
+struct Provisioned {
+    instance: Result<Instance, BackendError>,
+    /// There is a way to it.
+    is_reachable: bool,
+    evidence: Result<Option<InstanceEvidence>, InstanceFlaw>,
 }
 
 pub(super) struct LeaseTask {
@@ -114,8 +131,7 @@ pub(super) struct LeaseTask {
     surbs: Surbs,
     /// Which request the next reply answers.
     answering: Counter,
-    /// A refusal to give in place of the next reply of the core.
-    instead: Option<Reason>,
+    instead: Option<Instead>,
     /// The statement is owed, and waits for a checkpoint.
     owed: bool,
     calls: JoinSet<Done>,
@@ -236,7 +252,9 @@ impl LeaseTask {
                 self.surbs.join(surbs);
                 let command = match wish {
                     Wish::End => Command::End,
-                    Wish::Poll | Wish::TopUp | Wish::Acknowledge(..) => Command::Poll,
+                    Wish::Poll | Wish::TopUp | Wish::Acknowledge(..) | Wish::Evidence(_) => {
+                        Command::Poll
+                    }
                 };
                 let now = self.look();
                 let before = self.answering;
@@ -247,7 +265,8 @@ impl LeaseTask {
                     return;
                 }
                 match wish {
-                    Wish::TopUp => self.instead = Some(Reason::NoTopUp),
+                    Wish::TopUp => self.instead = Some(Instead::Refuse(Reason::NoTopUp)),
+                    Wish::Evidence(part) => self.instead = Some(Instead::Evidence(part)),
                     Wish::Acknowledge(statement, signed) => {
                         self.acknowledge(statement, signed).await;
                     }
@@ -259,39 +278,7 @@ impl LeaseTask {
 
     async fn done(&mut self, done: Result<Done, tokio::task::JoinError>) {
         match done {
-            Ok(Done::Provisioned(Ok(instance), is_reachable)) => {
-                self.provisioning = None;
-                if self.core.row().phase() != Phase::Provisioning {
-                    return;
-                }
-                if !is_reachable {
-                    tracing::warn!(lease = %self.lease(), "none of the relays that the request names was reached");
-                    self.record.refusal = Some(Reason::NoRelay);
-                    self.handle(Event::ProvisionFailed);
-                    return;
-                }
-                let doors = Arc::clone(&self.shared.doors);
-                match proven(&*doors, &instance, self.shared.clock.now()).await {
-                    Some(record) => {
-                        self.record.instance = Some(record);
-                        if planted!(ReceiptBeforeJournal) {
-                            self.reply(Reply::Receipt).await;
-                        }
-                        self.handle(Event::Provisioned);
-                    }
-                    None => {
-                        tracing::warn!(lease = %self.lease(), "the instance does not answer over SSH");
-                        self.record.refusal = Some(Reason::ProvisionFailed);
-                        self.handle(Event::ProvisionFailed);
-                    }
-                }
-            }
-            Ok(Done::Provisioned(Err(error), _)) => {
-                self.provisioning = None;
-                tracing::warn!(lease = %self.lease(), error = &error as &dyn std::error::Error, "no instance");
-                self.record.refusal = Some(reason(&error));
-                self.handle(Event::ProvisionFailed);
-            }
+            Ok(Done::Provisioned(provisioned)) => self.provisioned(*provisioned).await,
             Ok(Done::Terminated(Ok(sample))) => {
                 self.handle(Event::Terminated(usage(&sample.usage)));
             }
@@ -320,12 +307,54 @@ impl LeaseTask {
         }
     }
 
+    async fn provisioned(&mut self, provisioned: Provisioned) {
+        self.provisioning = None;
+        let instance = match provisioned.instance {
+            Ok(_) if self.core.row().phase() != Phase::Provisioning => return,
+            Ok(instance) => instance,
+            Err(error) => {
+                tracing::warn!(lease = %self.lease(), error = &error as &dyn std::error::Error, "no instance");
+                return self.not_provisioned(reason(&error));
+            }
+        };
+        if !provisioned.is_reachable {
+            tracing::warn!(lease = %self.lease(), "none of the relays that the request names was reached");
+            return self.not_provisioned(Reason::NoRelay);
+        }
+        match provisioned.evidence {
+            Ok(evidence) => self.record.evidence = evidence,
+            Err(flaw) => {
+                tracing::error!(lease = %self.lease(), error = &flaw as &dyn std::error::Error, "the evidence of the instance does not hold");
+                return self.not_provisioned(Reason::ProvisionFailed);
+            }
+        }
+        let doors = Arc::clone(&self.shared.doors);
+        let Some(record) = proven(&*doors, &instance, self.shared.clock.now()).await else {
+            tracing::warn!(lease = %self.lease(), "the instance does not answer over SSH");
+            return self.not_provisioned(Reason::ProvisionFailed);
+        };
+        self.record.instance = Some(record);
+        if planted!(ReceiptBeforeJournal) {
+            self.reply(Reply::Receipt).await;
+        }
+        self.handle(Event::Provisioned);
+    }
+
+    fn not_provisioned(&mut self, reason: Reason) {
+        self.record.refusal = Some(reason);
+        self.handle(Event::ProvisionFailed);
+    }
+
     /// Does all that the core wants done.
     async fn act(&mut self) -> Result<(), Ended> {
         loop {
             let Some(action) = self.core.poll_action() else {
                 if self.core.row().phase() == Phase::Reserved {
-                    self.handle(Event::Start);
+                    let event = match self.has_tee().await {
+                        true => Event::Start,
+                        false => Event::ProvisionFailed,
+                    };
+                    self.handle(event);
                     continue;
                 }
                 return Ok(());
@@ -339,6 +368,25 @@ impl LeaseTask {
                 Action::Reply(reply) => self.reply(reply).await,
             }
         }
+    }
+
+    /// Whether the backend can bring the evidence that is asked for. It is asked before the intent is written: its card was made
+    /// earlier, and nothing that must be in a TEE starts outside of one.
+    async fn has_tee(&mut self) -> bool {
+        let (Some(tee), Some(backend)) = (self.record.contract.tee, &self.backend) else {
+            return true;
+        };
+        let asked = timeout(SAMPLE_PATIENCE, backend.capabilities()).await;
+        let found = asked.ok().and_then(Result::ok).and_then(|able| able.tee);
+        let has = self.shared.tee.is_some() && found.is_some() && found == backend_tee(tee);
+        if !has {
+            tracing::warn!(lease = %self.lease(), %tee, "the backend cannot bring the evidence that the lease asks for");
+            self.record.refusal = Some(Reason::TeeMissing);
+            self.shared
+                .refused
+                .send_modify(|totals| totals.count(Reason::TeeMissing));
+        }
+        has
     }
 
     async fn persist(&mut self, row: Row) -> Result<(), Ended> {
@@ -389,11 +437,16 @@ impl LeaseTask {
             self.handle(Event::ProvisionFailed);
             return;
         };
-        let spec = spec(
-            self.lease(),
-            &self.record.contract,
-            self.record.row.terms().valid_to(),
-        );
+        let (contract, host) = (&self.record.contract, self.shared.tee.clone());
+        let tee = contract.tee.and_then(backend_tee);
+        let order = tee
+            .zip(host.as_ref())
+            .and_then(|(tee, host)| host.order(tee, contract.envelope));
+        if contract.tee.is_some() && order.is_none() {
+            return self.not_provisioned(Reason::TeeMissing);
+        }
+        let valid_to = self.record.row.terms().valid_to();
+        let spec = spec(self.lease(), contract, valid_to, order);
         let turn = Arc::clone(&self.provision_turn);
         // The relays are dialed while the instance starts: whoever waits for the receipt waits for the longer of the two.
         let door = self.open_door();
@@ -402,8 +455,18 @@ impl LeaseTask {
             failpoint!(BeforeProvision);
             let instance = backend.provision(&spec).await;
             failpoint!(AfterProvision);
+            let evidence = match (&instance, &spec.evidence, host) {
+                (Ok(instance), Some(order), Some(host)) => {
+                    host.verify(order, instance, spec.image).await.map(Some)
+                }
+                _ => Ok(None),
+            };
             let is_reachable = instance.is_ok() && door.await;
-            Done::Provisioned(instance, is_reachable)
+            Done::Provisioned(Box::new(Provisioned {
+                instance,
+                is_reachable,
+                evidence,
+            }))
         }));
     }
 

@@ -3,12 +3,12 @@
 use souk_market::{
     lifecycle::Reply,
     refusal::Reason,
-    reply::{self, Body, Endpoint, FinalStatement, Receipt, Refusal, Status},
+    reply::{self, Body, Endpoint, EvidencePart, FinalStatement, Receipt, Refusal, Status},
     units::Digest,
     wire::{Blob, List},
 };
 
-use super::{LeaseTask, state_of};
+use super::{Instead, LeaseTask, state_of};
 use crate::{
     failpoint::failpoint,
     provider::{answer::Addressee, books::log_record_again},
@@ -37,8 +37,10 @@ enum StatementError {
 
 impl LeaseTask {
     pub(super) async fn reply(&mut self, reply: Reply) {
-        if let Some(reason) = self.instead.take() {
-            return self.refuse(reason).await;
+        match self.instead.take() {
+            Some(Instead::Refuse(reason)) => return self.refuse(reason).await,
+            Some(Instead::Evidence(part)) => return self.send_evidence(part).await,
+            None => {}
         }
         match reply {
             Reply::Receipt => match self.receipt().await {
@@ -59,6 +61,19 @@ impl LeaseTask {
 
     pub(super) async fn refuse(&mut self, reason: Reason) {
         self.send(Body::Refusal(Refusal { reason })).await;
+    }
+
+    /// Sends a part of the evidence that the receipt names.
+    async fn send_evidence(&mut self, part: u8) {
+        let evidence = self.record.evidence.as_ref();
+        let part = evidence.and_then(|evidence| {
+            let digest = evidence.reference.digest;
+            EvidencePart::of(self.lease(), digest, &evidence.quote, part)
+        });
+        match part {
+            Some(part) => self.send(Body::Evidence(part)).await,
+            None => self.refuse(Reason::NoEvidence).await,
+        }
     }
 
     /// Tells the holder where the lease stands, unasked.
@@ -111,7 +126,13 @@ impl LeaseTask {
             host_key: instance.host_key,
             user: instance.user.clone(),
             price: self.record.contract.price,
-            evidence: List::empty(),
+            evidence: List::new(
+                self.record
+                    .evidence
+                    .iter()
+                    .map(|evidence| evidence.reference.clone())
+                    .collect(),
+            )?,
         })
     }
 
@@ -195,7 +216,7 @@ impl LeaseTask {
             }
         };
         if own.is_none_or(|own| *blake3::hash(&own.statement).as_bytes() != statement.0) {
-            self.instead = Some(Reason::WrongStatement);
+            self.instead = Some(Instead::Refuse(Reason::WrongStatement));
             return;
         }
         failpoint!(BeforeAcknowledgement);

@@ -16,15 +16,16 @@ use souk_backend::{
     Backend, BackendError, Capabilities, HostKey, Instance, InstanceState, LeaseSpec, Meter, Usage,
     UsageSample,
 };
-use souk_crypto::{CardKey, NetworkParams, NodeId, SealKey, UnixTime};
+use souk_crypto::{CardKey, NetworkParams, SealKey};
 use souk_market::{
+    card::{Card, Offer},
     envelope::{Envelope, Surb as SurbBytes, VerifiedEnvelope},
     log::origin,
-    moment::{ClockStep, ClockWatch, Moment, SteadyTime},
+    moment::{ClockStep, Moment, SteadyTime},
     reply::{Body, Reply},
     request::{Action, HolderRequest},
     sealed::{open_reply, seal_envelope, seal_holder_request},
-    units::{CardDigest, Counter, DurationS, LeaseId, RelayToken},
+    units::{CardDigest, Counter, DurationS, LeaseId, Tee},
     wire::Blob,
 };
 use souk_sphinx::{
@@ -45,34 +46,16 @@ use super::{
         Clock, Offering, Provider, ProviderKeys, ProviderParts, Relays, ReplySink, Requests,
         Settings, Stand, SystemRandomness, TcpDoors,
     },
+    seams::{TestClock, TestRelays},
     support::{NOW, Node, Requester, large, network, relay},
 };
-use crate::store::{Publisher, Store};
+use crate::{
+    attest::HostTee,
+    store::{Publisher, Store},
+};
 
 /// Longer than anything here takes, even on a busy machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
-
-pub(super) struct TestClock(watch::Sender<Moment>);
-
-#[async_trait]
-impl Clock for TestClock {
-    fn now(&self) -> UnixTime {
-        self.0.borrow().wall
-    }
-
-    fn moment(&self) -> Moment {
-        *self.0.borrow()
-    }
-
-    async fn sleep_until(&self, at: UnixTime) {
-        let mut now = self.0.subscribe();
-        let mut watch = ClockWatch::new(self.boot(), self.moment());
-        let due = now.wait_for(|now| now.wall >= at || watch.observe(*now).is_some());
-        if due.await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-}
 
 /// What the machines do that they should not.
 #[derive(Clone, Default)]
@@ -164,6 +147,7 @@ impl Machines {
             required_limits: Vec::new(),
             authorized_key: souk_backend::SshPublicKey([1; 32]),
             valid_to_unix_s: u64::MAX,
+            evidence: None,
         };
         self.provision(&spec).await.expect("made");
         LeaseId(spec.lease.0)
@@ -210,7 +194,20 @@ impl Backend for Machines {
     }
 
     async fn capabilities(&self) -> Result<Capabilities, BackendError> {
-        unreachable!("the provider is told the totals")
+        Ok(Capabilities {
+            arch: "x86_64".to_owned(),
+            total: souk_backend::Resources {
+                cpu_millicores: 1,
+                memory_mib: 1,
+                disk_mib: 1,
+                max_processes: 1,
+            },
+            enforced: Vec::new(),
+            shared_kernel: true,
+            egress: false,
+            tee: None,
+            images: Vec::new(),
+        })
     }
 
     async fn provision(&self, spec: &LeaseSpec) -> Result<Instance, BackendError> {
@@ -236,6 +233,7 @@ impl Backend for Machines {
             user: "souk".to_owned(),
             host_key: HostKey([3; 32]),
             valid_to_unix_s: spec.valid_to_unix_s,
+            quote: None,
         };
         let machine = Machine {
             instance: instance.clone(),
@@ -373,45 +371,6 @@ async fn serve(listener: TcpListener, mute: bool) {
     }
 }
 
-/// The network's relays: those that the provider has a card of, and of these the ones that answer, at once.
-#[derive(Default)]
-pub(super) struct TestRelays {
-    pub(super) known: Mutex<Vec<NodeId>>,
-    pub(super) silent: Mutex<Vec<NodeId>>,
-    /// Who was asked to let a token in, for every call.
-    pub(super) asked: Mutex<Vec<Vec<NodeId>>>,
-    /// Tokens that are let in now.
-    pub(super) admitted: Mutex<Vec<RelayToken>>,
-}
-
-#[async_trait]
-impl Relays for TestRelays {
-    fn knows(&self, relay: &NodeId) -> bool {
-        self.known.lock().expect("not poisoned").contains(relay)
-    }
-
-    async fn admit(&self, token: &RelayToken, _: Duration, relays: &[NodeId]) -> Vec<NodeId> {
-        self.asked
-            .lock()
-            .expect("not poisoned")
-            .push(relays.to_vec());
-        self.admitted
-            .lock()
-            .expect("not poisoned")
-            .push(token.clone());
-        let silent = self.silent.lock().expect("not poisoned");
-        let answers = relays
-            .iter()
-            .filter(|r| self.knows(r) && !silent.contains(r));
-        answers.copied().collect()
-    }
-
-    fn dismiss(&self, token: &RelayToken) {
-        let mut admitted = self.admitted.lock().expect("not poisoned");
-        admitted.retain(|other| other != token);
-    }
-}
-
 struct Captured {
     sent: mpsc::UnboundedSender<([u8; 32], Vec<u8>)>,
     /// No first hop is reached.
@@ -446,6 +405,10 @@ pub(super) struct World {
     pub(super) clock: Arc<TestClock>,
     pub(super) settings: Settings,
     pub(super) relays: Arc<TestRelays>,
+    /// The TEE that the provider runs in.
+    pub(super) tee: Option<Arc<HostTee>>,
+    /// The machines as the provider gets them; where there is none, as they are.
+    pub(super) backend: Option<Arc<dyn Backend>>,
     keys: watch::Sender<Arc<ProviderKeys>>,
     offer: CardDigest,
     replies: Arc<Captured>,
@@ -462,7 +425,7 @@ struct Life {
     shutdown: CancellationToken,
 }
 
-fn epochs() -> EpochClock {
+pub(super) fn epochs() -> EpochClock {
     EpochClock::of(&NetworkParams::new(50, 10_000, 3_600, true).expect("in bounds"))
 }
 
@@ -497,6 +460,8 @@ impl World {
                 known: Mutex::new(vec![relay()]),
                 ..TestRelays::default()
             }),
+            tee: None,
+            backend: None,
             keys: watch::Sender::new(Arc::new(keys)),
             offer,
             replies: Arc::new(Captured {
@@ -529,6 +494,24 @@ impl World {
         seal
     }
 
+    fn backend(&self) -> Arc<dyn Backend> {
+        let plain = || Arc::clone(&self.machines) as Arc<dyn Backend>;
+        self.backend.clone().unwrap_or_else(plain)
+    }
+
+    /// What is on offer: in the TEE where there is one.
+    fn card(&self) -> Card {
+        let mut card = self.node.plain_card(1);
+        if self.tee.is_some() {
+            let offers = card.offers.iter().cloned().map(|offer| Offer {
+                tee: Tee::NoneTest,
+                ..offer
+            });
+            card.offers = super::support::list(offers.collect());
+        }
+        card
+    }
+
     pub(super) fn log_directory(&self) -> std::path::PathBuf {
         self.directory.path().join("log")
     }
@@ -544,7 +527,7 @@ impl World {
                 .expect("the log opens");
         let (messages, to_read) = mpsc::channel(64);
         let offering = Offering {
-            card: self.node.plain_card(1),
+            card: self.card(),
             honoured: vec![self.offer],
         };
         let (_, offering) = watch::channel(Arc::new(offering));
@@ -558,7 +541,7 @@ impl World {
             publisher,
             stands: vec![Stand {
                 name: "sandbox".parse().expect("a name"),
-                backend: Arc::clone(&self.machines) as Arc<dyn Backend>,
+                backend: self.backend(),
                 total: large(),
             }],
             requests: Requests::default(),
@@ -568,6 +551,7 @@ impl World {
             offering,
             epochs: epochs(),
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+            tee: self.tee.clone(),
             doors: Arc::new(TcpDoors),
             randomness: Arc::new(SystemRandomness),
             settings: self.settings.clone(),

@@ -2,11 +2,13 @@
 
 mod books;
 mod clocks;
+mod evidence;
 mod harness;
 mod leaving;
 mod pressure;
 mod reconcile;
 mod relays;
+mod seams;
 
 use std::sync::{Arc, atomic::Ordering};
 

@@ -196,10 +196,12 @@ async fn rented(connected: &Connected, own: NodeId) -> Result<String, Failure> {
             max_total: None,
             issuer: None,
             attested: None,
+            tees: None,
             provider: Some(own),
         },
         voucher: None,
         direct: false,
+        require_evidence: false,
     };
     let start = Instant::now();
     let rented = connected.rent(&request, &mut |_| ()).await;
