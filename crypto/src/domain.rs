@@ -10,7 +10,7 @@
 use std::marker::PhantomData;
 
 use crate::{
-    keys::{Card, Holder, Issuer, KeyUse, Node, Reply, Seal, SealUse},
+    keys::{Card, Holder, Issuer, KeyUse, Node, Reference, Reply, Seal, SealUse},
     network::NetworkId,
 };
 
@@ -90,6 +90,8 @@ sign_domains! {
     /// What a holder says of its lease later: end, poll, top-up or acknowledgement, told apart by a critical field. Stops
     /// any of them from being read as a request for a lease.
     HOLDER_REQUEST: Holder = "holder-request", max 8_192;
+    /// Reference values for evidence, which are the same on every network. Stops them from being taken for what a network binds.
+    REFERENCE_VALUES: Reference = "reference-values", max 131_072;
 }
 
 /// Input that is hashed in one piece, in bytes: a statement with all that stands before it.

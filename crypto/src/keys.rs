@@ -7,6 +7,7 @@
 //! | [`LogKey`] | Ed25519 | the log's | checkpoints of the usage log |
 //! | [`IssuerKey`] | Ed25519 | the issuer's | grants |
 //! | [`HolderKey`] | Ed25519 | one lease | the envelope and everything else of one lease |
+//! | [`ReferenceKey`] | Ed25519 | a release line's | reference values for evidence, on no network |
 //! | [`SealKey`] | HPKE | weeks | requests |
 //! | [`ReplyKey`] | HPKE | one lease | replies |
 //!
@@ -25,7 +26,7 @@ pub use sealing::{
 pub use signing::{
     Card, CardKey, CardPublicKey, Holder, HolderKey, HolderPublicKey, Issuer, IssuerKey,
     IssuerPublicKey, KeyUse, Log, LogKey, LogPublicKey, Node, NodeId, NodeKey, PublicKey,
-    SecretKey,
+    Reference, ReferenceKey, ReferencePublicKey, SecretKey,
 };
 
 /// Why bytes or text are not a key.

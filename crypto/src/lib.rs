@@ -32,9 +32,10 @@ mod time;
 pub use causes::{causes, with_causes};
 pub use keys::{
     CardKey, CardPublicKey, HolderKey, HolderPublicKey, IssuerKey, IssuerPublicKey, LogKey,
-    LogPublicKey, NodeId, NodeKey, ReplyKey, ReplyPublicKey, SealKey, SealPublicKey,
+    LogPublicKey, NodeId, NodeKey, ReferenceKey, ReferencePublicKey, ReplyKey, ReplyPublicKey,
+    SealKey, SealPublicKey,
 };
 pub use network::{NetworkError, NetworkId, NetworkParams};
-pub use sign::{Invalid, Object, OpenError, SignError, Signed, Verified};
+pub use sign::{Invalid, Object, ObjectDigest, OpenError, SignError, Signed, Verified};
 pub use subkeys::{MAX_MIX_KEYS, MAX_SUB_KEYS_LIFE_S, MixKey, MixPublicKey, SubKeys};
 pub use time::{MAX_SKEW_S, UnixTime, Window, WindowError};

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The protected header holds exactly: `alg` (Ed25519, RFC 9864), `kid` (the signer's public key), `typ` (RFC 9596), the
-//! domain string and the network id; the unprotected header is empty. The raw bytes are kept and passed on unchanged.
+//! domain string and the network id, which objects of no network leave out ([`Anywhere`]); the unprotected header is empty. The raw bytes are kept and passed on unchanged.
 //!
 //! Threats: an object of another kind, network or version that is taken for this one; a second encoding of the same
 //! object; a signature that verifies here and not there (RFC 8032 leaves room; verification here is strict); an
@@ -58,6 +58,9 @@ pub trait Object: Encode<()> + for<'b> Decode<'b, ()> {
     }
 }
 
+/// A kind of object that means the same on every network: its header names none, and it opens on none that an [`Object`] is opened on.
+pub trait Anywhere: Object {}
+
 /// A field that breaks a rule of its kind of object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {rule}")]
@@ -84,6 +87,25 @@ pub fn sign<T: Object>(
     object: T,
     key: &SecretKey<T::Signer>,
     network: &NetworkId,
+) -> Result<Verified<T>, SignError> {
+    sign_for(object, key, Some(network))
+}
+
+/// Signs an object that means the same on every network.
+///
+/// # Errors
+/// As [`sign`].
+pub fn sign_anywhere<T: Anywhere>(
+    object: T,
+    key: &SecretKey<T::Signer>,
+) -> Result<Verified<T>, SignError> {
+    sign_for(object, key, None)
+}
+
+fn sign_for<T: Object>(
+    object: T,
+    key: &SecretKey<T::Signer>,
+    network: Option<&NetworkId>,
 ) -> Result<Verified<T>, SignError> {
     object.validate()?;
     let signer = key.public();
@@ -129,12 +151,20 @@ pub enum SignError {
 /// # Errors
 /// [`OpenError`]; all of them are the fault of who made or sent the bytes.
 pub fn open<T: Object>(bytes: &[u8], network: &NetworkId) -> Result<Verified<T>, OpenError> {
-    open_signed(Signed::from_bytes(bytes)?, network)
+    open_signed(Signed::from_bytes(bytes)?, Some(network))
+}
+
+/// Opens bytes as a signed object that means the same on every network.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_anywhere<T: Anywhere>(bytes: &[u8]) -> Result<Verified<T>, OpenError> {
+    open_signed(Signed::from_bytes(bytes)?, None)
 }
 
 fn open_signed<T: Object>(
     signed: Signed<T>,
-    network: &NetworkId,
+    network: Option<&NetworkId>,
 ) -> Result<Verified<T>, OpenError> {
     let max = T::DOMAIN.max_bytes();
     let untagged = signed
@@ -252,7 +282,7 @@ impl<T: Object> Signed<T> {
     /// # Errors
     /// As [`open`].
     pub fn open(&self, network: &NetworkId) -> Result<Verified<T>, OpenError> {
-        open_signed(self.clone(), network)
+        open_signed(self.clone(), Some(network))
     }
 }
 
@@ -413,16 +443,17 @@ const TYP: Label = Label::Int(16);
 const DOMAIN: Label = Label::Int(-65_537);
 const NETWORK: Label = Label::Int(-65_538);
 
-/// The protected header of every `T` of `signer` on `network`, in canonical order.
-fn header<T: Object>(signer: &PublicKey<T::Signer>, network: &NetworkId) -> Header {
+/// The protected header of every `T` of `signer` on `network`, or on none, in canonical order.
+fn header<T: Object>(signer: &PublicKey<T::Signer>, network: Option<&NetworkId>) -> Header {
+    let mut rest = vec![
+        (TYP, Value::Text(T::DOMAIN.typ().into())),
+        (DOMAIN, Value::Text(T::DOMAIN.name().into())),
+    ];
+    rest.extend(network.map(|network| (NETWORK, Value::Text(network.as_str().into()))));
     Header {
         alg: Some(Algorithm::Assigned(iana::Algorithm::Ed25519)),
         key_id: signer.as_bytes().to_vec(),
-        rest: vec![
-            (TYP, Value::Text(T::DOMAIN.typ().into())),
-            (DOMAIN, Value::Text(T::DOMAIN.name().into())),
-            (NETWORK, Value::Text(network.as_str().into())),
-        ],
+        rest,
         ..Header::default()
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde_json::Value;
-use souk_tests::souk;
+use souk_tests::{souk, succeed};
 use tempfile::TempDir;
 
 /// The folder of a package that souk-attest depends on, with the real samples in it.
@@ -576,4 +576,108 @@ fn without_a_tee_nothing_is_collected() {
             .code(),
         Some(64)
     );
+}
+
+#[test]
+fn reference_values_are_signed_checked_and_believed_and_never_go_back() {
+    let folder = TempDir::new().expect("a folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let minted = at("minted");
+    succeed(Command::new(souk()).args(["attest", "mint", &minted]));
+    let policy = fs::read_to_string(at("minted/policy.toml")).expect("minted");
+    let (head, values) = policy.split_at(policy.find("[[measurement]]").expect("one"));
+    fs::write(at("values.toml"), values).expect("written");
+    let json = |args: &[&str]| -> (Option<i32>, Value) {
+        let output = attest(&[&["reference"], args, &["--json"]].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let told = serde_json::from_slice(&output.stdout);
+        (output.status.code(), told.unwrap_or_else(|_| said.into()))
+    };
+    let (code, key) = json(&["key", &at("release.key")]);
+    assert_eq!(code, Some(0), "{key}");
+    let key = key["reference"].as_str().expect("a key").to_owned();
+    let sign = |serial: &str, out: &str| {
+        json(&[
+            "sign",
+            &at("values.toml"),
+            "--key",
+            &at("release.key"),
+            "--name",
+            "guest",
+            "--serial",
+            serial,
+            "--days",
+            "30",
+            "--out",
+            &at(out),
+        ])
+    };
+    for (serial, out) in [("1", "one.ref"), ("2", "two.ref")] {
+        let (code, told) = sign(serial, out);
+        assert_eq!(code, Some(0), "{told}");
+        assert_eq!(told["signer"], key);
+    }
+    assert_eq!(sign("3", "two.ref").0, Some(1), "nothing is overwritten");
+
+    let check = |file: &str, key: &str, more: &[&str]| {
+        json(
+            &[
+                &["check", &at(file), "--key", key, "--seen", &at("serials")],
+                more,
+            ]
+            .concat(),
+        )
+    };
+    let (code, told) = check("two.ref", &key, &[]);
+    assert_eq!(
+        (code, &told["verdict"]),
+        (Some(0), &"accepted".into()),
+        "{told}"
+    );
+    assert_eq!(
+        (&told["serial"], &told["name"]),
+        (&2.into(), &"guest".into())
+    );
+    let foreign = "3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29";
+    let late = ["--at", "2999-01-01T00:00:00Z"];
+    for (file, key, more, reason) in [
+        ("one.ref", key.as_str(), &[][..], "rollback"),
+        ("two.ref", foreign, &[], "unknown-signer"),
+        ("two.ref", &key, &["--min-serial", "3"], "serial"),
+        ("two.ref", &key, &late, "expired"),
+        ("values.toml", &key, &[], "unsigned"),
+    ] {
+        let (code, told) = check(file, key, more);
+        assert_eq!(code, Some(2), "{told}");
+        let said = told["reason"].as_str().expect("a reason");
+        assert!(said.starts_with(&format!("{reason}: ")), "{said}");
+    }
+    assert_eq!(check("nowhere", &key, &[]).0, Some(1));
+
+    // A policy with them accepts what the one with the values in it did, and without the file nothing.
+    let policy = |file: &str| {
+        let text = format!("{head}\n[[reference]]\nfile = {file:?}\nkeys = [{key:?}]\n");
+        fs::write(at("policy.toml"), text).expect("written");
+        attest(&[
+            "verify",
+            &at("minted/evidence.bin"),
+            "--collateral",
+            &at("minted/collateral.cbor"),
+            "--policy",
+            &at("policy.toml"),
+            "--seen",
+            &at("serials"),
+        ])
+    };
+    assert_eq!(policy("two.ref").status.code(), Some(0));
+    for (file, code, why) in [
+        ("one.ref", 78, "rolled back"),
+        ("nowhere", 1, "cannot read"),
+    ] {
+        let output = policy(file);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(why), "{said}");
+        assert!(output.stdout.is_empty(), "a script would read a verdict");
+    }
 }

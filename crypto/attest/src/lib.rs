@@ -23,6 +23,7 @@ pub mod fetch;
 pub mod files;
 pub mod measure;
 mod policy;
+mod reference;
 mod refusal;
 mod snp;
 pub mod soft;
@@ -34,6 +35,10 @@ pub use bundle::{Bundle, MAX_BUNDLE_BYTES};
 pub use cache::{Answer, MAX_ANSWERS, REFUSAL_LIFE_S, VerifiedCache};
 pub use digest::{CollateralDigest, EvidenceDigest, HexError, Measurement, ReportData, RootId};
 pub use policy::{Decision, Expected, Line, MAX_POLICY_BYTES, Policy, Verdict};
+pub use reference::{
+    Believed, MAX_REFERENCE_BYTES, ReferenceError, ReferenceSignError, ReferenceValues, Seen,
+    sign_reference, with_references,
+};
 pub use refusal::{Blame, Part, Refusal};
 pub use snp::{
     GuestPolicy, MAX_SNP_COLLATERAL_BYTES, Product, REPORT_BYTES, SnpCollateral, SnpFacts,

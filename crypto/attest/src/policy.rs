@@ -10,13 +10,15 @@ mod decision;
 mod parse;
 mod reader;
 
-use souk_crypto::UnixTime;
+use souk_crypto::{UnixTime, Window};
 
 pub use decision::{Decision, Line, Verdict};
+pub(crate) use parse::check_values;
 
 use crate::{
     date,
     digest::{Measurement, ReportData, RootId},
+    reference::Believed,
     snp::{SnpFacts, SnpTcb},
     tdx::{TcbStatus, TdxFacts},
     verified::{FactsRef, Kind, Tee, Trust, Verified},
@@ -36,6 +38,7 @@ pub struct Policy {
     snp: SnpRules,
     advisories: Vec<Tolerated>,
     measurements: Vec<Reference>,
+    believed: Vec<Believed>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +128,25 @@ impl Policy {
                 reference.not_after,
             )
         })
+    }
+
+    /// The signed files of reference values that it names. Until they are read ([`crate::with_references`]), they give none.
+    #[must_use]
+    pub fn believed(&self) -> &[Believed] {
+        &self.believed
+    }
+
+    /// Adds the values of files that were verified, each within its window.
+    pub(crate) fn with_values<'v>(
+        mut self,
+        vouched: impl IntoIterator<Item = (&'v str, Window)>,
+    ) -> Self {
+        for (text, window) in vouched {
+            let values = parse::values(text).expect("they were checked when the file was read");
+            self.measurements
+                .extend(values.into_iter().map(|reference| reference.within(window)));
+        }
+        self
     }
 
     /// Decides about verified evidence at `now`.
@@ -366,6 +388,16 @@ impl Reference {
         match self.values {
             Values::Tdx(_) => Tee::Tdx,
             Values::Snp { .. } => Tee::SevSnp,
+        }
+    }
+
+    /// The same, where it holds within `window` only.
+    fn within(self, window: Window) -> Self {
+        let (from, to) = (window.from(), window.to().minus_s(1));
+        Self {
+            not_before: Some(self.not_before.map_or(from, |own| own.max(from))),
+            not_after: Some(self.not_after.map_or(to, |own| own.min(to))),
+            ..self
         }
     }
 

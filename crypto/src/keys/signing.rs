@@ -52,6 +52,9 @@ pub enum Issuer {}
 /// One lease, drawn by the requester.
 #[derive(Debug)]
 pub enum Holder {}
+/// Reference values of a release.
+#[derive(Debug)]
+pub enum Reference {}
 
 /// Protobuf and identity-multihash header of an Ed25519 key in a libp2p peer id (libp2p specs, peer-ids).
 const PEER_ID_PREFIX: [u8; 6] = [0x00, 0x24, 0x08, 0x01, 0x12, 0x20];
@@ -85,6 +88,9 @@ impl KeyUse for Log {
 impl KeyUse for Issuer {
     const NAME: &'static str = "issuer";
 }
+impl KeyUse for Reference {
+    const NAME: &'static str = "reference";
+}
 impl KeyUse for Holder {
     const NAME: &'static str = "holder";
     const LOGGABLE: bool = false;
@@ -103,6 +109,8 @@ pub type LogKey = SecretKey<Log>;
 pub type IssuerKey = SecretKey<Issuer>;
 /// Secret key of one lease.
 pub type HolderKey = SecretKey<Holder>;
+/// Secret key of whoever vouches for reference values.
+pub type ReferenceKey = SecretKey<Reference>;
 
 impl<U: KeyUse> SecretKey<U> {
     /// A fresh key.
@@ -176,6 +184,8 @@ pub type LogPublicKey = PublicKey<Log>;
 pub type IssuerPublicKey = PublicKey<Issuer>;
 /// Public key of one lease. Its `Debug` shows nothing of it.
 pub type HolderPublicKey = PublicKey<Holder>;
+/// Public key of whoever vouches for reference values.
+pub type ReferencePublicKey = PublicKey<Reference>;
 
 impl<U: KeyUse> PublicKey<U> {
     /// The key of these bytes.

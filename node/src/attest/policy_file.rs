@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use souk_attest::{
-    MAX_POLICY_BYTES, Policy,
+    MAX_POLICY_BYTES, Policy, ReferenceError,
     files::{self, FileError},
+    with_references,
 };
 use souk_toml::Mistakes;
 
@@ -23,18 +24,37 @@ pub enum PolicyError {
         #[source]
         source: Mistakes,
     },
+    /// The signed reference values that it names cannot be used.
+    #[error("{} names reference values that are not used", path.display())]
+    References {
+        /// The file of the policy.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: ReferenceError,
+    },
 }
 
-/// Reads a policy.
+/// Where a data folder, or the folder of a client, remembers the serials of reference values.
+const SEEN: &str = "reference-serials";
+
+/// Reads a policy, and the signed reference values that it names. The folder `home` remembers their serials: none goes back.
 ///
 /// # Errors
 /// [`PolicyError`].
-pub fn read_policy(path: &Path) -> Result<Policy, PolicyError> {
+pub fn read_policy(path: &Path, home: &Path) -> Result<Policy, PolicyError> {
     let mistaken = |source| PolicyError::Mistakes {
         path: path.to_owned(),
         source,
     };
     let bytes = files::read(path, MAX_POLICY_BYTES)?;
     let text = souk_toml::text(bytes).map_err(|(_, found)| mistaken(found))?;
-    Policy::parse(&text).map_err(mistaken)
+    let policy = Policy::parse(&text).map_err(mistaken)?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    with_references(policy, folder, Some(&home.join(SEEN))).map_err(|source| {
+        PolicyError::References {
+            path: path.to_owned(),
+            source,
+        }
+    })
 }

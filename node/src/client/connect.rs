@@ -155,7 +155,7 @@ impl Visitor {
             return Ok(None);
         };
         let judge = || async {
-            let policy = wanted.read()?;
+            let policy = wanted.read(client.home())?;
             let (config, home) = (&client.config, &client.home);
             let judged =
                 evidence::judge(&self.net, config, home, &self.market, policy, unix_now()).await;

@@ -10,7 +10,13 @@
 //! decides only whether it asks at all); an entry that keeps evidence back (the next one is asked, and what is missing is refused
 //! by name); evidence that fills the disk (bounded, and shared out by the part of the network that a card claims).
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use rand::seq::SliceRandom as _;
 use souk_attest::{Expected, Policy, Verdict, VerifiedCache};
@@ -51,12 +57,12 @@ pub struct EvidencePolicy {
 }
 
 impl EvidencePolicy {
-    /// Reads what is accepted.
+    /// Reads what is accepted. The folder `home` of the client remembers the serials of signed reference values.
     ///
     /// # Errors
     /// [`PolicyError`].
-    pub fn read(&self) -> Result<Policy, PolicyError> {
-        read_policy(&self.policy)
+    pub fn read(&self, home: &Path) -> Result<Policy, PolicyError> {
+        read_policy(&self.policy, home)
     }
 }
 

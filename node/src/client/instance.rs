@@ -61,10 +61,10 @@ impl Client {
             return Ok(None);
         };
         let policy = match &self.config.evidence {
-            Some(evidence) => evidence.read()?,
+            Some(evidence) => evidence.read(self.home())?,
             None => believed_by(&lease.folder)?
                 .ok_or(JudgeError::NoPolicy)?
-                .read()?,
+                .read(self.home())?,
         };
         let clock = EpochClock::of(&self.config.params);
         Ok(Some(judge(lease, tee, &policy, clock, now)?))
@@ -85,7 +85,11 @@ impl Connected {
             self.bring_collateral(lease, &reference).await?;
         }
         if let Some(policy) = &client.config.evidence {
-            remember_policy(&lease.folder, policy)?;
+            let digest = policy
+                .read(client.home())
+                .map_err(JudgeError::Policy)?
+                .digest();
+            remember_policy(&lease.folder, policy, digest)?;
         }
         match client.judge_instance(lease, unix_now())? {
             Some(Judgement::Refused { reason, why, .. }) => {
@@ -257,11 +261,15 @@ fn judge(
 }
 
 /// Keeps which policy was asked: its digest in hex, and in the rest of the file where it is.
-fn remember_policy(folder: &LeaseFolder, policy: &EvidencePolicy) -> Result<(), RentError> {
-    let digest = hex::encode(policy.read().map_err(JudgeError::Policy)?.digest());
+fn remember_policy(
+    folder: &LeaseFolder,
+    policy: &EvidencePolicy,
+    digest: [u8; 32],
+) -> Result<(), StateError> {
+    let digest = hex::encode(digest);
     let path = policy.policy.as_os_str().as_bytes();
     let text = [digest.as_bytes(), b"\n", path].concat();
-    Ok(folder.write(POLICY, &text)?)
+    folder.write(POLICY, &text)
 }
 
 fn believed_by(folder: &LeaseFolder) -> Result<Option<EvidencePolicy>, StateError> {

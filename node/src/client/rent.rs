@@ -200,7 +200,8 @@ impl Connected {
         }
         if request.require_evidence {
             let policy = self.visitor.client.evidence_policy();
-            let policy = policy.ok_or(JudgeError::NoPolicy)?.read();
+            let policy = policy.ok_or(JudgeError::NoPolicy)?;
+            let policy = policy.read(self.visitor.client.home());
             wanted.tees = Some(instance::accepted(&policy.map_err(JudgeError::Policy)?));
         }
         let judgements = self.visitor.judgements().await?;

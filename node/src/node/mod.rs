@@ -220,7 +220,8 @@ impl Node {
         };
         let pieces = Arc::new(Pieces::open(&data.join("attestation")).map_err(usable)?);
         let policy = config.evidence.policy.as_deref();
-        let policy = policy.map(read_policy).transpose()?.map(Arc::new);
+        let policy = policy.map(|path| read_policy(path, data));
+        let policy = policy.transpose()?.map(Arc::new);
         let trust = policy.as_deref().map_or_else(Trust::vendors, Policy::trust);
         let verifier = Verifier::start(trust, pieces.clone(), unix_now).map_err(usable)?;
         let source = Source::open(&config.evidence, policy.as_deref(), data.join("collateral"))?;

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     date,
     digest::{Measurement, RootId},
+    reference::Believed,
     snp::SnpTcb,
     tdx::TcbStatus,
     verified::{Kind, Tee},
@@ -19,6 +20,8 @@ use crate::{
 const MAX_MEASUREMENTS: usize = 512;
 /// Advisories that one policy tolerates; Intel has published about fifty that touch TDX and SGX.
 const MAX_ADVISORIES: usize = 256;
+/// Signed files that one policy names, and keys of each: a few who measure releases.
+const MAX_BELIEVED: usize = 8;
 /// A name is no longer, in bytes.
 const MAX_NAME_BYTES: usize = 64;
 
@@ -36,7 +39,9 @@ const ROOT_KEYS: &[&str] = &[
     "snp",
     "advisory",
     "measurement",
+    "reference",
 ];
+const REFERENCE_KEYS: &[&str] = &["file", "keys", "min_serial"];
 const TDX_KEYS: &[&str] = &["min_tcb_status", "min_tcb_evaluation", "allow_debug"];
 const SNP_KEYS: &[&str] = &[
     "min_fmc",
@@ -112,6 +117,7 @@ impl Policy {
             snp: snp_rules(&mut reader, &root),
             advisories: advisories(&mut reader, &root),
             measurements: measurements(&mut reader, &root),
+            believed: believed(&mut reader, &root),
         };
         if policy.kinds.contains(&Kind::NoneTest) == policy.test_roots.is_empty() {
             reader.misfit(
@@ -123,6 +129,52 @@ impl Policy {
         }
         reader.finish(policy)
     }
+}
+
+/// Checks the text of signed reference values.
+///
+/// # Errors
+/// All mistakes of the text.
+pub(crate) fn check_values(text: &str) -> Result<(), Mistakes> {
+    values(text).map(|_| ())
+}
+
+/// The reference values of a text that holds nothing else.
+pub(super) fn values(text: &str) -> Result<Vec<Reference>, Mistakes> {
+    let (mut reader, table) = Reader::new(text);
+    let root = reader.root("the reference values", &table, &["measurement"]);
+    let values = measurements(&mut reader, &root);
+    if !root.has("measurement") {
+        let hint = "write at least one [[measurement]]";
+        reader.misfit(&root, "measurement", "there is no reference value", hint);
+    }
+    reader.finish(values)
+}
+
+fn believed<'a>(reader: &mut Reader<'a>, root: &Section<'_, 'a>) -> Vec<Believed> {
+    let sections = reader.sections(root, "reference", REFERENCE_KEYS, MAX_BELIEVED);
+    let mut all = Vec::new();
+    for section in sections.iter().filter(|section| section.is_there()) {
+        let path = |text: &str| (!text.is_empty()).then(|| text.into());
+        let file_hint = "write the path of a file of signed reference values";
+        let file = reader.required(section, "file", file_hint, path);
+        let key_hint = "write the 64 hex digits that `souk attest reference key` printed";
+        let keys = reader.list(section, "keys", key_hint, from_str);
+        let keys = keys.unwrap_or_default();
+        if keys.is_empty() || keys.len() > MAX_BELIEVED {
+            let what = format!("a [[reference]] names 1 to {MAX_BELIEVED} keys");
+            reader.misfit(section, "keys", &what, key_hint);
+        }
+        let min_serial = reader.integer(section, "min_serial", u64::MAX).unwrap_or(0);
+        if let Some(file) = file {
+            all.push(Believed {
+                file,
+                keys,
+                min_serial,
+            });
+        }
+    }
+    all
 }
 
 fn kinds<'a>(reader: &mut Reader<'a>, root: &Section<'_, 'a>) -> Vec<Kind> {

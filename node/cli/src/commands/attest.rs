@@ -4,6 +4,7 @@ mod collect;
 mod fetch;
 mod measure;
 mod mint;
+mod reference;
 mod show;
 
 use std::{
@@ -17,10 +18,10 @@ use std::{
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use souk_attest::{
-    Decision, Evidence, Expected, MAX_POLICY_BYTES, Part, Policy, Refusal, ReportData, Trust,
-    Verdict, Verified, date,
+    Decision, Evidence, Expected, MAX_POLICY_BYTES, Part, Policy, ReferenceError, Refusal,
+    ReportData, Trust, Verdict, Verified, date,
     files::{self, FileError},
-    verify,
+    verify, with_references,
 };
 use souk_crypto::UnixTime;
 use souk_node::unix_now;
@@ -60,6 +61,12 @@ pub(crate) enum Attest {
         after_help = "Example:\n  souk attest policy check policy.toml"
     )]
     Policy(PolicyCommand),
+    /// Sign reference values, and check those that somebody else has signed.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  souk attest reference key release.key\n  souk attest reference sign values.toml --key release.key --name guest --serial 7 --days 180 --out guest.ref\n  souk attest reference check guest.ref --key 3b6a… --seen serials"
+    )]
+    Reference(reference::Reference),
     /// Compute the launch digest of an SEV-SNP guest from its files.
     #[command(
         after_help = "Example:\n  souk attest measure --ovmf OVMF.fd --kernel vmlinuz --append 'console=ttyS0' --vcpus 4 --vcpu-type EPYC-Milan"
@@ -80,6 +87,9 @@ pub(crate) struct Verify {
     /// What is accepted
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// Where the serials of signed reference values are remembered: none goes back
+    #[arg(long, value_name = "FILE", requires = "policy")]
+    seen: Option<PathBuf>,
     /// The instant to verify at [default: now]
     #[arg(long, value_name = "RFC3339", value_parser = instant)]
     at: Option<UnixTime>,
@@ -103,6 +113,9 @@ pub(crate) struct Check {
     /// The policy
     #[arg(default_value = "policy.toml")]
     file: PathBuf,
+    /// Where the serials of signed reference values are remembered: none goes back
+    #[arg(long, value_name = "FILE")]
+    seen: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -116,6 +129,7 @@ impl Attest {
             Self::Collect(collect) => collect.run(),
             Self::Fetch(fetch) => fetch.run(),
             Self::Policy(PolicyCommand::Check(check)) => check.run(),
+            Self::Reference(reference) => reference.run(),
             Self::Measure(measure) => measure.run(),
             Self::Mint(mint) => mint.run(),
         }
@@ -125,7 +139,9 @@ impl Attest {
 impl Verify {
     fn run(self) -> Result<ExitCode, Failure> {
         let now = self.at.unwrap_or_else(unix_now);
-        let policy = self.policy.as_deref().map(read_policy).transpose()?;
+        let policy = self.policy.as_deref();
+        let policy = policy.map(|path| read_policy(path, self.seen.as_deref()));
+        let policy = policy.transpose()?;
         let trust = policy.as_ref().map_or_else(Trust::vendors, Policy::trust);
         let evidence = evidence(&self.file)?;
         let verified = match &evidence {
@@ -176,7 +192,7 @@ impl Check {
             not_before: Option<String>,
             not_after: Option<String>,
         }
-        let policy = read_policy(&self.file)?;
+        let policy = read_policy(&self.file, self.seen.as_deref())?;
         let references: Vec<_> = policy
             .references()
             .map(|(name, tee, not_before, not_after)| Reference {
@@ -293,13 +309,18 @@ impl Told {
     }
 }
 
-fn read_policy(path: &Path) -> Result<Policy, Failure> {
+fn read_policy(path: &Path, seen: Option<&Path>) -> Result<Policy, Failure> {
     let bytes = files::read(path, MAX_POLICY_BYTES).map_err(|error| match &error {
         FileError::TooLarge { .. } => unread(&error).code(CONFIG),
         _ => unread(&error),
     })?;
     let text = souk_toml::text(bytes).map_err(|(text, found)| mistakes(path, &text, &found))?;
-    Policy::parse(&text).map_err(|found| mistakes(path, &text, &found))
+    let policy = Policy::parse(&text).map_err(|found| mistakes(path, &text, &found))?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    with_references(policy, folder, seen).map_err(|error| match &error {
+        ReferenceError::File(_) | ReferenceError::Unkept { .. } => Failure::of(&error),
+        _ => Failure::of(&error).code(CONFIG),
+    })
 }
 
 /// The evidence of a file, or why what is there is not believed.

@@ -276,7 +276,8 @@ pub(crate) fn unjudged(failure: Failure, error: &JudgeError) -> Failure {
 
 /// Fails where the policy that says what is accepted cannot be used, before anybody is asked anything.
 pub(crate) fn check_policy(client: &Client) -> Result<(), Failure> {
-    let read = client.evidence_policy().map(EvidencePolicy::read);
+    let policy = client.evidence_policy();
+    let read = policy.map(|policy| policy.read(client.home()));
     let read = read.transpose().map(|_| ());
     read.map_err(|error| Failure::of(&error).code(CONFIG))
 }

@@ -300,7 +300,7 @@ fn a_client_without_a_policy_asks_the_one_of_the_rent_and_believes_nobody_withou
         policy,
         attested_mixes: false,
     };
-    remember_policy(&lease.folder, &asked).expect("written");
+    remember_policy(&lease.folder, &asked, [1; 32]).expect("written");
     let judged = client.judge_instance(&lease, NOW).expect("judged");
     assert!(judged.is_some_and(|judged| judged.is_accepted()));
 }

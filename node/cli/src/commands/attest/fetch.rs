@@ -51,7 +51,9 @@ pub(crate) struct Fetch {
 impl Fetch {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         let now = self.at.unwrap_or_else(unix_now);
-        let policy = self.policy.as_deref().map(read_policy).transpose()?;
+        // Only what it trusts counts here.
+        let policy = self.policy.as_deref();
+        let policy = policy.map(|path| read_policy(path, None)).transpose()?;
         let trust = policy.as_ref().map_or_else(Trust::vendors, Policy::trust);
         let evidence = evidence(&self.file)?.map_err(|why| Failure::of(&why).code(REFUSED))?;
         let sources = Sources {
