@@ -256,6 +256,30 @@ impl Network {
         Some(NodeUnderTest::start(name, Role::Mix, folder, command, None))
     }
 
+    /// One more node with the keys of another, which goes on running.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn twin(&self, name: &str, of: &NodeUnderTest) -> NodeUnderTest {
+        let folder = self.folder.path().join(name);
+        let data = folder.join("data");
+        fs::create_dir_all(&data).expect("a new folder");
+        succeed(
+            Command::new("cp")
+                .arg("-a")
+                .arg(of.folder.join("data/keys"))
+                .arg(&data),
+        );
+        let others = self.nodes.iter().filter(|node| node.id() != of.id());
+        let bootstrap = others.flat_map(NodeUnderTest::addresses).collect();
+        let config = folder.join("souk.toml");
+        let text = self.config(Some(of.role), &folder, bootstrap, None);
+        fs::write(&config, text).expect("written");
+        let command = node_command(&config, &folder.join("ready.json"));
+        NodeUnderTest::start(name, of.role, folder, command, None)
+    }
+
     /// The folder of everything.
     #[must_use]
     pub fn folder(&self) -> &Path {

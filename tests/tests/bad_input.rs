@@ -8,7 +8,8 @@ use std::{
     process::Command,
 };
 
-use souk_tests::{Network, Plan, Process, eventually, is_root, node_command, skipped};
+use serde_json::Value;
+use souk_tests::{Network, Plan, Process, eventually, is_root, node_command, skipped, succeed};
 use tempfile::TempDir;
 
 /// A node that is made but does not run.
@@ -326,4 +327,38 @@ fn a_clock_that_is_wrong_by_hours_is_told() {
                 .then_some(())
         });
     }
+}
+
+#[test]
+fn two_nodes_with_the_same_keys_are_told_by_both() {
+    let network = Network::start(&Plan {
+        mixes: 3,
+        sells: false,
+        ..Plan::default()
+    });
+    let first = network.mixes().last().expect("a mix");
+    let second = network.twin("twin", first);
+    assert_eq!(first.id(), second.id());
+    for node in [first, &second] {
+        eventually("the other node is told", || {
+            let warnings = node.status()?["warnings"].to_string();
+            warnings
+                .contains("another node runs with the keys of this one")
+                .then_some(())
+        });
+        let metrics = succeed(&mut node.souk(&["node", "metrics"]));
+        let metrics = String::from_utf8_lossy(&metrics.stdout).into_owned();
+        assert!(metrics.contains("souk_keys_elsewhere 1"), "{metrics}");
+        // A snapshot may be one that was made a moment ago.
+        eventually("the doctor finds it", || {
+            let found = node.souk(&["doctor", "--json"]).output().expect("it runs");
+            let report: Value = serde_json::from_slice(&found.stdout).expect("a report");
+            let mut findings = report["findings"].as_array()?.iter();
+            let card = findings.find(|finding| finding["check"] == "card")?;
+            (card["state"] == "bad" && found.status.code() == Some(1)).then_some(())
+        });
+    }
+    let metrics = succeed(&mut network.mixes()[0].souk(&["node", "metrics"]));
+    let metrics = String::from_utf8_lossy(&metrics.stdout).into_owned();
+    assert!(metrics.contains("souk_keys_elsewhere 0"), "{metrics}");
 }

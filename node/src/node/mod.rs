@@ -25,6 +25,7 @@ mod operations;
 mod publisher;
 mod readings;
 mod replaced;
+mod rivals;
 mod selling;
 mod snapshot;
 mod standing;
@@ -63,6 +64,7 @@ use self::{
     publisher::{Profile, Publisher},
     readings::{Readiness, Readings},
     replaced::Replaced,
+    rivals::Rivals,
     selling::{Selling, Shop},
     standing::Desk,
 };
@@ -284,6 +286,7 @@ impl Node {
         let happenings = Arc::<Happenings>::default();
         let (proven, evidence_of_card) = watch::channel(source.is_none().then(Proven::default));
         let (working, provider) = watch::channel(None);
+        let (rivals, rivals_seen) = watch::channel(Rivals::default());
         if let (Some(shop), Some(source)) = (&mut shop, &source) {
             shop.inside(HostTee {
                 network: config.network.id.clone(),
@@ -321,6 +324,7 @@ impl Node {
             refresh: refresh.clone(),
             heard: cards.own(),
             answered_at: None,
+            rivals,
             began: tokio::time::Instant::now(),
         };
         tasks.spawn(publisher.run(stop.clone()));
@@ -410,6 +414,7 @@ impl Node {
             mix: counters.clone(),
             verifier: verifier.clone(),
             readiness: readiness.clone(),
+            rivals: rivals_seen.clone(),
             account: account.clone(),
             prices: config.provider.prices.clone(),
             hourly: Mutex::default(),
@@ -423,6 +428,7 @@ impl Node {
             net,
             cards,
             own: own_card,
+            rivals: rivals_seen,
             mix: counters,
             provider,
             refusal,

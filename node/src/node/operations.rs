@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     directory::{Cards, Listed},
+    rivals::Rivals,
     snapshot,
     standing::{ChangeError, Desk},
 };
@@ -34,6 +35,7 @@ use crate::{
     mix::MixCounters,
     net::{self, NodeAddress, Peers, node_id, peer_id},
     provider::{Findings, LeaseView, OrphanView, PauseRefused, Provider},
+    unix_now,
 };
 
 /// A card is made and written within this time, or not at all for now.
@@ -48,6 +50,8 @@ pub(super) struct Running {
     pub(super) net: net::Node,
     pub(super) cards: Arc<Cards>,
     pub(super) own: watch::Receiver<Option<Arc<VerifiedCard>>>,
+    /// Whether another node makes cards of this one.
+    pub(super) rivals: watch::Receiver<Rivals>,
     pub(super) mix: Arc<MixCounters>,
     /// The provider, once it works.
     pub(super) provider: watch::Receiver<Option<Provider>>,
@@ -105,6 +109,7 @@ impl Running {
 
     fn warnings(&self, peers: u32) -> Vec<String> {
         let mut warnings: Vec<_> = self.cards.clock_warning().into_iter().collect();
+        warnings.extend(self.rivals.borrow().warning(unix_now()));
         warnings.extend(self.cards.log_warnings());
         warnings.extend(evidence_warnings(self.peers.local(), &self.verifier));
         let refusal = self.refusal.borrow();

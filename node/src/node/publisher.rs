@@ -14,7 +14,7 @@
 //!
 //! Threats: two cards under one sequence are evidence against this node, so a card is on the disk before anybody sees it,
 //! also over a crash; two nodes that run with the same keys and answer each other with new cards for ever, so such an answer has
-//! its pace; a capacity message that goes out when a lease changes would publish the lease.
+//! its pace, and is told ([`Rivals`]); a capacity message that goes out when a lease changes would publish the lease.
 
 use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -42,6 +42,7 @@ use super::{
     directory::{Cards, card_address},
     keys::{Dated, Keys},
     replaced::Replaced,
+    rivals::Rivals,
 };
 use crate::{
     durable,
@@ -154,6 +155,8 @@ pub(super) struct Publisher {
     pub(super) heard: watch::Receiver<Option<Newest>>,
     /// When a card was made above one that this node does not remember.
     pub(super) answered_at: Option<tokio::time::Instant>,
+    /// How often that was.
+    pub(super) rivals: watch::Sender<Rivals>,
     /// Since when the node has looked for an address that others can dial.
     pub(super) began: tokio::time::Instant,
 }
@@ -290,6 +293,7 @@ impl Publisher {
                 "the network knows a card of this node that it does not remember: its data folder was restored, or another node has its keys"
             );
             self.answered_at = Some(tokio::time::Instant::now());
+            self.rivals.send_modify(|rivals| rivals.note(now));
         }
         if addresses.is_empty() {
             tracing::warn!(

@@ -17,7 +17,7 @@ use souk_market::{
 };
 use tokio::sync::watch;
 
-use super::directory::Cards;
+use super::{directory::Cards, rivals::Rivals};
 use crate::{attest::Verifier, mix::MixCounters, process::Usage, provider::Provider, unix_now};
 
 /// What is asked of a node that is to be called ready.
@@ -66,6 +66,8 @@ pub(super) struct Readings {
     pub(super) mix: Arc<MixCounters>,
     pub(super) verifier: Verifier,
     pub(super) readiness: Readiness,
+    /// Whether another node makes cards of this one.
+    pub(super) rivals: watch::Receiver<Rivals>,
     /// What closed leases brought and cost, and in which asset.
     pub(super) account: watch::Receiver<Option<Arc<Ledger>>>,
     pub(super) prices: Prices,
@@ -121,6 +123,12 @@ impl Readings {
             "souk_clock_suspect",
             "1 while the cards of the others are not of the time of this machine",
             usize::from(cards.clock_warning().is_some()),
+        )?;
+        gauge(
+            encoder,
+            "souk_keys_elsewhere",
+            "1 while another node makes cards with the keys of this one",
+            usize::from(self.rivals.borrow().are_suspected(unix_now())),
         )?;
         gauge(
             encoder,

@@ -81,7 +81,10 @@ pub(super) async fn snapshot(node: &Running) -> v1::Snapshot {
         }),
         log: provider.as_ref().map(log),
         account: account(node),
-        card: own.map(|card| own_card(&card, &cards)),
+        card: own.map(|card| v1::OwnCard {
+            keys_elsewhere: node.rivals.borrow().are_suspected(unix_now()),
+            ..own_card(&card, &cards)
+        }),
         leases: leases.into_iter().map(operations::lease).collect(),
         status: Some(status),
     }
@@ -100,6 +103,7 @@ fn own_card(card: &Arc<VerifiedCard>, cards: &[Listed]) -> v1::OwnCard {
         offers: operations::offers(card, capacity.map(|verified| &**verified), None)
             .take(MAX_ROWS)
             .collect(),
+        keys_elsewhere: false,
     }
 }
 

@@ -152,6 +152,7 @@ pub(crate) fn busy(leases: u32) -> v1::Snapshot {
             digest: "5c".repeat(32),
             bytes: 1_182,
             offers: vec![offer(2)],
+            keys_elsewhere: false,
         }),
         evidence: Some(v1::Evidence {
             tee: "none".to_owned(),

@@ -121,6 +121,12 @@ fn card(snapshot: &v1::Snapshot, now_unix_s: u64) -> Finding {
             "the node did not make a new one in time",
             "souk node refresh-card; see the node's log, and the clock",
         ),
+        Some(card) if card.keys_elsewhere => Finding::bad(
+            CHECK,
+            "another node makes cards with the keys of this one",
+            "each replaces the card of the other, and requesters reach now one, now the other",
+            "stop one of them; a second node needs a data folder of its own, not a copy of this one",
+        ),
         Some(card) => Finding::fine(CHECK, format!("card {} is published", card.sequence)),
     }
 }
@@ -414,7 +420,7 @@ mod tests {
         fn offer(snapshot: &mut v1::Snapshot) -> &mut v1::Offer {
             &mut snapshot.card.as_mut().expect("there").offers[0]
         }
-        let broken: [(&str, State, Break); 17] = [
+        let broken: [(&str, State, Break); 18] = [
             ("version", State::Note, |s| s.program = "0.0.1".to_owned()),
             ("warning", State::Bad, |s| {
                 status(s).warnings = vec!["the clock is behind".to_owned()];
@@ -431,6 +437,9 @@ mod tests {
             }),
             ("card", State::Bad, |s| {
                 s.card.as_mut().expect("there").expires_unix_s = NOW + 5;
+            }),
+            ("card", State::Bad, |s| {
+                s.card.as_mut().expect("there").keys_elsewhere = true;
             }),
             ("offer", State::Bad, |s| {
                 s.card.as_mut().expect("there").offers.clear();
