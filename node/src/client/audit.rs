@@ -2,7 +2,7 @@
 //!
 //! The log is read in bulk from its beginning and recomputed, one bundle in memory at a time, and has to lead to everything
 //! that its provider is known to have signed: the checkpoint that was believed last, those of final statements, and what
-//! rides on its capacity messages ([`super::logs`]).
+//! rides on its capacity messages ([`super::logs`]). Where the stream breaks, what was recomputed stays, and the rest is asked for again.
 //!
 //! Threat: a provider that rewrites its log, shows a shorter one, or different ones to different readers, or begins a new
 //! one under another key. To read one
@@ -12,18 +12,25 @@
 use souk_crypto::NodeId;
 use souk_market::log::{
     self, AuditError, Audited, BundleSource, Checkpoint, CheckpointError, Contradiction, LogClaim,
-    NoteError, NoteVerifier, TilePath,
+    NoteError, NoteVerifier, TILE_WIDTH, TilePath,
 };
-use tokio::{runtime::Handle, sync::Mutex};
+use tokio::{
+    runtime::Handle,
+    sync::{Mutex, mpsc},
+};
 
 use super::{
-    StateError, Visitor,
+    Progress, StateError, Visitor, Watch,
     logs::{ClaimFailure, KnownLog},
     market,
 };
 use crate::net::{
-    Client as NetClient, ConnectError as PeerError, LogFetchError, LogPath, LogReader,
+    Client as NetClient, ConnectError as PeerError, LogFetchError, LogPath, LogReadError,
+    LogReading,
 };
+
+/// Steps that wait to be shown; one that finds no place is not.
+const STEPS: usize = 16;
 
 /// A log that was recomputed.
 #[derive(Clone, Debug)]
@@ -56,6 +63,17 @@ pub enum LogError {
     /// Its log could not be read.
     #[error("the log could not be read")]
     Fetch(#[source] LogFetchError),
+    /// A part of it came. That is no word against the log.
+    #[error("the log broke off at bundle {bundle} of {of}, and the rest did not come")]
+    CutOff {
+        /// The bundle that did not come, from 0.
+        bundle: u64,
+        /// How many there are.
+        of: u64,
+        /// What went wrong last.
+        #[source]
+        source: LogReadError,
+    },
     /// There is no checkpoint yet.
     #[error("the log has no checkpoint yet: ask again after its next period")]
     NoCheckpoint,
@@ -78,19 +96,23 @@ pub enum LogError {
 pub enum BundleError {
     /// The provider could not be read.
     #[error("the bundle could not be read")]
-    Fetch(#[source] LogFetchError),
+    Fetch(#[source] LogReadError),
     /// The log lacks a bundle that its checkpoint speaks of.
     #[error("the log lacks the bundle")]
     Missing,
 }
 
 impl Visitor {
-    /// Reads the whole log of a provider, verifies it, and remembers its checkpoint for the next time.
+    /// Reads the whole log of a provider, verifies it, and remembers its checkpoint for the next time. `watch` sees how far it has come.
     ///
     /// # Errors
     /// [`LogError`]; where [`LogError::Claim`] has evidence against the provider, it is kept, and the checkpoint that was
     /// believed before is not replaced.
-    pub async fn verify_log(&self, provider: NodeId) -> Result<VerifiedLog, LogError> {
+    pub async fn verify_log(
+        &self,
+        provider: NodeId,
+        watch: Watch<'_>,
+    ) -> Result<VerifiedLog, LogError> {
         let listed = self
             .market
             .card(&provider)
@@ -108,16 +130,8 @@ impl Visitor {
             return Err(LogError::NoAddress);
         }
         let net = NetClient::start(&self.client.net_config());
-        let peers = net.peers();
-        peers
-            .connect(provider, &addresses)
-            .await
-            .map_err(LogError::Connect)?;
-        let mut reader = peers.open_log(provider).await.map_err(LogError::Fetch)?;
-        let note = reader
-            .file(&LogPath::Checkpoint)
-            .await
-            .map_err(LogError::Fetch)?;
+        let mut reading = net.peers().read_log(provider, addresses).await?;
+        let note = reading.file(&LogPath::Checkpoint, |_| ()).await?;
         let note = note.ok_or(LogError::NoCheckpoint)?;
         let checkpoint =
             Checkpoint::open(&note, &origin, &verifier).map_err(LogError::Checkpoint)?;
@@ -127,16 +141,26 @@ impl Visitor {
         let before = home.known_log(network, provider)?;
         home.hear(network, &claim)?;
 
+        let of = claim.size().div_ceil(TILE_WIDTH);
+        let (steps, mut seen) = mpsc::channel(STEPS);
         let source = Bundles {
             runtime: Handle::current(),
-            reader: Mutex::new(reader),
+            reading: Mutex::new(reading),
+            of,
+            steps,
         };
         let (shown, known) = (claim.clone(), before.clone());
-        let audit =
+        let mut audit =
             tokio::task::spawn_blocking(move || recompute(&source, &checkpoint, &shown, &known));
-        let audited = match audit.await.expect("an audit does not panic") {
+        let audit = loop {
+            tokio::select! {
+                audit = &mut audit => break audit.expect("an audit does not panic"),
+                Some(step) = seen.recv() => watch(step),
+            }
+        };
+        let audited = match audit {
             Ok(audited) => audited,
-            Err(Recomputed::Audit(error)) => return Err(LogError::Audit(error)),
+            Err(Recomputed::Audit(error)) => return Err(LogError::of_audit(*error, of)),
             Err(Recomputed::Fork(proof)) => {
                 let kept = home.keep(network, &proof)?;
                 return Err(ClaimFailure::Contradiction(Box::new(kept)).into());
@@ -213,23 +237,63 @@ pub(super) fn recompute<S: BundleSource>(
     }
 }
 
+impl LogError {
+    /// What did not come is no word against the log.
+    fn of_audit(error: AuditError<BundleError>, of: u64) -> Self {
+        match error {
+            AuditError::Source {
+                path,
+                source: BundleError::Fetch(source),
+            } => Self::CutOff {
+                bundle: path.index(),
+                of,
+                source,
+            },
+            error => Self::Audit(Box::new(error)),
+        }
+    }
+}
+
+impl From<LogReadError> for LogError {
+    fn from(error: LogReadError) -> Self {
+        match error {
+            LogReadError::Connect(source) => Self::Connect(source),
+            LogReadError::Fetch(source) => Self::Fetch(source),
+        }
+    }
+}
+
 /// Bundles over the network, for an audit that runs on a blocking thread.
 struct Bundles {
     runtime: Handle,
-    reader: Mutex<LogReader>,
+    reading: Mutex<LogReading>,
+    /// How many there are.
+    of: u64,
+    steps: mpsc::Sender<Progress>,
 }
 
 impl BundleSource for Bundles {
     type Error = BundleError;
 
     fn bundle(&self, path: &TilePath) -> Result<Vec<u8>, BundleError> {
+        let (bundle, of) = (path.index(), self.of);
         let path: LogPath = path
             .to_string()
             .parse()
             .expect("both follow C2SP tlog-tiles");
+        // Who shows them is behind: the next one says as much.
+        let tell = |step| drop(self.steps.try_send(step));
+        tell(Progress::ReadingLog { bundle, of });
+        let resumes = |attempt| {
+            tell(Progress::ResumingLog {
+                bundle,
+                of,
+                attempt,
+            });
+        };
         let file = self
             .runtime
-            .block_on(async { self.reader.lock().await.file(&path).await });
+            .block_on(async { self.reading.lock().await.file(&path, resumes).await });
         let bundle = file
             .map_err(BundleError::Fetch)?
             .ok_or(BundleError::Missing)?;

@@ -149,6 +149,22 @@ pub enum Progress {
         /// Why.
         reason: souk_market::refusal::Reason,
     },
+    /// A usage log is being read.
+    ReadingLog {
+        /// The bundle of entries that is asked for, from 0.
+        bundle: u64,
+        /// How many there are.
+        of: u64,
+    },
+    /// It broke off, and the rest is asked for.
+    ResumingLog {
+        /// The bundle that did not come, from 0.
+        bundle: u64,
+        /// How many there are.
+        of: u64,
+        /// For the how-many-th time.
+        attempt: u32,
+    },
     /// The evidence of the instance is fetched.
     Evidence {
         /// Which part of it.

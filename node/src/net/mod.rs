@@ -9,7 +9,7 @@
 //!     ├── Peers::snapshot     cards    the whole card set, in bulk                         │
 //!     ├── MailboxService      mailbox  replies for clients that are away       ────────────┘
 //!     ├── RelayRegistrations  relay    sessions to providers without an open port
-//!     ├── Peers::open_log     log      usage logs, in bulk
+//!     ├── Peers::read_log     log      usage logs, in bulk
 //!     └── Peers::pieces       evidence quotes and collateral, in bulk
 //! ```
 //!
@@ -41,6 +41,7 @@ mod origin;
 mod peers;
 mod places;
 mod rate;
+mod reading;
 mod relay;
 mod single;
 mod slots;
@@ -70,6 +71,7 @@ pub use origin::Origin;
 pub use peers::{ConnectError, Neighbour, NetInfo, Peers, PublishError};
 pub use places::MAX_LINKS;
 pub(crate) use rate::{Rates, TokenBucket};
+pub use reading::{LogReadError, LogReading, MAX_RESUMES};
 pub use relay::{
     MAX_REGISTRATIONS, RelayConnectError, RelayRegistrations, RelayStream, RelayedStream,
     WARM_RELAYS, connect_via,

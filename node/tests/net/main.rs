@@ -1,5 +1,6 @@
 //! Several nodes in one process, on loopback, over TCP and QUIC.
 
+mod cut_log;
 mod hostile;
 mod hostile_gossip;
 mod protocols;

@@ -160,6 +160,18 @@ impl PieceSource for NoPieces {
 
 impl TestNode {
     pub(crate) async fn start(config: NodeConfig) -> Self {
+        Self::start_serving(config, Some(Arc::new(TinyLog))).await
+    }
+
+    pub(crate) async fn start_with_log(config: NodeConfig, log: Arc<dyn LogSource>) -> Self {
+        Self::start_serving(config, Some(log)).await
+    }
+
+    pub(crate) async fn start_without_log(config: NodeConfig) -> Self {
+        Self::start_serving(config, None).await
+    }
+
+    async fn start_serving(config: NodeConfig, log: Option<Arc<dyn LogSource>>) -> Self {
         let (judge, shelf) = (Judge::new(), Arc::new(Shelf::default()));
         let (frames_in, frames) = mpsc::channel(64);
         let (relayed_in, relayed) = mpsc::channel(8);
@@ -169,7 +181,7 @@ impl TestNode {
             validator: judge.clone(),
             snapshot: shelf.clone(),
             pieces: Some(Arc::new(NoPieces)),
-            log: Some(Arc::new(TinyLog)),
+            log,
             frames: frames_in,
             relayed: relayed_in,
         };

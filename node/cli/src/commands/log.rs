@@ -75,8 +75,9 @@ impl Log {
             let visitor = client.visit(&progress).await?;
             progress.step("fetching the log");
             session = peer_id(&visitor.local()).to_string();
+            let mut watch = |step| progress.step(&requester::step_text(&step));
             visitor
-                .verify_log(node)
+                .verify_log(node, &mut watch)
                 .await
                 .map_err(|error| unverified(&error))
         });
@@ -127,6 +128,12 @@ fn unverified(error: &LogError) -> Failure {
         LogError::Connect(_) => failure
             .hint("again in a minute: it may be away, or have moved and its new card not be everywhere yet")
             .code(UNAVAILABLE),
+        LogError::CutOff { .. } | LogError::Fetch(_) => failure
+            .hint("again in a minute: nothing was found against the log, and what was known of it before is kept")
+            .code(UNAVAILABLE),
+        LogError::NoAddress => failure.hint(
+            "`souk end` checks the proof of a lease of your own; whoever runs the provider can name an address for it (node.external)",
+        ),
         _ => failure,
     }
 }

@@ -248,6 +248,14 @@ pub(crate) fn step_text(step: &client::Progress) -> String {
         P::Delivered => "the provider has the request".to_owned(),
         P::Polling { attempt } => format!("asking the provider again ({attempt})"),
         P::Refused { reason } => format!("refused ({reason}), trying another provider"),
+        P::ReadingLog { bundle, of } => format!("fetching the log, {bundle} of {of} bundles"),
+        P::ResumingLog {
+            bundle,
+            of,
+            attempt,
+        } => format!(
+            "the log broke off after {bundle} of {of} bundles, asking for the rest ({attempt})"
+        ),
         P::Evidence { part } => format!("the evidence of the instance comes (part {})", part + 1),
         P::Answered { bytes } => format!("an answer came, {bytes} bytes sealed"),
     }
