@@ -333,6 +333,9 @@ impl Gatherer {
 }
 
 #[cfg(test)]
+mod forwarded;
+
+#[cfg(test)]
 mod tests {
     use souk_crypto::CardKey;
     use souk_market::units::Tee;
