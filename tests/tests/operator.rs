@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use souk_tests::{Network, NodeUnderTest, Plan, eventually, skipped, succeed};
+use souk_tests::{Network, NodeUnderTest, Plan, eventually, skipped, souk, succeed};
 use tempfile::TempDir;
 
 /// The root of the sources.
@@ -199,6 +199,12 @@ fn the_doctor_finds_nothing_bad_at_a_healthy_provider_rents_from_it_and_finds_a_
     assert_eq!(said.status.code(), Some(1));
     let report: Value = serde_json::from_slice(&said.stdout).expect("a report");
     assert!(all_are(&report, "node", "bad"), "{report}");
+}
+
+#[test]
+fn the_configuration_of_the_debian_package_is_taken_as_it_is() {
+    let shipped = shipped("debian/souk.toml");
+    succeed(Command::new(souk()).args(["config", "check"]).arg(shipped));
 }
 
 fn promtool() -> Option<PathBuf> {

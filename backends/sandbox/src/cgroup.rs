@@ -23,6 +23,10 @@ use crate::AGENT_TASKS;
 /// Period of the CPU quota in microseconds; the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 
+/// Where the node itself goes, in a version 2 group that hands its controllers on. The systemd units name it too (`DelegateSubgroup=`):
+/// nothing can start in the group itself while leases run below it.
+const NODE: &str = "souk-node";
+
 /// How long the kernel may take to let go of a group whose processes were killed.
 const REMOVAL: Duration = Duration::from_secs(2);
 
@@ -243,6 +247,11 @@ fn own_places(mountinfo: &str, cgroup: &str) -> Vec<Place> {
         let Some(inside) = own.and_then(|p| Path::new(p).strip_prefix(mount.root).ok()) else {
             continue;
         };
+        // A service manager puts a node that starts again where the one before it went.
+        let inside = match inside.parent() {
+            Some(above) if mount.v2 && inside.ends_with(NODE) => above,
+            _ => inside,
+        };
         places.push(Place {
             path: Path::new(mount.point).join(inside),
             v2: mount.v2,
@@ -328,7 +337,7 @@ fn delegate(group: &Path) {
 }
 
 fn move_ourselves(group: &Path) -> io::Result<()> {
-    let node = group.join("souk-node");
+    let node = group.join(NODE);
     match fs::create_dir(&node) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         _ => {}
@@ -399,6 +408,15 @@ mod tests {
             places[1].controllers,
             [Controller::Cpu, Controller::Cpuacct]
         );
+    }
+
+    #[test]
+    fn a_node_that_starts_where_the_one_before_it_went_makes_groups_beside_itself() {
+        let mountinfo = "30 29 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n";
+        let of = |cgroup| own_places(mountinfo, cgroup)[0].path.clone();
+        let unit = Path::new("/sys/fs/cgroup/system.slice/souk.service");
+        assert_eq!(of("0::/system.slice/souk.service\n"), unit);
+        assert_eq!(of("0::/system.slice/souk.service/souk-node\n"), unit);
     }
 
     #[test]

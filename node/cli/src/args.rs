@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::{commands, failure::Failure};
 
@@ -80,6 +80,8 @@ enum Command {
     /// Make keys that sign grants.
     #[command(subcommand, after_help = "Example:\n  souk issuer key new issuer.key")]
     Issuer(commands::issuer::Issuer),
+    /// Write manual pages and the completions of shells.
+    Manual(commands::manual::Manual),
     /// Print the version of this program and of what it speaks.
     Version(commands::version::Version),
 }
@@ -105,6 +107,7 @@ impl Cli {
             Command::Image(image) => image.run(),
             Command::Grant(grant) => grant.run(),
             Command::Issuer(issuer) => issuer.run(),
+            Command::Manual(manual) => manual.run(&Self::command()),
             Command::Version(version) => version.run(),
         }
     }
@@ -112,8 +115,6 @@ impl Cli {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     /// All commands, with their paths.

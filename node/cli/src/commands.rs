@@ -12,6 +12,7 @@ pub(crate) mod image;
 pub(crate) mod issuer;
 pub(crate) mod leases;
 pub(crate) mod log;
+pub(crate) mod manual;
 pub(crate) mod market;
 pub(crate) mod node;
 mod orphans;

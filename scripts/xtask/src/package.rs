@@ -1,0 +1,94 @@
+//! The Debian package, and whether a release can be built twice with the same bytes.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    build,
+    run::{cargo, output, root, run, target_dir},
+};
+
+/// Builds the programs, their manual and completions, and packs them. Needs cargo-deb.
+pub(crate) fn deb() -> Result<()> {
+    let programs = build::all()?;
+    let manual = target_dir().join("release/manual");
+    // Pages of commands that there are no more would be packed too.
+    if manual.exists() {
+        fs::remove_dir_all(&manual)
+            .with_context(|| format!("cannot remove {}", manual.display()))?;
+    }
+    let mut write = Command::new(&programs.souk);
+    write.arg("manual").arg(&manual);
+    run(write)?;
+    compress(&manual.join("man"))?;
+    let mut pack = cargo(&["deb", "--no-build", "--no-strip", "--locked", "-p", "souk"]);
+    // The dates in the package are those of the source.
+    pack.env("SOURCE_DATE_EPOCH", commit_time()?);
+    run(pack)
+}
+
+/// Compresses the pages of a folder, without names and dates.
+fn compress(pages: &Path) -> Result<()> {
+    let read = || format!("cannot read {}", pages.display());
+    let mut gzip = Command::new("gzip");
+    gzip.arg("-9n");
+    for page in fs::read_dir(pages).with_context(read)? {
+        gzip.arg(page.with_context(read)?.path());
+    }
+    run(gzip)
+}
+
+/// Builds the two programs from two checkouts, in folders of different names, and compares them byte by byte.
+pub(crate) fn reproduce() -> Result<()> {
+    let folder = target_dir().join("reproduce");
+    if folder.exists() {
+        fs::remove_dir_all(&folder)
+            .with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    let one = checkout(&folder.join("one"))?;
+    let other = checkout(&folder.join("the-other/and-deeper"))?;
+    for program in ["souk", "souk-agent"] {
+        let read = |built: &Path| {
+            let path = built.join(program);
+            fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        if read(&one)? != read(&other)? {
+            bail!(
+                "{program} differs between {} and {}",
+                one.display(),
+                other.display()
+            );
+        }
+        println!("{program} is the same from both checkouts");
+    }
+    Ok(())
+}
+
+/// Builds what is committed, in a checkout of its own with a target folder of its own; says where the programs are.
+fn checkout(folder: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let source = folder.join("source");
+    let mut clone = Command::new("git");
+    clone
+        .args(["clone", "--quiet", "--local"])
+        .arg(root())
+        .arg(&source);
+    run(clone)?;
+    let target = folder.join("target");
+    let mut build = cargo(&["xtask", "build"]);
+    build.current_dir(&source).env("CARGO_TARGET_DIR", &target);
+    run(build)?;
+    Ok(target.join("release"))
+}
+
+/// When the last commit was made, in Unix seconds.
+fn commit_time() -> Result<String> {
+    let mut log = Command::new("git");
+    log.args(["log", "-1", "--format=%ct"]).current_dir(root());
+    Ok(output(log)?.trim().to_owned())
+}
