@@ -2,6 +2,7 @@
 
 mod act;
 mod leave;
+mod questions;
 mod run;
 
 pub(crate) use run::Ready;
@@ -18,7 +19,7 @@ use crate::{failure::Failure, out};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Node {
-    /// Make a configuration and an identity.
+    /// Make a configuration and an identity; on a terminal it asks what is not said.
     #[command(
         after_help = "Examples:\n  souk node init ~/node\n  souk node init --provider --bootstrap /ip4/192.0.2.1/udp/4551/quic-v1/p2p/12D3KooW… ~/node"
     )]

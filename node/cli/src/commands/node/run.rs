@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -21,9 +21,10 @@ use souk_node::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::questions::Questions;
 use crate::{
     commands::{ConfigFile, DONE, wait},
-    failure::{CONFIG, FAILED, Failure, UNAVAILABLE},
+    failure::{CONFIG, FAILED, Failure, UNAVAILABLE, USAGE},
     logging, out, stdio,
 };
 
@@ -41,6 +42,9 @@ pub(crate) struct Init {
     /// A node to meet first, as a multiaddress that ends in /p2p/ and its id; may be repeated
     #[arg(long, value_name = "ADDRESS")]
     bootstrap: Vec<NodeAddress>,
+    /// Ask nothing, as without a terminal: what is not said here stays as it is by default
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(Args, Debug)]
@@ -70,8 +74,20 @@ pub(crate) struct Ready {
 }
 
 impl Init {
-    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+    pub(crate) fn run(mut self) -> Result<ExitCode, Failure> {
         let path = self.folder.join("souk.toml");
+        let is_watched = io::stdin().is_terminal() && io::stderr().is_terminal();
+        // Who has a node here already is told so, and not asked first.
+        if is_watched && !self.yes && !path.exists() {
+            let (input, output) = (io::stdin().lock(), io::stderr().lock());
+            Questions { input, output }
+                .ask(&mut self.provider, &mut self.bootstrap)
+                .map_err(|error| {
+                    Failure::because("there is no answer", &error)
+                        .hint("--yes asks nothing")
+                        .code(USAGE)
+                })?;
+        }
         let list: Vec<_> = self
             .bootstrap
             .iter()
@@ -282,6 +298,7 @@ mod tests {
             folder: folder.path().join("node"),
             provider: true,
             bootstrap: Vec::new(),
+            yes: true,
         };
         init().run().expect("makes a node");
         let config = config::Config::load(&folder.path().join("node/souk.toml")).expect("valid");
