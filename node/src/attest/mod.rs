@@ -9,7 +9,7 @@
 //!                            policy.decide ◄──┘                    (a requester's)
 //! ```
 //!
-//! Evidence of an instance takes another way: made by a backend ([`InTee`]) as its lease orders it, held against that order by
+//! Evidence of an instance takes another way: made by a backend (`InTee`) as its lease orders it, held against that order by
 //! [`HostTee`], named in the receipt, fetched in parts by the holder, and judged as a [`Claim`] like all other.
 //!
 //! The card key is the attested key: it signs the card, and the card holds the sub-keys with the mix keys. So one piece of
