@@ -5,13 +5,14 @@ use std::fmt::Debug;
 
 use libfuzzer_sys::fuzz_target;
 use minicbor::{Decode, Encode};
+use souk_session::{Frame, Hello, Session, WINDOW, Welcome};
 use souk_wire::{cards, evidence, log, mailbox, relay};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((which, bytes)) = bytes.split_first() else {
         return;
     };
-    match which % 15 {
+    match which % 16 {
         0 => message::<cards::Request>(bytes, cards::REQUEST_CAP),
         1 => message::<cards::Head>(bytes, cards::HEAD_CAP),
         2 => page(bytes),
@@ -26,6 +27,7 @@ fuzz_target!(|bytes: &[u8]| {
         11 => message::<relay::Spliced>(bytes, bytes.len()),
         12 => message::<evidence::Head>(bytes, evidence::HEAD_CAP),
         13 => asked(bytes),
+        14 => session(bytes),
         _ => answer(bytes),
     }
 });
@@ -41,6 +43,35 @@ where
     assert!(written.len() <= cap, "{} bytes of {message:?}", written.len());
     let again: T = souk_wire::decode(&written).expect("what is written decodes");
     assert_eq!(again, message);
+}
+
+/// Both ends of a session over hostile frames: nothing panics, and neither keeps more than its window.
+fn session(bytes: &[u8]) {
+    if let Some(hello) = bytes.first_chunk() {
+        if let Ok(read) = Hello::decode(hello) {
+            assert_eq!(read.encode(), *hello);
+        }
+    }
+    if let Some(welcome) = bytes.first_chunk() {
+        if let Ok(read) = Welcome::decode(welcome) {
+            assert_eq!(read.encode(), *welcome);
+        }
+    }
+    let mut session = Session::default();
+    session.handle_bytes(&[7; 3_000]);
+    let mut arrived = bytes.into();
+    while let Ok(Some(frame)) = Frame::take(&mut arrived) {
+        if session.handle_frame(&frame).is_err() {
+            break;
+        }
+        let _ = session.next_frame();
+        let part = session.deliverable().len();
+        assert!(part <= WINDOW);
+        session.handle_delivered(part / 2);
+        if session.deliver_end() {
+            session.handle_end();
+        }
+    }
 }
 
 fn page(bytes: &[u8]) {

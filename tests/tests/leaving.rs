@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
     path::Path,
-    process::{Child, ChildStdout, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
 };
 
 use serde_json::Value;
@@ -24,13 +24,24 @@ struct Shell {
 }
 
 impl Shell {
+    /// Logs in over a relay, as the configuration says that `souk rent` has written.
+    fn over_a_relay(requester: &Requester, lease: &Rented) -> Self {
+        let mut ssh = requester.openssh("ssh", &lease.ssh_config());
+        ssh.args([lease.alias(), "cat"]);
+        Self::start(ssh)
+    }
+
     /// Logs in straight at the instance's own listener, without the node in between: as whoever has a way to it that does not
     /// lead through the node.
     fn at_the_instance(requester: &Requester, lease: &Rented, port: u64) -> Self {
-        let mut ssh = requester
-            .openssh("ssh", &lease.ssh_config())
-            .args(["-o", "ProxyCommand=none", "-o", "HostName=127.0.0.1"])
-            .args(["-p", &port.to_string(), lease.alias(), "cat"])
+        let mut ssh = requester.openssh("ssh", &lease.ssh_config());
+        ssh.args(["-o", "ProxyCommand=none", "-o", "HostName=127.0.0.1"])
+            .args(["-p", &port.to_string(), lease.alias(), "cat"]);
+        Self::start(ssh)
+    }
+
+    fn start(mut ssh: Command) -> Self {
+        let mut ssh = ssh
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -46,6 +57,15 @@ impl Shell {
         let mut heard = String::new();
         self.said.read_line(&mut heard).expect("the session stands");
         assert_eq!(heard.trim_end(), line);
+    }
+}
+
+impl Shell {
+    /// Is told that its instance is gone.
+    fn ends(mut self) {
+        eventually("the session ends with the lease", || {
+            self.ssh.try_wait().expect("ssh ran")
+        });
     }
 }
 
@@ -69,7 +89,7 @@ fn port_of(provider: &NodeUnderTest, lease: &Rented) -> u64 {
 }
 
 #[test]
-fn a_newer_program_adopts_what_runs_and_a_session_at_the_instance_never_notices() {
+fn a_newer_program_adopts_what_runs_and_sessions_never_notice() {
     let mut network = Network::start(&Plan::default());
     let requester = network.requester("requester", None);
     let lease = requester.rent(&[]);
@@ -78,6 +98,8 @@ fn a_newer_program_adopts_what_runs_and_a_session_at_the_instance_never_notices(
     let port = port_of(network.provider(), &lease);
     let mut shell = Shell::at_the_instance(&requester, &lease, port);
     shell.echoes("before");
+    let mut relayed = Shell::over_a_relay(&requester, &lease);
+    relayed.echoes("before, over a relay");
 
     let stopped = network.provider_mut().process().stop();
     assert!(stopped.success(), "{stopped}");
@@ -86,6 +108,10 @@ fn a_newer_program_adopts_what_runs_and_a_session_at_the_instance_never_notices(
     fs::copy(souk_tests::souk(), &newer).expect("copied");
     network.start_provider_again_as("newer", &newer);
     shell.echoes("after");
+    relayed.echoes("after, over a relay");
+    network.provider_mut().process().kill();
+    network.start_provider_again_as("killed", &newer);
+    relayed.echoes("after it was killed as well");
     assert_eq!(network.provider().keepers(), keepers);
 
     let said = requester.exec(&lease, "echo over the relay again");
@@ -98,6 +124,7 @@ fn a_newer_program_adopts_what_runs_and_a_session_at_the_instance_never_notices(
     );
     let ended = requester.json(&["end", "--json", lease.lease()]);
     assert_eq!(ended["proof_verified"], true, "{ended}");
+    relayed.ends();
     let verified = requester.json(&["log", "verify", "--json", lease.text("provider")]);
     assert_eq!(verified["size"], 1, "one entry: {verified}");
 }

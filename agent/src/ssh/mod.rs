@@ -5,6 +5,8 @@
 //!     └──────── LOGIN_GRACE, or newer strangers ─────────────────────────────▲
 //! ```
 //!
+//! A connection carries SSH itself, or a session that outlives it ([`resumed`]).
+//!
 //! Threats: strangers who reach the listener (only the lease's key passes; at most [`MAX_STRANGERS`] connections that
 //! have not logged in are kept, and a newer one replaces the oldest, so holding connections open locks nobody out);
 //! a client that floods ([`inbound`]); the tenant's own processes (nothing runs inside the agent).
@@ -14,6 +16,7 @@ mod forward;
 mod inbound;
 mod program;
 mod pty;
+mod resumed;
 mod wire;
 
 use std::{
@@ -40,6 +43,7 @@ use rustix::{
     rand::{GetRandomFlags, getrandom},
 };
 use souk_backend::{HostKey, agent::AgentConfig};
+use souk_session::LINGER;
 use tokio::{
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
@@ -47,7 +51,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::pty::{PtyRequest, WindowSize};
-use self::{connection::Connection, inbound::WINDOW};
+use self::{
+    connection::Connection,
+    inbound::WINDOW,
+    resumed::{Line, Sessions},
+};
 use crate::{meters::Meters, tenant::Tenant};
 
 /// Connections that have not logged in. OpenSSH begins to drop at 10; relays add some that are slow.
@@ -98,6 +106,7 @@ struct DoorState {
     key: Ed25519PublicKey,
     meters: Meters,
     guests: Mutex<Guests>,
+    sessions: Sessions,
 }
 
 #[derive(Default)]
@@ -136,6 +145,7 @@ impl Server {
                 key: Ed25519PublicKey(config.authorized_key.0),
                 meters,
                 guests: Mutex::default(),
+                sessions: Sessions::default(),
             })),
             tenant,
             listener,
@@ -169,13 +179,30 @@ impl Server {
 
 /// Carries one connection from its first byte to its last.
 async fn serve(stream: TcpStream, place: Place, config: Arc<Config>, tenant: Tenant) {
+    // Without it keystrokes wait for acknowledgements; a failure costs only that.
+    let _ = stream.set_nodelay(true);
     // To cut the connection off from outside of the library, whatever it waits for.
     let Ok(line) = stream.as_fd().try_clone_to_owned() else {
         return;
     };
-    // Without it keystrokes wait for acknowledgements; a failure costs only that.
-    let _ = stream.set_nodelay(true);
     let (connection, logged_in) = (place.connection.clone(), place.logged_in.clone());
+    // The same for a session that begins with it.
+    let put_out = CancellationToken::new();
+    let sessions = place.door.0.sessions.clone();
+    let arrival = tokio::select! {
+        arrival = sessions.receive(stream, &put_out) => arrival,
+        () = connection.cancelled() => return,
+    };
+    let Ok(Some(stream)) = arrival else {
+        return;
+    };
+    // A session has its connections for itself.
+    let line = matches!(stream, Line::Left(_)).then_some(line);
+    let cut = || {
+        put_out.cancel();
+        let _ = line.as_ref().map(|line| shutdown(line, Shutdown::Both));
+    };
+    // How a connection ended concerns its client only, and who that was must not be written down.
     let handler = Connection::new(place, tenant);
     let session = async move { run_stream(config, stream, handler).await?.await };
     let overdue = async {
@@ -185,15 +212,22 @@ async fn serve(stream: TcpStream, place: Place, config: Arc<Config>, tenant: Ten
         }
     };
     tokio::pin!(session);
-    tokio::select! {
-        // How a connection ended concerns its client only, and who that was must not be written down.
-        _ = &mut session => return,
-        () = overdue => {}
-        () = connection.cancelled() => {}
-    }
+    let mut has_ended = tokio::select! {
+        _ = &mut session => true,
+        () = overdue => false,
+        () = connection.cancelled() => false,
+    };
     connection.cancel();
-    let _ = shutdown(&line, Shutdown::Both);
-    let _ = timeout(LAST_WORDS, session).await;
+    // What a client that has logged in was told last is kept for it; a stranger leaves nothing.
+    if !logged_in.is_cancelled() {
+        cut();
+    }
+    has_ended = has_ended || timeout(LAST_WORDS, session).await.is_ok();
+    if has_ended && line.is_none() {
+        // The last words of a session may wait for a connection, but not longer than a session does.
+        let _ = timeout(LINGER, put_out.cancelled()).await;
+    }
+    cut();
 }
 
 impl Door {
@@ -227,10 +261,11 @@ impl Place {
         user == self.door.0.user && key.key_data().ed25519() == Some(&self.door.0.key)
     }
 
-    /// The client has proven its key. False if too many have, and this one must go.
+    /// The client has proven its key. False if too many have, and this one must go. A session that waits for its client, who
+    /// may never come back, goes first.
     fn log_in(&self) -> bool {
         let mut guests = self.door.guests();
-        if guests.logged_in >= MAX_LOGGED_IN {
+        if guests.logged_in >= MAX_LOGGED_IN && !self.door.0.sessions.put_out_longest() {
             return false;
         }
         guests.logged_in += 1;

@@ -148,6 +148,11 @@ impl Agent {
 
     /// An OpenSSH program with the options that a requester's written configuration has.
     pub(crate) fn openssh(&self, program: &str) -> Command {
+        self.openssh_at(program, self.address.port())
+    }
+
+    /// The same where something that leads to the agent listens on `port`.
+    pub(crate) fn openssh_at(&self, program: &str, port: u16) -> Command {
         let mut command = Command::new(program);
         for option in [
             "BatchMode=yes".to_owned(),
@@ -161,12 +166,13 @@ impl Agent {
                 self.dir.path().join("known_hosts").display()
             ),
             "GlobalKnownHostsFile=/dev/null".to_owned(),
+            format!("HostKeyAlias=[127.0.0.1]:{}", self.address.port()),
         ] {
             command.args(["-o", &option]);
         }
         command.args(["-F", "/dev/null"]);
         command.arg(if program == "ssh" { "-p" } else { "-P" });
-        command.arg(self.address.port().to_string());
+        command.arg(port.to_string());
         command.arg("-i").arg(self.identity());
         command
     }

@@ -48,8 +48,9 @@ pub use lease::{Dispute, Lease, RecordError, RelayWay, Stage};
 pub use logs::{ClaimFailure, KeptEvidence, OtherKey};
 pub use market::{EntryFailure, MarketError};
 pub use proof::{ProvenStatement, StatementError, verify_statement};
-pub use reach::{PATIENCE, ReachError};
+pub use reach::{Farewell, GreetError, Notice, PATIENCE, ReachError, SessionStream};
 pub use rent::{RentError, RentRequest, VoucherFile};
+pub use souk_session::LINGER as SESSION_LINGER;
 pub use state::{MAX_LEASES, StateError};
 pub use talk::{Ended, TalkError};
 

@@ -1,24 +1,57 @@
 //! The way to a rented machine's SSH server, over one of the relays of its receipt.
 //!
-//! A provider that starts again comes back to its relays within seconds; until then they do not know the token. So an
-//! active lease is tried again for [`PATIENCE`]: who logs in during an upgrade waits, and is not turned away.
+//! ```text
+//!  ssh ── SessionStream ── session ══ carrier 1: relay ══ provider's node ══ agent
+//!                             ╚══════ carrier 2, once the first has broken ══╝
+//! ```
 //!
-//! Threat: a relay that joins sessions of one requester. Each attempt has a network identity of its own.
+//! What is opened is a session of [`souk_session`]: where the relay goes away or the provider's node is started again, it is
+//! taken up over whichever relay leads there, and who is logged in sees a pause. A provider that starts again comes back to its
+//! relays within seconds; until then they do not know the token. So for an active lease relays are tried again for
+//! [`PATIENCE`], and for a session that stands, as long as the agent keeps it and the lease has not ended.
+//!
+//! Threat: a relay that joins sessions of one requester. Each carrier has a network identity of its own, and the id of a
+//! session is drawn for it alone.
 
 use std::time::{Duration, Instant};
 
+use rand::RngExt as _;
+use souk_session::{
+    Ending, Hello, LINGER, Malformed, Session, SessionId, Status, Violation, Welcome, carry,
+    deliver,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
 use crate::{
-    net::{self, Backoff, RelayConnectError, RelayStream},
+    net::{self, Backoff, ClientConfig, RelayConnectError, RelayStream, io_through},
     unix_now,
 };
 
-use super::{Client, JudgeError, Judgement, Lease, Stage, StateError};
+use super::{Client, JudgeError, Judgement, Lease, RelayWay, Stage, StateError};
 
 /// For so long relays are tried again that do not know the instance, or do not answer.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
 const MIN_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
+
+/// A provider that starts again is known to its relays within seconds. Where they answer for so long that they do not know
+/// the lease, it has ended.
+const UNKNOWN_FOR: Duration = Duration::from_secs(30);
+
+/// How long the agent may take to answer a greeting: two ways through a relay.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// Bytes between a session and whoever uses it.
+const PIPE_BYTES: usize = 64 * 1024;
+
+/// How long the last words of a session may take.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Why an instance could not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -45,39 +78,135 @@ pub enum ReachError {
     /// No relay let us through.
     #[error("no relay leads to the instance")]
     Relay(#[source] RelayConnectError),
+    /// Nothing leads to it any more.
+    #[error("the lease has ended")]
+    Ended,
+    /// A relay led to something that is no agent, or to one that takes no session.
+    #[error("the instance takes no session")]
+    Instance(#[source] GreetError),
+}
+
+/// Why the agent of an instance did not take a session.
+#[derive(Debug, thiserror::Error)]
+pub enum GreetError {
+    /// The way to it broke.
+    #[error("the connection broke before the instance answered")]
+    Cut,
+    /// What answers does not speak the protocol of [`souk_session`].
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The two ends disagree on what was sent.
+    #[error(transparent)]
+    Violation(#[from] Violation),
+    /// The agent does not know the session any more.
+    #[error("the instance has forgotten the session")]
+    Unknown,
+    /// The agent keeps as many as it can.
+    #[error("the instance has too many sessions open; close one")]
+    Full,
+}
+
+/// What a user who waits should hear.
+#[derive(Debug)]
+pub enum Notice<'a> {
+    /// The instance was not reached, and is tried again for [`PATIENCE`].
+    Waits(&'a ReachError),
+    /// What carried the session broke. It is taken up again for [`LINGER`].
+    Cut,
+    /// It goes on.
+    Back,
+    /// It could not be taken up.
+    Lost(&'a ReachError),
+}
+
+/// A stream to the SSH server of an instance.
+#[derive(Debug)]
+pub struct SessionStream {
+    stream: DuplexStream,
+    farewell: Farewell,
+}
+
+/// Ends a session at both ends, so that the instance need not wait whether it is taken up again.
+#[derive(Debug)]
+pub struct Farewell {
+    keeping: JoinHandle<()>,
+    is_leaving: CancellationToken,
+}
+
+io_through!(SessionStream, stream);
+
+impl SessionStream {
+    /// Ends the session.
+    pub async fn close(self) {
+        let (stream, farewell) = self.into_parts();
+        drop(stream);
+        farewell.say().await;
+    }
+
+    /// The stream for somebody who keeps it, and how the session is ended once it is dropped.
+    #[must_use]
+    pub fn into_parts(self) -> (DuplexStream, Farewell) {
+        (self.stream, self.farewell)
+    }
+}
+
+impl Farewell {
+    /// Waits a moment for the last words to leave. From here on nobody is told of anything.
+    pub async fn say(self) {
+        self.is_leaving.cancel();
+        let _ = timeout(FAREWELL, self.keeping).await;
+    }
 }
 
 impl Client {
-    /// Opens a stream to the SSH server of a lease over a relay that is neither this client's entry nor the provider,
-    /// with a network identity that is made for this stream alone. `waits` hears once why it is tried again. Before anybody is
-    /// asked, the evidence of the instance is judged, where the lease requires any.
+    /// Opens a stream to the SSH server of a lease over a relay that is neither this client's entry nor the provider. Each
+    /// connection to a relay has a network identity that is made for it alone. Before anybody is asked, the evidence of the
+    /// instance is judged, where the lease requires any.
     ///
     /// # Errors
     /// [`ReachError`], for an active lease after [`PATIENCE`].
     pub async fn relay_stream(
         &self,
         lease: &Lease,
-        waits: impl FnOnce(&RelayConnectError),
-    ) -> Result<RelayStream, ReachError> {
+        notices: impl Fn(Notice<'_>) + Send + 'static,
+    ) -> Result<SessionStream, ReachError> {
         self.believe(lease)?;
+        let mut road = Road {
+            client: self.clone(),
+            lease: lease.name(),
+            config: self.net_config(),
+            ways: lease.relay_ways(self.entry()?)?,
+        };
         let start = Instant::now();
         let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
-        let mut waits = Some(waits);
-        loop {
-            let error = match self.try_relays(lease).await {
-                Err(ReachError::Relay(error)) => error,
-                other => return other,
+        let mut is_told = false;
+        let (id, session, carrier) = loop {
+            let mut session = Session::default();
+            let id = SessionId(rand::rng().random());
+            let error = match road.attach(id, true, &mut session).await {
+                Ok(carrier) => break (id, session, carrier),
+                Err(error) => error,
             };
             let pause = backoff.pause(&mut rand::rng());
             let is_active = matches!(lease.stage(unix_now()), Stage::Active);
-            if !is_active || start.elapsed() + pause > PATIENCE {
-                return Err(ReachError::Relay(error));
+            if !error.may_pass() || !is_active || start.elapsed() + pause > PATIENCE {
+                return Err(error);
             }
-            if let Some(waits) = waits.take() {
-                waits(&error);
+            if !is_told {
+                notices(Notice::Waits(&error));
+                is_told = true;
             }
-            tokio::time::sleep(pause).await;
-        }
+            sleep(pause).await;
+        };
+        let (stream, near) = duplex(PIPE_BYTES);
+        let is_leaving = CancellationToken::new();
+        let kept = road.keep(id, session, carrier, near, notices, is_leaving.clone());
+        let keeping = tokio::spawn(kept);
+        let farewell = Farewell {
+            keeping,
+            is_leaving,
+        };
+        Ok(SessionStream { stream, farewell })
     }
 
     /// Fails where the lease requires evidence and the policy does not accept that of its instance now.
@@ -92,19 +221,164 @@ impl Client {
             Some(Judgement::Accepted { .. }) | None => Ok(()),
         }
     }
+}
 
-    /// One round over all relays of the lease.
-    async fn try_relays(&self, lease: &Lease) -> Result<RelayStream, ReachError> {
-        let entry = self.entry()?;
-        let config = self.net_config();
+impl ReachError {
+    /// Whether it may be otherwise in a moment.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Relay(_) => true,
+            Self::Instance(error) => !matches!(error, GreetError::Full),
+            _ => false,
+        }
+    }
+
+    /// Whether who answered does not know the lease, or not the session.
+    fn is_unknown(&self) -> bool {
+        matches!(
+            self,
+            Self::Relay(RelayConnectError::Unknown)
+                | Self::Instance(GreetError::Unknown | GreetError::Violation(_))
+        )
+    }
+}
+
+/// How an instance is reached, again and again.
+struct Road {
+    client: Client,
+    lease: String,
+    config: ClientConfig,
+    ways: Vec<RelayWay>,
+}
+
+impl Road {
+    /// Finds a carrier for a session: one round over all relays. The one that is found is the last to be tried next time, so
+    /// that a relay which breaks what it carries stands in nobody's way.
+    async fn attach(
+        &mut self,
+        id: SessionId,
+        is_new: bool,
+        session: &mut Session,
+    ) -> Result<RelayStream, ReachError> {
         let mut outcome = ReachError::NoRelay;
-        for way in lease.relay_ways(entry)? {
-            let token = &way.token;
-            match net::connect_via(&config, &way.relay, way.provider, token).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => outcome = ReachError::Relay(error),
+        for at in 0..self.ways.len() {
+            let way = &self.ways[at];
+            let reached =
+                net::connect_via(&self.config, &way.relay, way.provider, &way.token).await;
+            let error = match reached {
+                Ok(mut stream) => match greet(&mut stream, id, is_new, session).await {
+                    Ok(()) => {
+                        self.ways.rotate_left(at + 1);
+                        return Ok(stream);
+                    }
+                    Err(error) => ReachError::Instance(error),
+                },
+                Err(error) => ReachError::Relay(error),
+            };
+            // Whoever answers knows more than whoever does not.
+            if !outcome.is_unknown() {
+                outcome = error;
             }
         }
         Err(outcome)
+    }
+
+    /// Carries a session over one carrier after another, until it is over.
+    async fn keep(
+        mut self,
+        id: SessionId,
+        mut session: Session,
+        mut carrier: RelayStream,
+        mut near: DuplexStream,
+        notices: impl Fn(Notice<'_>),
+        is_leaving: CancellationToken,
+    ) {
+        let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
+        let lost = loop {
+            let since = Instant::now();
+            match carry(&mut session, carrier, &mut near).await {
+                Ending::Over => return,
+                Ending::Cut if is_leaving.is_cancelled() => return,
+                Ending::Cut if session.has_all() => break None,
+                Ending::Cut => {}
+                Ending::Broken => break Some(ReachError::Instance(Violation.into())),
+            }
+            backoff.handle_success(since.elapsed());
+            notices(Notice::Cut);
+            let attached = tokio::select! {
+                attached = self.attach_again(id, &mut session, &mut backoff) => attached,
+                () = is_leaving.cancelled() => return,
+            };
+            carrier = match attached {
+                Ok(carrier) => carrier,
+                Err(error) => break Some(error),
+            };
+            notices(Notice::Back);
+        };
+        if let Some(error) = lost {
+            notices(Notice::Lost(&error));
+        }
+        deliver(&mut session, &mut near).await;
+    }
+
+    /// Finds another carrier for a session that stands, for as long as there is hope.
+    async fn attach_again(
+        &mut self,
+        id: SessionId,
+        session: &mut Session,
+        backoff: &mut Backoff,
+    ) -> Result<RelayStream, ReachError> {
+        let cut = Instant::now();
+        let mut unknown_since = None;
+        loop {
+            let pause = backoff.pause(&mut rand::rng());
+            sleep(pause).await;
+            let lease = self.client.find(&self.lease)?;
+            if !matches!(lease.stage(unix_now()), Stage::Active) {
+                return Err(ReachError::Ended);
+            }
+            let error = match self.attach(id, false, session).await {
+                Ok(carrier) => return Ok(carrier),
+                Err(error) => error,
+            };
+            if error.is_unknown() {
+                unknown_since.get_or_insert_with(Instant::now);
+            } else {
+                unknown_since = None;
+            }
+            let has_ended = unknown_since.is_some_and(|since| since.elapsed() > UNKNOWN_FOR);
+            if !error.may_pass() || has_ended || cut.elapsed() > LINGER {
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// Greets the agent over a new carrier.
+async fn greet(
+    carrier: &mut RelayStream,
+    id: SessionId,
+    is_new: bool,
+    session: &mut Session,
+) -> Result<(), GreetError> {
+    let hello = Hello {
+        id,
+        is_new,
+        received: session.received(),
+    };
+    let mut answer = [0; Welcome::LENGTH];
+    let exchange = async {
+        carrier.write_all(&hello.encode()).await?;
+        carrier.flush().await?;
+        carrier.read_exact(&mut answer).await
+    };
+    if !matches!(timeout(GREETING, exchange).await, Ok(Ok(_))) {
+        return Err(GreetError::Cut);
+    }
+    let welcome = Welcome::decode(&answer)?;
+    match welcome.status {
+        Status::Ok => Ok(session.handle_attached(welcome.received)?),
+        Status::Unknown => Err(GreetError::Unknown),
+        Status::Full => Err(GreetError::Full),
     }
 }

@@ -104,7 +104,8 @@ pub(super) fn config(fragment: &Fragment<'_>) -> String {
          \x20   ForwardAgent no\n\
          \x20   ForwardX11 no\n\
          \x20   PermitLocalCommand no\n\
-         \x20   ServerAliveInterval 30\n"
+         \x20   ServerAliveInterval 30\n\
+         \x20   ServerAliveCountMax 10\n"
     )
 }
 
@@ -153,6 +154,7 @@ mod tests {
             ForwardX11 no
             PermitLocalCommand no
             ServerAliveInterval 30
+            ServerAliveCountMax 10
         ");
     }
 

@@ -30,7 +30,7 @@ impl Backoff {
     }
 
     /// Something held for `held`; if that was long, the next failure counts as the first.
-    pub(super) fn handle_success(&mut self, held: Duration) {
+    pub(crate) fn handle_success(&mut self, held: Duration) {
         if held >= self.max {
             self.next = self.min;
         }

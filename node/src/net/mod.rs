@@ -51,6 +51,7 @@ mod streams;
 pub use libp2p::Multiaddr;
 
 pub(crate) use backoff::Backoff;
+pub(crate) use streams::io_through;
 
 pub use address::{NodeAddress, NodeAddressError, is_public, node_id, peer_id};
 pub use conduct::Offence;

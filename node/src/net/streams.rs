@@ -115,7 +115,7 @@ macro_rules! io_through {
     };
 }
 
-pub(super) use io_through;
+pub(crate) use io_through;
 
 io_through!(PeerStream, stream);
 

@@ -16,6 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("souk-toml", &[]),
     ("souk-backend", &[]),
     ("souk-control", &[]),
+    ("souk-session", &[]),
     ("souk-tui", &["souk-control"]),
     ("souk-image", &["souk-backend"]),
     ("souk-sphinx", &["souk-crypto"]),
@@ -23,7 +24,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("souk-market", &["souk-crypto"]),
     ("souk-wire", &["souk-sphinx"]),
     ("souk-sandbox", &["souk-backend", "souk-image"]),
-    ("souk-agent", &["souk-backend"]),
+    ("souk-agent", &["souk-backend", "souk-session"]),
     (
         "souk-node",
         &[
@@ -34,6 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "souk-image",
             "souk-market",
             "souk-sandbox",
+            "souk-session",
             "souk-sphinx",
             "souk-toml",
             "souk-wire",
@@ -83,6 +85,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("souk-crypto", &["tokio", "libp2p", "redb"]),
     ("souk-attest", &["libp2p", "redb"]),
     ("souk-control", &["libp2p", "redb"]),
+    ("souk-session", &["libp2p", "redb"]),
     ("souk-tui", &["libp2p", "redb"]),
 ];
 

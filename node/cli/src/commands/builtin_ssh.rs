@@ -19,11 +19,11 @@ use rustix::termios::{self, OptionalActions, Termios};
 use souk_market::units::HostKey;
 use souk_node::client::{Client, Lease};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
     signal::unix::{SignalKind, signal},
 };
 
-use super::ssh::{say_why, unreached};
+use super::ssh::{say, told_to_end, unreached};
 use crate::{
     failure::{Failure, UNAVAILABLE},
     stdio,
@@ -35,21 +35,41 @@ const INPUT_BYTES: usize = 16 * 1024;
 /// A silent session is asked for a sign of life this often.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
+/// So many questions without an answer, and it is over: as long as a session is kept.
+const KEEPALIVE_MAX: usize = 10;
+
+/// The exit status of `ssh` where it was interrupted.
+const INTERRUPTED: u8 = 255;
+
 /// Runs a command, or a shell where `command` is empty; its exit status becomes ours.
 pub(super) async fn session(
     lease_client: &Client,
     lease: &Lease,
     command: &str,
 ) -> Result<ExitCode, Failure> {
-    let stream = lease_client
-        .relay_stream(lease, say_why)
-        .await
-        .map_err(|error| unreached(&error))?;
+    let told = told_to_end().map_err(|error| Failure::because("cannot hear signals", &error))?;
+    tokio::pin!(told);
+    let stream = tokio::select! {
+        stream = lease_client.relay_stream(lease, say) => stream.map_err(|error| unreached(&error))?,
+        () = &mut told => return Ok(INTERRUPTED.into()),
+    };
+    let (stream, farewell) = stream.into_parts();
+    let code = tokio::select! {
+        code = ssh(stream, lease, command) => code,
+        () = told => Ok(INTERRUPTED.into()),
+    };
+    farewell.say().await;
+    code
+}
+
+/// Speaks SSH over a stream to the instance.
+async fn ssh(stream: DuplexStream, lease: &Lease, command: &str) -> Result<ExitCode, Failure> {
     let receipt = lease
         .receipt()
         .ok_or_else(|| Failure::new("the lease has no receipt"))?;
     let config = Arc::new(client::Config {
         keepalive_interval: Some(KEEPALIVE),
+        keepalive_max: KEEPALIVE_MAX,
         channel_buffer_size: 16_384,
         ..client::Config::default()
     });

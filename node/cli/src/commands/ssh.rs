@@ -1,17 +1,20 @@
 //! `souk ssh` and the `ProxyCommand` behind it.
 
 use std::{
+    error::Error as _,
     io,
     os::unix::process::CommandExt as _,
     process::{Command, ExitCode},
 };
 
 use clap::Args;
-use souk_node::{
-    client::{Client, Lease, PATIENCE, ReachError},
-    net::RelayConnectError,
+use souk_node::client::{
+    Client, Lease, Notice, PATIENCE, ReachError, SESSION_LINGER, SessionStream,
 };
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    signal::unix::{SignalKind, signal},
+};
 
 use super::{
     DONE, builtin_ssh,
@@ -106,13 +109,41 @@ impl RelayConnect {
 }
 
 async fn carry(client: &Client, lease: &Lease) -> Result<(), Failure> {
-    let stream = client
-        .relay_stream(lease, say_why)
-        .await
-        .map_err(|error| unreached(&error))?;
     let broken = |error: io::Error| Failure::because("cannot use stdin and stdout", &error);
-    let mut input = BufReader::with_capacity(PIECE_BYTES, stdio::input().map_err(broken)?);
-    let mut output = stdio::output().map_err(broken)?;
+    let told = told_to_end().map_err(broken)?;
+    tokio::pin!(told);
+    let mut stream = tokio::select! {
+        stream = client.relay_stream(lease, say) => stream.map_err(|error| unreached(&error))?,
+        () = &mut told => return Ok(()),
+    };
+    let carried = tokio::select! {
+        carried = pass_on(&mut stream) => carried.map_err(broken),
+        () = told => Ok(()),
+    };
+    stream.close().await;
+    carried
+}
+
+/// Ends when a signal asks for it: `ssh` hangs up when it ends, and a terminal interrupts both.
+pub(super) fn told_to_end() -> io::Result<impl Future<Output = ()>> {
+    let mut hung_up = signal(SignalKind::hangup())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut quit = signal(SignalKind::quit())?;
+    let mut stopped = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = hung_up.recv() => {}
+            _ = interrupted.recv() => {}
+            _ = quit.recv() => {}
+            _ = stopped.recv() => {}
+        }
+    })
+}
+
+/// Between `ssh` and the instance, until either has ended.
+async fn pass_on(stream: &mut SessionStream) -> io::Result<()> {
+    let mut input = BufReader::with_capacity(PIECE_BYTES, stdio::input()?);
+    let mut output = stdio::output()?;
     let (from, mut to) = tokio::io::split(stream);
     let mut from = BufReader::with_capacity(PIECE_BYTES, from);
     // Either side may go away in the middle; ssh tells the user what that means.
@@ -141,9 +172,31 @@ async fn carry(client: &Client, lease: &Lease) -> Result<(), Failure> {
 }
 
 /// Tells a user who waits for an instance why.
-pub(super) fn say_why(error: &RelayConnectError) {
-    let patience = PATIENCE.as_secs();
-    note(format_args!("{error}; trying again for up to {patience} s"));
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it is called with what is made for it"
+)]
+pub(super) fn say(notice: Notice<'_>) {
+    match notice {
+        Notice::Waits(error) => note(format_args!(
+            "{}; trying again for up to {} s",
+            cause(error),
+            PATIENCE.as_secs()
+        )),
+        Notice::Cut => note(format_args!(
+            "the connection broke; the session is kept for {} s and taken up as soon as a relay leads to it",
+            SESSION_LINGER.as_secs()
+        )),
+        Notice::Back => note("the session goes on"),
+        Notice::Lost(error) => note(format_args!("the session is lost: {}", cause(error))),
+    }
+}
+
+/// The cause in one line.
+fn cause(error: &ReachError) -> String {
+    error
+        .source()
+        .map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// Why an instance was not reached.
@@ -155,7 +208,8 @@ pub(crate) fn unreached(error: &ReachError) -> Failure {
         ReachError::Unproven { .. } => failure
             .hint("nothing was sent; `souk attest policy check` shows what the policy accepts; end the lease if that is right")
             .code(UNAVAILABLE),
-        ReachError::NoRelay | ReachError::Relay(_) => failure
+        ReachError::Ended => failure.code(UNAVAILABLE),
+        ReachError::NoRelay | ReachError::Relay(_) | ReachError::Instance(_) => failure
             .hint("try again; if it stays so, end the lease and rent another, or --direct")
             .code(UNAVAILABLE),
     }
