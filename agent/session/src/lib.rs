@@ -11,7 +11,7 @@
 //!         ◄══ from where each stands ════════►
 //! ```
 //!
-//! [`Session`] is one end without any I/O; [`carry`] moves its bytes over one carrier. Both ends are alike but for who
+//! [`Session`] is one end without any I/O; [`carry()`] moves its bytes over one carrier. Both ends are alike but for who
 //! greets. SSH runs inside, so this layer protects no secret and proves nobody: what a session is for is proven there.
 //!
 //! Threats: whoever can reach the instance's port, and whoever carries the bytes. Neither makes an end hold more than
