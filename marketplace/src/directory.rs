@@ -306,7 +306,7 @@ impl Directory {
                 return Known::Relied;
             }
             let entry = entries.get(node);
-            entry.map_or(Known::Unknown, |entry| Known::Card(entry.brought.source()))
+            entry.map_or(Known::Unknown, |entry| Known::Card(entry.brought))
         })
     }
 

@@ -37,11 +37,6 @@ impl Brought {
         self.source
     }
 
-    /// The same as part of the share of `source`.
-    pub(crate) fn within(self, source: Source) -> Self {
-        Self { source, ..self }
-    }
-
     /// The same, as if it had come after all others.
     pub(crate) fn first_to_go(self) -> Self {
         let serial = self.serial | 1 << (u64::BITS - 1);

@@ -345,6 +345,18 @@ fn nodes_made_up_for_it_push_out_no_evidence_and_keep_none_from_coming() {
 }
 
 #[test]
+fn who_means_to_lie_cannot_fill_the_table_first() {
+    let (stranger, liar) = (Source::Neighbour(9), Node::new(1));
+    let mut directory = directory(&[]);
+    directory.handle_card(NOW, stranger, liar.card(1).as_bytes());
+    for seed in 0..2 * MAX_CONTRADICTIONS as u64 {
+        lie(&mut directory, &Node::new(1_000 + seed), stranger);
+    }
+    assert!(lie(&mut directory, &liar, Source::Neighbour(2)));
+    assert!(directory.contradiction(&liar.node.public()).is_some());
+}
+
+#[test]
 fn evidence_against_nodes_without_a_card_makes_room_first() {
     let mut directory = directory(&[]);
     let gone = Node::new(500);

@@ -1,8 +1,9 @@
 //! Evidence against logs, of one node each.
 //!
 //! Threat: nodes cost nothing, and neither does evidence against nodes that were made up for it. So a full table is shared out
-//! between those who brought the nodes ([`crate::shares`]): who brings many more pushes out its own, the latest first, and before these
-//! such against nodes that have no card here, of which nobody rents.
+//! between those who brought the nodes ([`crate::shares`]): who brings many more pushes out its own, the latest card first, and before
+//! these such against nodes that have no card here, of which nobody rents. The age of the card counts and not that of the evidence: else
+//! who means to lie would fill the table first.
 
 use std::sync::Arc;
 
@@ -18,8 +19,8 @@ use crate::{
 pub(super) enum Known {
     /// What is known against it is kept in any case.
     Relied,
-    /// It has a card here, which came from there.
-    Card(Source),
+    /// It has a card here, which came from there and then.
+    Card(Brought),
     /// It has no card here.
     Unknown,
 }
@@ -63,7 +64,7 @@ impl Accused {
             let brought = against.brought;
             match known(&against.evidence.node()) {
                 Known::Relied => None,
-                Known::Card(source) => Some((at, brought.within(source))),
+                Known::Card(card) => Some((at, card)),
                 Known::Unknown => Some((at, brought.first_to_go())),
             }
         };

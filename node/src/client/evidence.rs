@@ -134,27 +134,20 @@ impl Judgements {
 }
 
 /// Gets the evidence of a market, and one other piece where it is named; what no entry has is missing in the end.
-pub(super) async fn gather(
+async fn gather(
     net: &NetClient,
     config: &ClientConfig,
     home: &Home,
     market: &Market,
-    other: Option<Digest>,
 ) -> Result<Arc<Pieces>, StateError> {
     let clock = EpochClock::of(&config.params);
-    let mut wanted: Wanted = other.map(|name| (name, Source::Own)).into_iter().collect();
+    let mut wanted = Wanted::new();
     for card in market.cards.iter().map(|listed| &listed.card) {
         let names = Claim::of_card(card, &config.network, clock).filter_map(|claim| claim.names());
         let source = Source::Neighbour(claimed_part(card));
         wanted.extend(names.flat_map(|(e, c)| [e, c]).map(|name| (name, source)));
     }
-    let folder = home.folder(&[PIECES])?;
-    let pieces = Pieces::open(&folder).map_err(|source| StateError::Io {
-        doing: "open",
-        path: folder,
-        source,
-    })?;
-    let pieces = Arc::new(pieces);
+    let pieces = Arc::new(kept(home)?);
     pieces.keep(&wanted);
     let wanted = Arc::new(wanted);
     let mut entries = config.entries.clone();
@@ -177,6 +170,16 @@ pub(super) async fn gather(
     Ok(pieces)
 }
 
+/// The evidence that was fetched before.
+pub(super) fn kept(home: &Home) -> Result<Pieces, StateError> {
+    let folder = home.folder(&[PIECES])?;
+    Pieces::open(&folder).map_err(|source| StateError::Io {
+        doing: "open",
+        path: folder,
+        source,
+    })
+}
+
 /// Gets the evidence of a market, and judges each node by `policy`.
 pub(super) async fn judge(
     net: &NetClient,
@@ -186,7 +189,7 @@ pub(super) async fn judge(
     policy: Policy,
     now: UnixTime,
 ) -> Result<Judgements, StateError> {
-    let pieces = gather(net, config, home, market, None).await?;
+    let pieces = gather(net, config, home, market).await?;
     let clock = EpochClock::of(&config.params);
     let cards: Vec<_> = market
         .cards

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  receipt ─ names ─► quote in parts, by polls ─► on the disk ─┐
-//!                     collateral of the card, in bulk ─────────┴─► examine ─► policy ─► ssh files, or the end of the lease
+//!         collateral of the card, in bulk and before ──────────┴─► examine ─► policy ─► ssh files, or the end of the lease
 //!                                                                     └── again before each connection
 //! ```
 //!
@@ -23,7 +23,7 @@ use souk_attest::{
 };
 use souk_crypto::UnixTime;
 use souk_market::{
-    card::EvidenceRef,
+    card::{EvidenceRef, VerifiedCard},
     reply::{Body, EvidencePart, LeaseState, Receipt},
     request::Action,
     units::{Digest, Tee},
@@ -33,7 +33,7 @@ use souk_sphinx::EpochClock;
 use super::{
     Client, Connected, EvidencePolicy, JudgeError, Judgement, Lease, Progress, RentError,
     StateError, Watch,
-    evidence::{gather, judge_one},
+    evidence::{judge_one, kept},
     lease::{COLLATERAL, POLICY, QUOTE},
     state::LeaseFolder,
     talk::{ASK_ATTEMPTS, TalkError, is_ending},
@@ -47,8 +47,8 @@ pub(super) fn accepted(policy: &Policy) -> BTreeSet<Tee> {
 }
 
 impl Client {
-    /// What the policy says now of the instance of a lease; `None` where the lease requires no evidence. The policy is that of this
-    /// client, or else the file by which it was believed first.
+    /// What the policy says now of the instance of a lease; `None` where the lease requires no evidence. Both the policy of this
+    /// client and the file by which the lease was believed first have to accept it: neither makes the other laxer.
     ///
     /// # Errors
     /// [`JudgeError`] where the policy or the folder of the lease cannot be read.
@@ -60,19 +60,39 @@ impl Client {
         let Some(tee) = lease.envelope.grant.tee else {
             return Ok(None);
         };
-        let policy = match &self.config.evidence {
-            Some(evidence) => evidence.read(self.home())?,
-            None => believed_by(&lease.folder)?
-                .ok_or(JudgeError::NoPolicy)?
-                .read(self.home())?,
-        };
         let clock = EpochClock::of(&self.config.params);
-        Ok(Some(judge(lease, tee, &policy, clock, now)?))
+        let mut policies = Vec::from_iter(self.config.evidence.clone());
+        policies.extend(believed_by(&lease.folder)?);
+        policies.dedup_by(|one, other| one.policy == other.policy);
+        let mut judged = None;
+        for policy in policies {
+            let policy = policy.read(self.home())?;
+            let judgement = judge(lease, tee, &policy, clock, now)?;
+            let is_accepted = judgement.is_accepted();
+            judged = Some(judgement);
+            if !is_accepted {
+                break;
+            }
+        }
+        judged.map(Some).ok_or(JudgeError::NoPolicy)
     }
 }
 
 impl Connected {
-    /// Brings the evidence of an instance where the lease requires it, and decides. A lease that is not believed is ended.
+    /// As [`prove`](Self::prove), and ends a lease that is not believed.
+    pub(super) async fn prove_or_end(
+        &self,
+        lease: &mut Lease,
+        watch: Watch<'_>,
+    ) -> Result<(), RentError> {
+        let mut proven = self.prove(lease, watch).await;
+        if let Err(RentError::Unproven { ended, .. }) = &mut proven {
+            *ended = self.give_up(lease, watch).await;
+        }
+        proven
+    }
+
+    /// Brings the evidence of an instance where the lease requires it, and decides.
     pub(super) async fn prove(&self, lease: &mut Lease, watch: Watch<'_>) -> Result<(), RentError> {
         let Some(tee) = lease.envelope.grant.tee else {
             return Ok(());
@@ -82,9 +102,11 @@ impl Connected {
         if let Some(reference) = named {
             let talk = self.bring_quote(lease, &reference, watch).await;
             talk.map_err(RentError::Talk)?;
-            self.bring_collateral(lease, &reference).await?;
+            self.keep_collateral(lease, &reference)?;
         }
-        if let Some(policy) = &client.config.evidence {
+        if let Some(policy) = &client.config.evidence
+            && believed_by(&lease.folder)?.is_none()
+        {
             let digest = policy
                 .read(client.home())
                 .map_err(JudgeError::Policy)?
@@ -93,13 +115,12 @@ impl Connected {
         }
         match client.judge_instance(lease, unix_now())? {
             Some(Judgement::Refused { reason, why, .. }) => {
-                let ended = self.give_up(lease, watch).await;
                 let name = lease.name();
                 Err(RentError::Unproven {
                     name,
                     reason,
                     why,
-                    ended,
+                    ended: false,
                 })
             }
             Some(Judgement::Accepted { .. }) | None => Ok(()),
@@ -130,7 +151,7 @@ impl Connected {
                 _ => return Ok(()),
             }
         }
-        if is_named(&quote, reference) {
+        if quote.len() <= MAX_QUOTE_BYTES && is_named(&quote, reference) {
             lease.folder.write(QUOTE, &quote)?;
         }
         Ok(())
@@ -148,28 +169,32 @@ impl Connected {
                 watch(Progress::Polling { attempt });
             }
             let action = Action::Evidence { part };
-            match self.ask(lease, action, |_| false, watch).await? {
+            // A word about the lease may overtake the part.
+            let waits = |body: &Body| matches!(body, Body::Status(_));
+            match self.ask(lease, action, waits, watch).await? {
                 Some(Body::Evidence(part)) => return Ok(Some(part)),
+                Some(Body::Status(_)) | None => {}
                 Some(_) => return Ok(None),
-                None => {}
             }
         }
         Err(TalkError::NoAnswer(ASK_ATTEMPTS))
     }
 
-    /// Keeps the collateral that the receipt names, which is that of a card and comes with all others.
-    async fn bring_collateral(
-        &self,
-        lease: &Lease,
-        reference: &EvidenceRef,
-    ) -> Result<(), StateError> {
+    /// Keeps the collateral that the receipt names. It is that of the card, and came with all others before this lease was asked
+    /// about: a provider that could make its requester fetch something now would see who does.
+    fn keep_collateral(&self, lease: &Lease, reference: &EvidenceRef) -> Result<(), StateError> {
         let Some(name) = reference.collateral else {
             return Ok(());
         };
-        let (client, market) = (&self.visitor.client, &self.visitor.market);
-        let (config, home) = (&client.config, &client.home);
-        let pieces = gather(&self.visitor.net, config, home, market, Some(name)).await?;
-        match pieces.get(&name) {
+        let is_named = |card: &VerifiedCard| {
+            let mut of_card = card.evidence.iter();
+            of_card.any(|evidence| evidence.collateral == Some(name))
+        };
+        let now = self.market().card(&lease.provider());
+        if !is_named(&lease.card) && !now.is_some_and(|listed| is_named(&listed.card)) {
+            return Ok(());
+        }
+        match kept(&self.visitor.client.home)?.get(&name) {
             Some(collateral) => lease.folder.write(COLLATERAL, &collateral),
             None => Ok(()),
         }

@@ -365,6 +365,11 @@ impl Connected {
     pub async fn resume(&self, mut lease: Lease, watch: Watch<'_>) -> Result<Lease, RentError> {
         let _lock = lease.folder.lock()?;
         if lease.stage(unix_now()) == Stage::Active {
+            if lease.required_tee().is_some() {
+                // As before a rent: what a policy needs is fetched before the provider hears of this.
+                self.visitor.judgements().await?;
+            }
+            // What runs in it may be worth more than a policy that was named by mistake, or a clock that is wrong.
             self.prove(&mut lease, watch).await?;
             self.write_ssh_files(&lease)?;
             return Ok(lease);
@@ -405,7 +410,7 @@ impl Connected {
             step = step.after(body.as_ref(), is_in_time);
             match body {
                 Some(Body::Receipt(_)) => {
-                    self.prove(&mut lease, watch).await?;
+                    self.prove_or_end(&mut lease, watch).await?;
                     self.write_ssh_files(&lease)?;
                     return Ok(lease);
                 }

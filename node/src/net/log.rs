@@ -8,7 +8,7 @@
 //! path of a stranger ever reaches a file system. Whoever verifies a log takes all of it: asking for the one entry of a
 //! lease would tell which lease it was.
 
-use std::{sync::Arc, time::Instant};
+use std::{io, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use souk_crypto::NodeId;
@@ -51,7 +51,10 @@ const FILES_BURST: f64 = 400.0;
 /// Where a served log comes from.
 pub trait LogSource: Send + Sync + 'static {
     /// The file of a path, or `None` where the log has none. Called on a thread that may block.
-    fn file(&self, path: &LogPath) -> Option<Bytes>;
+    ///
+    /// # Errors
+    /// Where it cannot be said: the stream breaks, and the reader asks again.
+    fn file(&self, path: &LogPath) -> io::Result<Option<Bytes>>;
 }
 
 /// Why a file of a log did not come.
@@ -146,8 +149,10 @@ async fn answer_all(
         let source = source.clone();
         let file = tokio::task::spawn_blocking(move || source.file(&path))
             .await
-            .ok()
-            .flatten()
+            .ok()?;
+        let file = file
+            .inspect_err(|error| tracing::warn!(%error, "a file of the log cannot be read"))
+            .ok()?
             .filter(|file| file.len() <= MAX_LOG_FILE_BYTES);
         let answer = file.as_deref().map_or(Answer::NotFound, Answer::Found);
         // Not reading is no offence: such a reader holds one file here, and no longer than the deadline.

@@ -125,7 +125,12 @@ impl Keys {
                 source,
             })?;
         let mut rng = rand::rng();
-        let period = now.0 / PERIOD_S;
+        let of_now = now.0 / PERIOD_S;
+        // Where the clock was set back over the turn, the keys that the card announces are those of the next period.
+        let period = periods(&folder, "card")
+            .filter(|drawn| *drawn == of_now + 1)
+            .max()
+            .unwrap_or(of_now);
         // Where the node did not run in the period before this, the key before is that of an earlier one.
         let before = periods(&folder, "seal")
             .filter(|drawn| *drawn < period)
@@ -341,6 +346,10 @@ mod tests {
             files(data.path()),
             ["card-61.key", "seal-60.key", "seal-61.key"]
         );
+
+        let set_back = Keys::open(data.path(), at(61).minus_s(1)).expect("opens");
+        assert_eq!(card(&set_back), card(&keys), "as the card announces");
+        assert_eq!(seals(&set_back), seals(&keys));
 
         // A clock that is set back draws nothing, and one more period lets the oldest go.
         let used = card(&keys);

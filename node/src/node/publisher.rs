@@ -293,7 +293,6 @@ impl Publisher {
                 "the network knows a card of this node that it does not remember: its data folder was restored, or another node has its keys"
             );
             self.answered_at = Some(tokio::time::Instant::now());
-            self.rivals.send_modify(|rivals| rivals.note(now));
         }
         if addresses.is_empty() {
             tracing::warn!(
@@ -303,6 +302,9 @@ impl Publisher {
         let card = self.card(now, last, addresses, (&dated, mix_keys, evidence), sales)?;
         self.keep_last(now);
         self.write(&card)?;
+        if answers {
+            self.rivals.send_modify(|rivals| rivals.note(now));
+        }
         // Before anybody sees it: what is sealed to its keys can be read from the first moment.
         self.keys.adopt(dated);
         self.cards.take(card.as_bytes(), Source::Own);
@@ -538,9 +540,6 @@ impl Publisher {
     }
 }
 
-/// Whether it is time for the next card, also where this one still says what is true: its life ends soon, or the clock was
-/// set back behind what was `said_at` last under it. Times rise under one card: else a log that has grown since would look
-/// rolled back.
 /// The offers with what protects their instances: what the evidence of the node says of those that share its kernel.
 fn proven(offers: &List<Offer, MAX_OFFERS>, evidence: &References) -> List<Offer, MAX_OFFERS> {
     let of_node = evidence.first().and_then(EvidenceRef::claimed);
@@ -551,6 +550,9 @@ fn proven(offers: &List<Offer, MAX_OFFERS>, evidence: &References) -> List<Offer
     List::new(proven.collect()).expect("as many as before")
 }
 
+/// Whether it is time for the next card, also where this one still says what is true: its life ends soon, or the clock was
+/// set back behind what was `said_at` last under it. Times rise under one card: else a log that has grown since would look
+/// rolled back.
 fn is_over(card: &Card, now: UnixTime, said_at: UnixTime) -> bool {
     card.to <= now.plus_s(RENEW_BEFORE_S) || now < said_at
 }

@@ -1,6 +1,6 @@
 //! The published log as a [`LogSource`] of the network.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 use bytes::Bytes;
 
@@ -14,10 +14,12 @@ pub struct PublishedLog(
 );
 
 impl LogSource for PublishedLog {
-    fn file(&self, path: &LogPath) -> Option<Bytes> {
+    fn file(&self, path: &LogPath) -> io::Result<Option<Bytes>> {
         // A path that parsed has neither dots nor roots in it.
-        std::fs::read(self.0.join(path.to_string()))
-            .ok()
-            .map(Bytes::from)
+        match std::fs::read(self.0.join(path.to_string())) {
+            Ok(file) => Ok(Some(file.into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }

@@ -138,6 +138,17 @@ impl Rent {
         let resumed = resumed
             .map(|name| requester::find(&client, name))
             .transpose()?;
+        if self.require_evidence
+            && resumed
+                .as_ref()
+                .is_some_and(|lease| lease.required_tee().is_none())
+        {
+            return Err(
+                Failure::new("this lease was rented without --require-evidence")
+                    .hint("its grant cannot be changed: end it and rent another")
+                    .code(USAGE),
+            );
+        }
         if self.direct {
             out::note("--direct: the provider sees the address that you connect from");
         }

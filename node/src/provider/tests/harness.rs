@@ -51,7 +51,7 @@ use super::{
 };
 use crate::{
     attest::HostTee,
-    store::{Publisher, Store},
+    store::{Publisher, Store, StoreError},
 };
 
 /// Longer than anything here takes, even on a busy machine.
@@ -573,6 +573,15 @@ impl World {
             .await
             .expect("comes to rest")
             .expect("no panic");
+        // Who was still served with the store lets go of it in a moment.
+        let store = self.directory.path().to_owned();
+        timeout(PATIENCE, async {
+            while let Err(StoreError::InUse { .. }) = Store::open(&store).await {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("the store is let go of");
     }
 
     pub(super) async fn restart(&mut self) {
