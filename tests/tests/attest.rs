@@ -596,14 +596,14 @@ fn reference_values_are_signed_checked_and_believed_and_never_go_back() {
     let (code, key) = json(&["key", &at("release.key")]);
     assert_eq!(code, Some(0), "{key}");
     let key = key["reference"].as_str().expect("a key").to_owned();
-    let sign = |serial: &str, out: &str| {
+    let sign = |name: &str, serial: &str, out: &str| {
         json(&[
             "sign",
             &at("values.toml"),
             "--key",
             &at("release.key"),
             "--name",
-            "guest",
+            name,
             "--serial",
             serial,
             "--days",
@@ -612,17 +612,26 @@ fn reference_values_are_signed_checked_and_believed_and_never_go_back() {
             &at(out),
         ])
     };
-    for (serial, out) in [("1", "one.ref"), ("2", "two.ref")] {
-        let (code, told) = sign(serial, out);
+    for (name, serial, out) in [
+        ("guest", "1", "one.ref"),
+        ("guest", "2", "two.ref"),
+        ("guest-beta", "9", "beta.ref"),
+    ] {
+        let (code, told) = sign(name, serial, out);
         assert_eq!(code, Some(0), "{told}");
         assert_eq!(told["signer"], key);
     }
-    assert_eq!(sign("3", "two.ref").0, Some(1), "nothing is overwritten");
+    assert_eq!(
+        sign("guest", "3", "two.ref").0,
+        Some(1),
+        "nothing is overwritten"
+    );
 
     let check = |file: &str, key: &str, more: &[&str]| {
         json(
             &[
-                &["check", &at(file), "--key", key, "--seen", &at("serials")],
+                &["check", &at(file), "--name", "guest", "--key", key][..],
+                &["--seen", &at("serials")],
                 more,
             ]
             .concat(),
@@ -644,6 +653,7 @@ fn reference_values_are_signed_checked_and_believed_and_never_go_back() {
         ("one.ref", key.as_str(), &[][..], "rollback"),
         ("two.ref", foreign, &[], "unknown-signer"),
         ("two.ref", &key, &["--min-serial", "3"], "serial"),
+        ("beta.ref", &key, &[], "name"),
         ("two.ref", &key, &late, "expired"),
         ("values.toml", &key, &[], "unsigned"),
     ] {
@@ -656,7 +666,8 @@ fn reference_values_are_signed_checked_and_believed_and_never_go_back() {
 
     // A policy with them accepts what the one with the values in it did, and without the file nothing.
     let policy = |file: &str| {
-        let text = format!("{head}\n[[reference]]\nfile = {file:?}\nkeys = [{key:?}]\n");
+        let text =
+            format!("{head}\n[[reference]]\nfile = {file:?}\nname = \"guest\"\nkeys = [{key:?}]\n");
         fs::write(at("policy.toml"), text).expect("written");
         attest(&[
             "verify",

@@ -11,7 +11,8 @@
 //!
 //! Threats: values of somebody else (the key is one that the policy names); a signature made for anything else (the key has a use of
 //! its own, and the domain says what was signed); an older file put in the place of a newer one, which may accept what is known to
-//! be broken (serials are remembered, and none goes back); two files under one serial (refused, and said).
+//! be broken (serials are remembered, and none goes back); a file of another release line, which has serials of its own (the policy
+//! says which it wants); two files under one serial (refused, and said).
 
 use std::{
     collections::BTreeMap,
@@ -106,6 +107,16 @@ pub enum ReferenceError {
     /// The file.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Its values are of something else.
+    #[error("{path} holds reference values of {found}, and those of {wanted} are asked for")]
+    Name {
+        /// The file.
+        path: PathBuf,
+        /// What they are of.
+        found: String,
+        /// What they should be of.
+        wanted: String,
+    },
     /// It is no signed file of reference values.
     #[error("{path} holds no signed reference values")]
     Open {
@@ -191,6 +202,7 @@ impl ReferenceError {
             Self::File(_) | Self::Unkept { .. } => "file",
             Self::Open { .. } => "unsigned",
             Self::Signer { .. } => "unknown-signer",
+            Self::Name { .. } => "name",
             Self::Serial { .. } => "serial",
             Self::Rollback { .. } => "rollback",
             Self::Twice { .. } => "two-of-one-serial",
@@ -218,6 +230,8 @@ pub fn sign_reference(
 pub struct Believed {
     /// The file, beside the policy where it is not absolute.
     pub file: PathBuf,
+    /// What its values must be of: one key may sign for several release lines, whose serials are apart.
+    pub name: String,
     /// Who may have signed it.
     pub keys: Vec<ReferencePublicKey>,
     /// The least serial.
@@ -244,6 +258,14 @@ impl Believed {
         let (serial, signer) = (values.serial, *values.signer());
         if !self.keys.contains(&signer) {
             return Err(ReferenceError::Signer { path, signer });
+        }
+        if values.name != self.name {
+            let (found, wanted) = (values.name.clone(), self.name.clone());
+            return Err(ReferenceError::Name {
+                path,
+                found,
+                wanted,
+            });
         }
         if serial < self.min_serial {
             let least = self.min_serial;
@@ -390,7 +412,7 @@ impl Seen {
     }
 }
 
-fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
     (1..=MAX_NAME_BYTES).contains(&name.len()) && name.bytes().all(plain)
 }

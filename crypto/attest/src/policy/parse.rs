@@ -10,7 +10,7 @@ use super::{
 use crate::{
     date,
     digest::{Measurement, RootId},
-    reference::Believed,
+    reference::{Believed, is_name},
     snp::SnpTcb,
     tdx::TcbStatus,
     verified::{Kind, Tee},
@@ -41,7 +41,7 @@ const ROOT_KEYS: &[&str] = &[
     "measurement",
     "reference",
 ];
-const REFERENCE_KEYS: &[&str] = &["file", "keys", "min_serial"];
+const REFERENCE_KEYS: &[&str] = &["file", "name", "keys", "min_serial"];
 const TDX_KEYS: &[&str] = &["min_tcb_status", "min_tcb_evaluation", "allow_debug"];
 const SNP_KEYS: &[&str] = &[
     "min_fmc",
@@ -158,6 +158,9 @@ fn believed<'a>(reader: &mut Reader<'a>, root: &Section<'_, 'a>) -> Vec<Believed
         let path = |text: &str| (!text.is_empty()).then(|| text.into());
         let file_hint = "write the path of a file of signed reference values";
         let file = reader.required(section, "file", file_hint, path);
+        let name_hint = "write the name that the values were signed under, as `souk attest reference check` shows it";
+        let named = |text: &str| is_name(text).then(|| text.to_owned());
+        let name = reader.required(section, "name", name_hint, named);
         let key_hint = "write the 64 hex digits that `souk attest reference key` printed";
         let keys = reader.list(section, "keys", key_hint, from_str);
         let keys = keys.unwrap_or_default();
@@ -166,9 +169,10 @@ fn believed<'a>(reader: &mut Reader<'a>, root: &Section<'_, 'a>) -> Vec<Believed
             reader.misfit(section, "keys", &what, key_hint);
         }
         let min_serial = reader.integer(section, "min_serial", u64::MAX).unwrap_or(0);
-        if let Some(file) = file {
+        if let (Some(file), Some(name)) = (file, name) {
             all.push(Believed {
                 file,
+                name,
                 keys,
                 min_serial,
             });

@@ -53,7 +53,7 @@ impl Scene {
 
     fn policy(&self, more: &str) -> Policy {
         let text = format!(
-            "version = 1\nkinds = [\"tdx\"]\n\n[[reference]]\nfile = \"guest.ref\"\nkeys = [\"{}\"]\n{more}",
+            "version = 1\nkinds = [\"tdx\"]\n\n[[reference]]\nfile = \"guest.ref\"\nname = \"guest\"\nkeys = [\"{}\"]\n{more}",
             key(1).public()
         );
         Policy::parse(&text).expect("a policy")
@@ -109,7 +109,7 @@ fn evidence_is_decided_about_by_signed_values_while_they_hold() {
     let scene = Scene::new();
     scene.sign(values(1), 1);
     let text = format!(
-        "version = 1\nkinds = [\"none+test\"]\ntest_roots = [\"{root}\"]\n\n[[reference]]\nfile = \"guest.ref\"\nkeys = [\"{}\"]\n",
+        "version = 1\nkinds = [\"none+test\"]\ntest_roots = [\"{root}\"]\n\n[[reference]]\nfile = \"guest.ref\"\nname = \"guest\"\nkeys = [\"{}\"]\n",
         key(1).public()
     );
     let plain = Policy::parse(&text).expect("a policy");
@@ -211,11 +211,11 @@ fn serials_do_not_go_back_over_runs_and_are_one_file_each() {
     scene.read("").expect("a newer one");
     scene.sign(values(5), 1);
     assert_eq!(scene.reason(""), "rollback");
-    // Another release line has serials of its own.
+    // Another release line has serials of its own, and is not what the policy asks for.
     let mut other = values(1);
     other.name = "other".to_owned();
     scene.sign(other, 1);
-    scene.read("").expect("its first");
+    assert_eq!(scene.reason(""), "name");
     // What is not believed moves nothing.
     scene.sign(values(100), 2);
     assert_eq!(scene.reason(""), "unknown-signer");
@@ -270,14 +270,16 @@ fn a_policy_says_whom_it_believes_or_has_a_mistake() {
         Policy::parse(&text)
     };
     let key = key(1).public();
-    assert!(with(&format!("file = \"a\"\nkeys = [\"{key}\"]\n")).is_ok());
+    assert!(with(&format!("file = \"a\"\nname = \"n\"\nkeys = [\"{key}\"]\n")).is_ok());
     for wrong in [
-        format!("keys = [\"{key}\"]\n"),
-        "file = \"a\"\n".to_owned(),
-        "file = \"a\"\nkeys = []\n".to_owned(),
-        "file = \"a\"\nkeys = [\"00\"]\n".to_owned(),
-        format!("file = \"\"\nkeys = [\"{key}\"]\n"),
-        format!("file = \"a\"\nkeys = [\"{key}\"]\nserial = 3\n"),
+        format!("file = \"a\"\nkeys = [\"{key}\"]\n"),
+        format!("file = \"a\"\nname = \"a name\"\nkeys = [\"{key}\"]\n"),
+        format!("name = \"n\"\nkeys = [\"{key}\"]\n"),
+        "file = \"a\"\nname = \"n\"\n".to_owned(),
+        "file = \"a\"\nname = \"n\"\nkeys = []\n".to_owned(),
+        "file = \"a\"\nname = \"n\"\nkeys = [\"00\"]\n".to_owned(),
+        format!("file = \"\"\nname = \"n\"\nkeys = [\"{key}\"]\n"),
+        format!("file = \"a\"\nname = \"n\"\nkeys = [\"{key}\"]\nserial = 3\n"),
     ] {
         assert!(with(&wrong).is_err(), "{wrong}");
     }

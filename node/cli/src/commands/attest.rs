@@ -64,7 +64,7 @@ pub(crate) enum Attest {
     /// Sign reference values, and check those that somebody else has signed.
     #[command(
         subcommand,
-        after_help = "Examples:\n  souk attest reference key release.key\n  souk attest reference sign values.toml --key release.key --name guest --serial 7 --days 180 --out guest.ref\n  souk attest reference check guest.ref --key 3b6a… --seen serials"
+        after_help = "Examples:\n  souk attest reference key release.key\n  souk attest reference sign values.toml --key release.key --name guest --serial 7 --days 180 --out guest.ref\n  souk attest reference check guest.ref --name guest --key 3b6a… --seen serials"
     )]
     Reference(reference::Reference),
     /// Compute the launch digest of an SEV-SNP guest from its files.

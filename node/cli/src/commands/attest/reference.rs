@@ -33,7 +33,7 @@ pub(crate) enum Reference {
     Sign(Sign),
     /// Check a signed file of reference values, and say what it vouches for.
     #[command(
-        after_help = "Examples:\n  souk attest reference check guest.ref --key 3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29\n  souk attest reference check guest.ref --key 3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29 --seen serials --json\n\nExit status: 0 it holds, 2 it does not, 1 a file cannot be read."
+        after_help = "Examples:\n  souk attest reference check guest.ref --name guest --key 3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29\n  souk attest reference check guest.ref --name guest --key 3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29 --seen serials --json\n\nExit status: 0 it holds, 2 it does not, 1 a file cannot be read."
     )]
     Check(Check),
 }
@@ -78,6 +78,9 @@ pub(crate) struct Sign {
 pub(crate) struct Check {
     /// The signed file
     file: PathBuf,
+    /// What its values must be of
+    #[arg(long)]
+    name: String,
     /// Who may have signed it, as 64 hex digits; may be repeated
     #[arg(long, value_name = "HEX", required = true)]
     key: Vec<ReferencePublicKey>,
@@ -218,6 +221,7 @@ impl Check {
     fn read(&self) -> Result<souk_crypto::Verified<ReferenceValues>, ReferenceError> {
         let believed = Believed {
             file: self.file.clone(),
+            name: self.name.clone(),
             keys: self.key.clone(),
             min_serial: self.min_serial,
         };
