@@ -54,7 +54,7 @@ pub(crate) use self::pty::{PtyRequest, WindowSize};
 use self::{
     connection::Connection,
     inbound::WINDOW,
-    resumed::{Line, Sessions},
+    resumed::{Guest, Line, Sessions},
 };
 use crate::{meters::Meters, tenant::Tenant};
 
@@ -188,9 +188,14 @@ async fn serve(stream: TcpStream, place: Place, config: Arc<Config>, tenant: Ten
     let (connection, logged_in) = (place.connection.clone(), place.logged_in.clone());
     // The same for a session that begins with it.
     let put_out = CancellationToken::new();
+    let guest = Guest {
+        connection: connection.clone(),
+        logged_in: logged_in.clone(),
+        put_out: put_out.clone(),
+    };
     let sessions = place.door.0.sessions.clone();
     let arrival = tokio::select! {
-        arrival = sessions.receive(stream, &put_out) => arrival,
+        arrival = sessions.receive(stream, &guest) => arrival,
         () = connection.cancelled() => return,
     };
     let Ok(Some(stream)) = arrival else {

@@ -47,20 +47,29 @@ struct Entry {
     attach: mpsc::Sender<(TcpStream, u64)>,
     /// Since when nothing carries it.
     waits_since: Option<Instant>,
-    /// Ends it.
-    ended: CancellationToken,
+    guest: Guest,
+}
+
+/// Who began a session, as the server has it.
+#[derive(Clone, Debug)]
+pub(super) struct Guest {
+    /// Cancelled once SSH has ended, and the place at the door is free.
+    pub(super) connection: CancellationToken,
+    /// Cancelled once the client has logged in.
+    pub(super) logged_in: CancellationToken,
+    /// Ends the session.
+    pub(super) put_out: CancellationToken,
 }
 
 /// What the SSH server talks through: a connection, or its end of a session.
 pub(super) type Line = Either<TcpStream, DuplexStream>;
 
 impl Sessions {
-    /// Looks how a connection begins. None where it carries a session that is served already, or nothing; `ended` ends a
-    /// session that begins with it.
+    /// Looks how a connection of `guest` begins. None where it carries a session that is served already, or nothing.
     pub(super) async fn receive(
         &self,
         mut stream: TcpStream,
-        ended: &CancellationToken,
+        guest: &Guest,
     ) -> io::Result<Option<Line>> {
         let mut first = [0];
         match timeout(FIRST_WORD, stream.peek(&mut first)).await {
@@ -71,28 +80,26 @@ impl Sessions {
         let mut hello = [0; Hello::LENGTH];
         timeout(GREETING, stream.read_exact(&mut hello)).await??;
         let hello = Hello::decode(&hello).map_err(io::Error::other)?;
-        let status = if hello.is_new {
-            if let Some(attachments) = self.begin(hello.id, ended) {
-                let (near, far) = duplex(PIPE_BYTES);
-                let first = Some((stream, hello.received));
-                let keeping = self
-                    .clone()
-                    .keep(hello.id, near, first, attachments, ended.clone());
-                tokio::spawn(keeping);
-                return Ok(Some(Line::Right(far)));
-            }
-            Status::Full
-        } else {
-            let known = self
-                .table()
-                .get(&hello.id)
-                .map(|entry| entry.attach.clone());
-            if let Some(attach) = known {
-                // Where one waits already, its client has just come with it, and comes again.
-                let _ = attach.try_send((stream, hello.received));
-                return Ok(None);
-            }
+        // Also a new one, where the answer to its first greeting was lost.
+        let known = self
+            .table()
+            .get(&hello.id)
+            .map(|entry| entry.attach.clone());
+        if let Some(attach) = known {
+            // Where one waits already, its client has just come with it, and comes again.
+            let _ = attach.try_send((stream, hello.received));
+            return Ok(None);
+        }
+        let status = if !hello.is_new {
             Status::Unknown
+        } else if let Some(attachments) = self.begin(hello.id, guest) {
+            let (near, far) = duplex(PIPE_BYTES);
+            let first = Some((stream, hello.received));
+            let ended = guest.put_out.clone();
+            tokio::spawn(self.clone().keep(hello.id, near, first, attachments, ended));
+            return Ok(Some(Line::Right(far)));
+        } else {
+            Status::Full
         };
         let welcome = Welcome {
             status,
@@ -102,17 +109,14 @@ impl Sessions {
         Ok(None)
     }
 
-    /// A place for a new session. Where all are taken, the one that has waited longest goes.
-    fn begin(
-        &self,
-        id: SessionId,
-        ended: &CancellationToken,
-    ) -> Option<mpsc::Receiver<(TcpStream, u64)>> {
+    /// A place for a new session. Where all are taken, one that waits goes: first such whose SSH has ended, then the one that has
+    /// waited longest.
+    fn begin(&self, id: SessionId, guest: &Guest) -> Option<mpsc::Receiver<(TcpStream, u64)>> {
         let mut table = self.table();
         if table.contains_key(&id) {
             return None;
         }
-        if table.len() >= MAX_SESSIONS && !Self::put_out(&mut table) {
+        if table.len() >= MAX_SESSIONS && !put_out(&mut table, |_| true) {
             return None;
         }
         let (attach, attachments) = mpsc::channel(1);
@@ -121,7 +125,7 @@ impl Sessions {
             Entry {
                 attach,
                 waits_since: None,
-                ended: ended.clone(),
+                guest: guest.clone(),
             },
         );
         Some(attachments)
@@ -162,20 +166,11 @@ impl Sessions {
         ended.cancel();
     }
 
-    /// Ends the session that has waited longest. False where none waits.
+    /// Ends the session that has waited longest of those that hold the place of a login. False where none waits.
     pub(super) fn put_out_longest(&self) -> bool {
-        Self::put_out(&mut self.table())
-    }
-
-    fn put_out(table: &mut Table) -> bool {
-        let waiting = table
-            .iter()
-            .filter(|(_, entry)| entry.waits_since.is_some());
-        let oldest = waiting
-            .min_by_key(|(_, entry)| entry.waits_since)
-            .map(|(id, _)| *id);
-        let gone = oldest.and_then(|id| table.remove(&id));
-        gone.inspect(|entry| entry.ended.cancel()).is_some()
+        put_out(&mut self.table(), |guest| {
+            guest.logged_in.is_cancelled() && !guest.connection.is_cancelled()
+        })
     }
 
     fn set_waiting(&self, id: SessionId, waits: bool) {
@@ -187,6 +182,18 @@ impl Sessions {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Ends one of these sessions that waits. False where there is none.
+fn put_out(table: &mut Table, is_one: impl Fn(&Guest) -> bool) -> bool {
+    let waiting = table
+        .iter()
+        .filter(|(_, entry)| entry.waits_since.is_some() && is_one(&entry.guest));
+    let first = waiting
+        .min_by_key(|(_, entry)| (!entry.guest.connection.is_cancelled(), entry.waits_since))
+        .map(|(id, _)| *id);
+    let gone = first.and_then(|id| table.remove(&id));
+    gone.inspect(|entry| entry.guest.put_out.cancel()).is_some()
 }
 
 /// Answers the greeting on a connection and lets it carry the session.
@@ -214,30 +221,48 @@ async fn attached(
 mod tests {
     use super::*;
 
+    fn guest() -> Guest {
+        Guest {
+            connection: CancellationToken::new(),
+            logged_in: CancellationToken::new(),
+            put_out: CancellationToken::new(),
+        }
+    }
+
     #[test]
-    fn a_full_table_gives_up_what_has_waited_longest_and_nothing_that_is_carried() {
+    fn a_full_table_gives_up_what_nobody_misses_first_and_nothing_that_is_carried() {
         let sessions = Sessions::default();
         let ids: Vec<_> = (0..MAX_SESSIONS as u8)
             .map(|n| SessionId([n; 16]))
             .collect();
-        let ended: Vec<_> = ids.iter().map(|_| CancellationToken::new()).collect();
+        let guests: Vec<_> = ids.iter().map(|_| guest()).collect();
         let mut held = vec![];
-        for (id, ended) in ids.iter().zip(&ended) {
-            held.push(sessions.begin(*id, ended).expect("room"));
+        for (id, guest) in ids.iter().zip(&guests) {
+            held.push(sessions.begin(*id, guest).expect("room"));
         }
-        let another = CancellationToken::new();
-        let newer = SessionId([255; 16]);
-        assert!(sessions.begin(newer, &another).is_none(), "all are carried");
-        assert!(sessions.begin(ids[0], &another).is_none(), "no id twice");
-        sessions.set_waiting(ids[9], true);
-        sessions.set_waiting(ids[4], true);
-        assert!(sessions.begin(newer, &another).is_some());
-        let gone = |token: &CancellationToken| token.is_cancelled();
-        assert_eq!(ended.iter().position(gone), Some(9));
-        assert_eq!(ended.iter().filter(|token| gone(token)).count(), 1);
+        let newer = |n| sessions.begin(SessionId([n; 16]), &guest()).is_some();
+        assert!(!newer(255), "all are carried");
+        assert!(!newer(0), "no id twice");
+        for at in [9, 4, 7, 5] {
+            sessions.set_waiting(ids[at], true);
+            guests[at].logged_in.cancel();
+        }
+        // SSH has ended in it.
+        guests[7].connection.cancel();
+        let gone = || -> Vec<_> {
+            let put_out = |at: &usize| guests[*at].put_out.is_cancelled();
+            (0..guests.len()).filter(put_out).collect()
+        };
+        assert!(newer(255));
+        assert_eq!(gone(), [7]);
+        assert!(newer(254));
+        assert_eq!(gone(), [7, 9], "it has waited longest");
         assert_eq!(sessions.table().len(), MAX_SESSIONS);
-        // For a login that needs its place.
-        assert!(sessions.put_out_longest() && gone(&ended[4]));
-        assert!(!sessions.put_out_longest(), "nothing waits any more");
+
+        // A login that needs a place is helped by such alone as hold one.
+        guests[4].connection.cancel();
+        assert!(sessions.put_out_longest());
+        assert_eq!(gone(), [5, 7, 9]);
+        assert!(!sessions.put_out_longest());
     }
 }

@@ -36,7 +36,7 @@ mod wire;
 
 pub use driver::{Sandbox, SandboxConfig};
 pub use keeper::keeper_main;
-pub use order::{KeeperProgram, check};
+pub use order::{KeeperProgram, check, raise_descriptor_limit};
 pub use probe::APPARMOR_PROFILE;
 
 /// Argument with which the `souk` program is a keeper; see [`keeper_main`].

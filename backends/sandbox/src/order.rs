@@ -78,8 +78,11 @@ pub(crate) fn probe(keeper: &KeeperProgram, scratch: &Path) -> Result<Ability, B
 }
 
 /// Lets this process have as many descriptors as it may: a tenant, which may have half of that, can then not use up what the
-/// kernel lets this user have on their way through sockets (see [`crate::confine::limit`]).
-pub(crate) fn raise_descriptor_limit() -> io::Result<()> {
+/// kernel lets this user have on their way through sockets (`confine::limit`).
+///
+/// # Errors
+/// What the system says.
+pub fn raise_descriptor_limit() -> io::Result<()> {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let current = maximum;
     Ok(setrlimit(Resource::Nofile, Rlimit { current, maximum })?)

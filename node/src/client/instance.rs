@@ -104,15 +104,6 @@ impl Connected {
             talk.map_err(RentError::Talk)?;
             self.keep_collateral(lease, &reference)?;
         }
-        if let Some(policy) = &client.config.evidence
-            && believed_by(&lease.folder)?.is_none()
-        {
-            let digest = policy
-                .read(client.home())
-                .map_err(JudgeError::Policy)?
-                .digest();
-            remember_policy(&lease.folder, policy, digest)?;
-        }
         match client.judge_instance(lease, unix_now())? {
             Some(Judgement::Refused { reason, why, .. }) => {
                 let name = lease.name();
@@ -123,7 +114,7 @@ impl Connected {
                     ended: false,
                 })
             }
-            Some(Judgement::Accepted { .. }) | None => Ok(()),
+            Some(Judgement::Accepted { .. }) | None => Ok(keep_policy(client, &lease.folder)?),
         }
     }
 
@@ -164,20 +155,25 @@ impl Connected {
         part: u8,
         watch: Watch<'_>,
     ) -> Result<Option<EvidencePart>, TalkError> {
+        let mut has_answered = false;
         for attempt in 0..ASK_ATTEMPTS {
             if attempt > 0 {
                 watch(Progress::Polling { attempt });
             }
             let action = Action::Evidence { part };
             // A word about the lease may overtake the part.
-            let waits = |body: &Body| matches!(body, Body::Status(_));
+            let waits = |body: &Body| matches!(body, Body::Status(_) | Body::Receipt(_));
             match self.ask(lease, action, waits, watch).await? {
                 Some(Body::Evidence(part)) => return Ok(Some(part)),
-                Some(Body::Status(_)) | None => {}
+                Some(Body::Status(_) | Body::Receipt(_)) => has_answered = true,
                 Some(_) => return Ok(None),
+                None => {}
             }
         }
-        Err(TalkError::NoAnswer(ASK_ATTEMPTS))
+        match has_answered {
+            true => Ok(None),
+            false => Err(TalkError::NoAnswer(ASK_ATTEMPTS)),
+        }
     }
 
     /// Keeps the collateral that the receipt names. It is that of the card, and came with all others before this lease was asked
@@ -283,6 +279,17 @@ fn judge(
         false => first,
     });
     Ok(judged.expect("there is at least one key"))
+}
+
+/// Keeps the policy by which a lease was believed first.
+fn keep_policy(client: &Client, folder: &LeaseFolder) -> Result<(), JudgeError> {
+    if let Some(policy) = &client.config.evidence
+        && believed_by(folder)?.is_none()
+    {
+        let digest = policy.read(client.home())?.digest();
+        remember_policy(folder, policy, digest)?;
+    }
+    Ok(())
 }
 
 /// Keeps which policy was asked: its digest in hex, and in the rest of the file where it is.

@@ -296,8 +296,12 @@ impl Road {
         let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
         let lost = loop {
             let since = Instant::now();
-            match carry(&mut session, carrier, &mut near).await {
-                Ending::Over => return,
+            match carry(&mut session, &mut carrier, &mut near).await {
+                // What was said last may still be on its way. The agent closes once it has heard that all is over.
+                Ending::Over => {
+                    let _ = timeout(FAREWELL, carrier.read_u8()).await;
+                    return;
+                }
                 Ending::Cut if is_leaving.is_cancelled() => return,
                 Ending::Cut if session.has_all() => break None,
                 Ending::Cut => {}

@@ -292,7 +292,6 @@ impl Publisher {
             tracing::warn!(
                 "the network knows a card of this node that it does not remember: its data folder was restored, or another node has its keys"
             );
-            self.answered_at = Some(tokio::time::Instant::now());
         }
         if addresses.is_empty() {
             tracing::warn!(
@@ -303,6 +302,7 @@ impl Publisher {
         self.keep_last(now);
         self.write(&card)?;
         if answers {
+            self.answered_at = Some(tokio::time::Instant::now());
             self.rivals.send_modify(|rivals| rivals.note(now));
         }
         // Before anybody sees it: what is sealed to its keys can be read from the first moment.

@@ -23,7 +23,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::ssh::{say, told_to_end, unreached};
+use super::ssh::{INTERRUPTED, say, told_to_end, unreached};
 use crate::{
     failure::{Failure, UNAVAILABLE},
     stdio,
@@ -37,9 +37,6 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// So many questions without an answer, and it is over: as long as a session is kept.
 const KEEPALIVE_MAX: usize = 10;
-
-/// The exit status of `ssh` where it was interrupted.
-const INTERRUPTED: u8 = 255;
 
 /// Runs a command, or a shell where `command` is empty; its exit status becomes ours.
 pub(super) async fn session(

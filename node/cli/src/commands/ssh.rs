@@ -2,9 +2,12 @@
 
 use std::{
     error::Error as _,
+    fs,
+    future::poll_fn,
     io,
     os::unix::process::CommandExt as _,
     process::{Command, ExitCode},
+    task::Poll,
 };
 
 use clap::Args;
@@ -17,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    DONE, builtin_ssh,
+    builtin_ssh,
     requester::{self, Requester},
     wait,
 };
@@ -26,6 +29,9 @@ use crate::{
     out::note,
     stdio,
 };
+
+/// The exit status of `ssh` where it was interrupted.
+pub(super) const INTERRUPTED: u8 = 255;
 
 /// Bytes carried at once.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -103,41 +109,50 @@ impl RelayConnect {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let client = self.requester.open()?;
         let lease = requester::find(&client, &self.lease)?;
-        wait(carry(&client, &lease))?;
-        DONE
+        wait(carry(&client, &lease))
     }
 }
 
-async fn carry(client: &Client, lease: &Lease) -> Result<(), Failure> {
+async fn carry(client: &Client, lease: &Lease) -> Result<ExitCode, Failure> {
     let broken = |error: io::Error| Failure::because("cannot use stdin and stdout", &error);
     let told = told_to_end().map_err(broken)?;
     tokio::pin!(told);
     let mut stream = tokio::select! {
         stream = client.relay_stream(lease, say) => stream.map_err(|error| unreached(&error))?,
-        () = &mut told => return Ok(()),
+        () = &mut told => return Ok(INTERRUPTED.into()),
     };
     let carried = tokio::select! {
-        carried = pass_on(&mut stream) => carried.map_err(broken),
-        () = told => Ok(()),
+        carried = pass_on(&mut stream) => carried.map(|()| ExitCode::SUCCESS).map_err(broken),
+        () = told => Ok(INTERRUPTED.into()),
     };
     stream.close().await;
     carried
 }
 
-/// Ends when a signal asks for it: `ssh` hangs up when it ends, and a terminal interrupts both.
+/// Ends when a signal asks for it: `ssh` hangs up when it ends, and a terminal interrupts both. What whoever started this wants
+/// ignored stays so: `sftp` goes on after an interrupt, and `nohup` after its terminal.
 pub(super) fn told_to_end() -> io::Result<impl Future<Output = ()>> {
-    let mut hung_up = signal(SignalKind::hangup())?;
-    let mut interrupted = signal(SignalKind::interrupt())?;
-    let mut quit = signal(SignalKind::quit())?;
-    let mut stopped = signal(SignalKind::terminate())?;
-    Ok(async move {
-        tokio::select! {
-            _ = hung_up.recv() => {}
-            _ = interrupted.recv() => {}
-            _ = quit.recv() => {}
-            _ = stopped.recv() => {}
+    let status = fs::read_to_string("/proc/self/status")?;
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let ignored = ignored.unwrap_or(0);
+    let mut heard = [
+        SignalKind::hangup(),
+        SignalKind::interrupt(),
+        SignalKind::quit(),
+        SignalKind::terminate(),
+    ]
+    .into_iter()
+    .filter(|kind| ignored >> (kind.as_raw_value() - 1) & 1 == 0)
+    .map(signal)
+    .collect::<io::Result<Vec<_>>>()?;
+    Ok(poll_fn(move |cx| {
+        let mut told = heard.iter_mut().map(|signal| signal.poll_recv(cx));
+        match told.any(|told| told.is_ready()) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
         }
-    })
+    }))
 }
 
 /// Between `ssh` and the instance, until either has ended.

@@ -141,7 +141,8 @@ fn disk(data: &Path) -> Finding {
 
 fn files() -> Finding {
     const CHECK: &str = "open files";
-    match getrlimit(Resource::Nofile).current {
+    // A node raises its soft limit to this.
+    match getrlimit(Resource::Nofile).maximum {
         Some(most) if most < FEW_FILES => Finding::bad(
             CHECK,
             format!(

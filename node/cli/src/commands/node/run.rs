@@ -148,6 +148,10 @@ impl Run {
         for warning in config.warnings() {
             tracing::warn!("{warning}");
         }
+        // Each neighbour takes one; soft limits are low for the sake of programs that use `select`.
+        if let Err(error) = souk_sandbox::raise_descriptor_limit() {
+            tracing::warn!(%error, "cannot have more files open");
+        }
         wait(self.until_stopped(config))?;
         DONE
     }
