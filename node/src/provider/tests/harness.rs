@@ -517,9 +517,17 @@ impl World {
     }
 
     pub(super) async fn start(&mut self) {
-        let (store, found) = Store::open(self.directory.path())
-            .await
-            .expect("the store opens");
+        // Who was still served by the life before lets go of the store in a moment.
+        let opened = timeout(PATIENCE, async {
+            loop {
+                match Store::open(self.directory.path()).await {
+                    Err(StoreError::InUse { .. }) => tokio::task::yield_now().await,
+                    opened => return opened,
+                }
+            }
+        });
+        let opened = opened.await.expect("the store is let go of");
+        let (store, found) = opened.expect("the store opens");
         let origin = origin(network(), self.node.node.public()).expect("a name");
         let publisher =
             Publisher::open(&store, &self.log_directory(), origin, self.node.log.clone())
@@ -573,15 +581,6 @@ impl World {
             .await
             .expect("comes to rest")
             .expect("no panic");
-        // Who was still served with the store lets go of it in a moment.
-        let store = self.directory.path().to_owned();
-        timeout(PATIENCE, async {
-            while let Err(StoreError::InUse { .. }) = Store::open(&store).await {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await
-        .expect("the store is let go of");
     }
 
     pub(super) async fn restart(&mut self) {
