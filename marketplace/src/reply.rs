@@ -239,6 +239,22 @@ pub struct Expected {
 }
 
 impl Expected {
+    /// The reply that passes [`check`](Self::check), without a notice.
+    #[must_use]
+    pub fn reply(&self, counter: Counter, at: UnixTime, body: Body) -> Reply {
+        Reply {
+            request: self.request,
+            envelope: self.envelope,
+            reply_key: self.reply_key,
+            provider: self.provider,
+            card: self.card,
+            counter,
+            at,
+            body,
+            notice: None,
+        }
+    }
+
     /// Checks that a reply answers this and nothing else.
     ///
     /// # Errors

@@ -106,18 +106,7 @@ fn largest_statement() -> Body {
 }
 
 fn reply(envelope: &VerifiedEnvelope, body: Body) -> Reply {
-    let expected = envelope.expected_reply();
-    Reply {
-        request: expected.request,
-        envelope: expected.envelope,
-        reply_key: expected.reply_key,
-        provider: expected.provider,
-        card: expected.card,
-        counter: Counter(0),
-        at: NOW,
-        body,
-        notice: None,
-    }
+    envelope.expected_reply().reply(Counter(0), NOW, body)
 }
 
 #[test]

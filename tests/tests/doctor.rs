@@ -69,6 +69,23 @@ struct Ended {
 }
 
 impl Ended {
+    /// The provider of a network without mixes, and what the doctor finds of it inside of another command.
+    fn within(command: &[&str]) -> (Network, Self) {
+        let mut network = Network::start(&Plan {
+            mixes: 0,
+            ..Plan::default()
+        });
+        network.provider_mut().process().stop();
+        let folder = network.provider().folder().to_owned();
+        let file = folder.join("souk.toml");
+        let node = Self {
+            config: fs::read_to_string(&file).expect("it has one"),
+            healthy: found(&examined(command, &file)),
+            folder,
+        };
+        (network, node)
+    }
+
     fn data(&self) -> PathBuf {
         self.folder.join("data")
     }
@@ -84,19 +101,7 @@ impl Ended {
 
 #[test]
 fn what_is_broken_on_the_machine_of_a_node_that_does_not_start_is_found_by_its_name() {
-    let mut network = Network::start(&Plan {
-        mixes: 0,
-        ..Plan::default()
-    });
-    network.provider_mut().process().stop();
-    let folder = network.provider().folder().to_owned();
-    let config = fs::read_to_string(folder.join("souk.toml")).expect("it has one");
-    let healthy = found(&examined(&[], &folder.join("souk.toml")));
-    let node = Ended {
-        folder,
-        config,
-        healthy,
-    };
+    let (_network, node) = Ended::within(&[]);
     let is_down = ("node".to_owned(), "bad".to_owned());
     assert!(node.healthy.contains(&is_down), "{:?}", node.healthy);
 
@@ -138,26 +143,13 @@ fn a_machine_without_room_or_namespaces_is_found_needs_userns() {
     if !tried.is_ok_and(|output| output.status.success()) {
         return skipped("needs user namespaces");
     }
-    let mut network = Network::start(&Plan {
-        mixes: 0,
-        ..Plan::default()
-    });
-    network.provider_mut().process().stop();
-    let folder = network.provider().folder().to_owned();
-    let config = fs::read_to_string(folder.join("souk.toml")).expect("it has one");
     let after = |script: &str| format!("{script} && exec \"$0\" \"$@\"");
     let healthy = after("true");
     let mut within = as_root.to_vec();
     within.push(&healthy);
-    let healthy = examined(&within, &folder.join("souk.toml"));
-    let healthy = found(&healthy);
-    let small = folder.join("small");
+    let (_network, node) = Ended::within(&within);
+    let small = node.folder.join("small");
     fs::create_dir(&small).expect("a new folder");
-    let node = Ended {
-        folder,
-        config,
-        healthy,
-    };
 
     let finds = |script: &str, config: &str| {
         let script = after(script);

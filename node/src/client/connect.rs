@@ -54,7 +54,7 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
 pub struct Visitor {
     pub(super) client: Client,
     pub(super) market: Arc<Market>,
-    pub(super) net: NetClient,
+    net: NetClient,
     judged: OnceCell<Judgements>,
 }
 

@@ -133,7 +133,7 @@ impl Judgements {
     }
 }
 
-/// Gets the evidence of a market, and one other piece where it is named; what no entry has is missing in the end.
+/// Gets the evidence of a market; what no entry has is missing in the end.
 async fn gather(
     net: &NetClient,
     config: &ClientConfig,

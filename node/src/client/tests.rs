@@ -137,17 +137,7 @@ impl Provider {
 
     fn answer(&self, lease: &Lease, body: Body) -> souk_crypto::Verified<Reply> {
         let expected = lease.envelope().expected_reply();
-        let reply = Reply {
-            request: expected.request,
-            envelope: expected.envelope,
-            reply_key: expected.reply_key,
-            provider: expected.provider,
-            card: expected.card,
-            counter: Counter(0),
-            at: NOW,
-            body,
-            notice: None,
-        };
+        let reply = expected.reply(Counter(0), NOW, body);
         sign::sign(reply, &self.key, &self.network).expect("valid")
     }
 

@@ -112,14 +112,14 @@ mod tests {
     use souk_crypto::{NetworkId, NetworkParams, UnixTime};
     use souk_market::{
         account::Sum,
-        log::{Hash, HourBucket, LeaseEntry, Opening, OutcomeClass, RefusalEntry},
+        log::{Hash, HourBucket, Opening, RefusalEntry},
         statement::Outcome,
         units::{ImageHash, LeaseId, Meter, Money, Resources},
     };
     use tokio::{sync::mpsc, time::timeout};
 
     use super::*;
-    use crate::store::StoredOpening;
+    use crate::provider::books::log_record;
 
     const COSTS: Costs = Costs {
         core_hour: Money(7),
@@ -167,19 +167,7 @@ mod tests {
         };
         let statement = statement(row);
         let opening = Opening::draw(statement.to_bytes(), &mut rand::rng());
-        let entry = Entry::Lease(LeaseEntry {
-            commitment: opening.commitment(network),
-            outcome: OutcomeClass::of(statement.outcome),
-            hour: HourBucket::of(statement.to),
-        });
-        LogRecord {
-            entry: entry.encode(),
-            opening: Some(StoredOpening {
-                lease: statement.lease,
-                salt: opening.salt,
-                statement: opening.statement,
-            }),
-        }
+        log_record(network, &statement, opening)
     }
 
     /// What the leases of a log come to, added up without a ledger.

@@ -194,15 +194,8 @@ impl Kind {
 
 fn seal(shared: &Shared, to: &Addressee<'_>, body: Body) -> Option<message::Reply> {
     let reply = Reply {
-        request: to.expected.request,
-        envelope: to.expected.envelope,
-        reply_key: to.expected.reply_key,
-        provider: to.expected.provider,
-        card: to.expected.card,
-        counter: to.counter,
-        at: shared.clock.now(),
-        body,
         notice: shared.intake.borrow().notice(),
+        ..to.expected.reply(to.counter, shared.clock.now(), body)
     };
     let keys = Arc::clone(&shared.keys.borrow());
     let sealed = seal_reply(

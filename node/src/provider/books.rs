@@ -141,7 +141,7 @@ async fn survey_once(shared: &Arc<Shared>) -> Result<(), PublishError> {
 }
 
 /// The entry of a closed lease, with what opens it. Its hour is that of the statement, which the holder compares with it.
-pub(super) fn log_record(
+pub(crate) fn log_record(
     network: &NetworkId,
     statement: &Statement,
     opening: Opening,

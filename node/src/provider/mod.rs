@@ -16,7 +16,7 @@
 mod answer;
 mod backend;
 mod board;
-mod books;
+pub(crate) mod books;
 mod carry;
 mod gate;
 mod intake;

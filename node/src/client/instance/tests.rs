@@ -178,30 +178,20 @@ fn receipt(
     reference: EvidenceRef,
     key: &CardKey,
 ) -> souk_crypto::Verified<Reply> {
-    let expected = envelope.expected_reply();
-    let reply = Reply {
-        request: expected.request,
-        envelope: expected.envelope,
-        reply_key: expected.reply_key,
-        provider: expected.provider,
-        card: expected.card,
-        counter: Counter(0),
-        at: NOW,
-        body: Body::Receipt(Receipt {
-            lease: LeaseId([0xab; 16]),
-            valid_to: NOW.plus_s(3_600),
-            endpoints: List::new(vec![Endpoint::Relay {
-                relay: relay(),
-                token: RelayToken([5; 32]),
-            }])
-            .expect("one"),
-            host_key: HostKey([3; 32]),
-            user: "souk".parse().expect("a name"),
-            price: Money(5),
-            evidence: List::new(vec![reference]).expect("one"),
-        }),
-        notice: None,
-    };
+    let body = Body::Receipt(Receipt {
+        lease: LeaseId([0xab; 16]),
+        valid_to: NOW.plus_s(3_600),
+        endpoints: List::new(vec![Endpoint::Relay {
+            relay: relay(),
+            token: RelayToken([5; 32]),
+        }])
+        .expect("one"),
+        host_key: HostKey([3; 32]),
+        user: "souk".parse().expect("a name"),
+        price: Money(5),
+        evidence: List::new(vec![reference]).expect("one"),
+    });
+    let reply = envelope.expected_reply().reply(Counter(0), NOW, body);
     sign::sign(reply, key, &network()).expect("valid")
 }
 
