@@ -208,6 +208,7 @@ fn record(n: u32) -> LeaseRecord {
         clock: None,
         opening: None,
         evidence: None,
+        direct_port: None,
     }
 }
 

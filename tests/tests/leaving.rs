@@ -24,8 +24,8 @@ struct Shell {
 }
 
 impl Shell {
-    /// Logs in over a relay, as the configuration says that `souk rent` has written.
-    fn over_a_relay(requester: &Requester, lease: &Rented) -> Self {
+    /// Logs in as the configuration says that `souk rent` has written: over a relay, or at the provider's port.
+    fn as_rented(requester: &Requester, lease: &Rented) -> Self {
         let mut ssh = requester.openssh("ssh", &lease.ssh_config());
         ssh.args([lease.alias(), "cat"]);
         Self::start(ssh)
@@ -90,16 +90,22 @@ fn port_of(provider: &NodeUnderTest, lease: &Rented) -> u64 {
 
 #[test]
 fn a_newer_program_adopts_what_runs_and_sessions_never_notice() {
-    let mut network = Network::start(&Plan::default());
+    let mut network = Network::start(&Plan {
+        direct: true,
+        ..Plan::default()
+    });
     let requester = network.requester("requester", None);
-    let lease = requester.rent(&[]);
+    let lease = requester.rent(&["--cpu-millicores", "500"]);
+    let direct = requester.rent(&["--cpu-millicores", "500", "--direct"]);
     let keepers = network.provider().keepers();
-    assert_eq!(keepers.len(), 1);
+    assert_eq!(keepers.len(), 2);
     let port = port_of(network.provider(), &lease);
     let mut shell = Shell::at_the_instance(&requester, &lease, port);
     shell.echoes("before");
-    let mut relayed = Shell::over_a_relay(&requester, &lease);
+    let mut relayed = Shell::as_rented(&requester, &lease);
     relayed.echoes("before, over a relay");
+    let mut at_port = Shell::as_rented(&requester, &direct);
+    at_port.echoes("before, at the provider's port");
 
     let stopped = network.provider_mut().process().stop();
     assert!(stopped.success(), "{stopped}");
@@ -109,24 +115,30 @@ fn a_newer_program_adopts_what_runs_and_sessions_never_notice() {
     network.start_provider_again_as("newer", &newer);
     shell.echoes("after");
     relayed.echoes("after, over a relay");
+    at_port.echoes("after, at the provider's port");
     network.provider_mut().process().kill();
     network.start_provider_again_as("killed", &newer);
     relayed.echoes("after it was killed as well");
+    at_port.echoes("after it was killed as well");
     assert_eq!(network.provider().keepers(), keepers);
 
     let said = requester.exec(&lease, "echo over the relay again");
     assert_eq!(said.stdout, b"over the relay again\n");
+    let said = requester.exec(&direct, "echo at the port again");
+    assert_eq!(said.stdout, b"at the port again\n");
     let orphans = network.provider().json(&["leases", "--orphans", "--json"]);
     assert_eq!(
         orphans["orphans"].as_array().map(Vec::len),
         Some(0),
         "{orphans}"
     );
-    let ended = requester.json(&["end", "--json", lease.lease()]);
-    assert_eq!(ended["proof_verified"], true, "{ended}");
-    relayed.ends();
+    for (lease, shell) in [(lease.lease(), relayed), (direct.lease(), at_port)] {
+        let ended = requester.json(&["end", "--json", lease]);
+        assert_eq!(ended["proof_verified"], true, "{ended}");
+        shell.ends();
+    }
     let verified = requester.json(&["log", "verify", "--json", lease.text("provider")]);
-    assert_eq!(verified["size"], 1, "one entry: {verified}");
+    assert_eq!(verified["size"], 2, "one entry each: {verified}");
 }
 
 #[test]

@@ -30,8 +30,9 @@ const MAX_SESSIONS: usize = 64;
 /// Bytes between a session and the SSH server.
 const PIPE_BYTES: usize = 64 * 1024;
 
-/// A client of plain SSH may wait for the server's first word. One that greets does so once it hears that a relay leads here.
-const FIRST_WORD: Duration = Duration::from_secs(5);
+/// A client of plain SSH may wait for the server's first word (ssh-keyscan does, for 5 s). One that greets does so once it hears that
+/// a relay leads here.
+const FIRST_WORD: Duration = Duration::from_secs(3);
 
 /// How long the rest of a greeting, and its answer, may take.
 const GREETING: Duration = Duration::from_secs(10);

@@ -59,7 +59,7 @@ enum Command {
     Ssh(commands::ssh::Ssh),
     /// Carry a stream to a lease, for ssh.
     #[command(hide = true)]
-    RelayConnect(commands::ssh::RelayConnect),
+    SshProxy(commands::ssh::SshProxy),
     /// End a lease and verify its account.
     End(commands::end::End),
     /// Verify usage logs.
@@ -101,7 +101,7 @@ impl Cli {
             Command::Rent(rent) => rent.run(),
             Command::Leases(leases) => leases.run(),
             Command::Ssh(ssh) => ssh.run(),
-            Command::RelayConnect(relay) => relay.run(),
+            Command::SshProxy(proxy) => proxy.run(),
             Command::End(end) => end.run(),
             Command::Log(log) => log.run(),
             Command::Image(image) => image.run(),

@@ -9,14 +9,14 @@
 //! Threats: a process that is killed at any point, so where a lease stands is what the signed answers in its folder say; an answer
 //! that was not meant for this request, so its binding is checked again when it is read.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use souk_crypto::{
     CardPublicKey, HolderKey, NetworkId, NodeId, ReplyKey, UnixTime, Verified, keyfile,
     sign::{self, OpenError},
 };
 use souk_market::{
-    card::VerifiedCard,
+    card::{VerifiedCard, is_public},
     envelope::VerifiedEnvelope,
     refusal::Reason,
     reply::{Body, Endpoint, Notice, Receipt, Reply},
@@ -102,6 +102,15 @@ pub struct Lease {
     pub(super) statement: Option<ProvenStatement>,
     /// What the provider said last beside its answers, and when.
     pub(super) notice: Option<(UnixTime, Notice)>,
+}
+
+/// How to reach an instance.
+#[derive(Clone, Debug)]
+pub enum Way {
+    /// Over a relay.
+    Relay(RelayWay),
+    /// At a port of the provider, who sees the requester's address.
+    Direct(SocketAddr),
 }
 
 /// How to reach an instance over a relay.
@@ -279,11 +288,19 @@ impl Lease {
         }
     }
 
-    /// The ways over relays, in the order in which they are tried; none that goes over `entry`.
+    /// The ways to the instance, in the order in which they are tried: of a direct lease the one to its provider, of any other those
+    /// over relays, and none that goes over `entry`. A test network's lead to private addresses, too.
     ///
     /// # Errors
     /// [`StateError`] where the relays on record cannot be read.
-    pub fn relay_ways(&self, entry: Option<NodeId>) -> Result<Vec<RelayWay>, StateError> {
+    pub fn ways(&self, entry: Option<NodeId>, is_test: bool) -> Result<Vec<Way>, StateError> {
+        if self.is_direct {
+            let direct = self.endpoints().find_map(|endpoint| match endpoint {
+                Endpoint::Direct(at) if is_test || is_public(at.ip()) => Some(*at),
+                _ => None,
+            });
+            return Ok(direct.map(Way::Direct).into_iter().collect());
+        }
         let text = self.folder.read(RELAYS)?.unwrap_or_default();
         let text = String::from_utf8(text).map_err(|e| self.folder.damaged(RELAYS, &e))?;
         let mut ways = Vec::new();
@@ -299,11 +316,11 @@ impl Lease {
                 && Some(relay.node()) != entry
                 && relay.node() != self.provider()
             {
-                ways.push(RelayWay {
+                ways.push(Way::Relay(RelayWay {
                     relay,
                     provider: self.provider(),
                     token,
-                });
+                }));
             }
         }
         Ok(ways)

@@ -3,7 +3,7 @@
 //! ```text
 //!  Client (a folder) ── visit ─► Visitor (market, logs) ── connect ─► Connected (entry, mix session) ── rent ─► Lease
 //!    │ leases, find                                                    │ resume, poll, end                  │
-//!    └ relay_stream ◄── ssh's ProxyCommand                                  ssh files, proven statement ◄───┘
+//!    └ session ◄── ssh's ProxyCommand                                       ssh files, proven statement ◄───┘
 //!
 //!  rent:  keys and envelope on disk ─► envelope over the mix ─► receipt by SURB
 //!             killed here or later: resume polls, and sends the very same envelope where the provider never saw it
@@ -44,7 +44,7 @@ use crate::{net::NodeAddress, unix_now};
 pub use audit::{BundleError, LogError, VerifiedLog};
 pub use connect::{ConnectError, Connected, Visitor};
 pub use evidence::{EvidencePolicy, JudgeError, Judgement, Judgements};
-pub use lease::{Dispute, Lease, RecordError, RelayWay, Stage};
+pub use lease::{Dispute, Lease, RecordError, RelayWay, Stage, Way};
 pub use logs::{ClaimFailure, KeptEvidence, OtherKey};
 pub use market::{EntryFailure, MarketError};
 pub use proof::{ProvenStatement, StatementError, verify_statement};

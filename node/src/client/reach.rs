@@ -1,12 +1,12 @@
-//! The way to a rented machine's SSH server, over one of the relays of its receipt.
+//! The way to a rented machine's SSH server, over one of the relays of its receipt, or straight to its provider's port.
 //!
 //! ```text
-//!  ssh ── SessionStream ── session ══ carrier 1: relay ══ provider's node ══ agent
-//!                             ╚══════ carrier 2, once the first has broken ══╝
+//!  ssh ── SessionStream ── session ══ carrier 1: relay or port ══ provider's node ══ agent
+//!                             ╚══════ carrier 2, once the first has broken ═══════════╝
 //! ```
 //!
 //! What is opened is a session of [`souk_session`]: where the relay goes away or the provider's node is started again, it is
-//! taken up over whichever relay leads there, and who is logged in sees a pause. A provider that starts again comes back to its
+//! taken up over whatever leads there, and who is logged in sees a pause. A provider that starts again comes back to its
 //! relays within seconds; until then they do not know the token. So for an active lease relays are tried again for
 //! [`PATIENCE`], and for a session that stands, as long as the agent keeps it and the lease has not ended.
 //!
@@ -22,19 +22,20 @@ use souk_session::{
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+    net::TcpStream,
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{either::Either, sync::CancellationToken};
 
 use crate::{
     net::{self, Backoff, ClientConfig, RelayConnectError, RelayStream, io_through},
     unix_now,
 };
 
-use super::{Client, JudgeError, Judgement, Lease, RelayWay, Stage, StateError};
+use super::{Client, JudgeError, Judgement, Lease, Stage, StateError, Way};
 
-/// For so long relays are tried again that do not know the instance, or do not answer.
+/// For so long ways are tried again that do not lead to the instance, or not yet.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
 const MIN_PAUSE: Duration = Duration::from_millis(200);
@@ -43,6 +44,9 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// A provider that starts again is known to its relays within seconds. Where they answer for so long that they do not know
 /// the lease, it has ended.
 const UNKNOWN_FOR: Duration = Duration::from_secs(30);
+
+/// How long a port of a provider may take to answer.
+const CONNECT: Duration = Duration::from_secs(10);
 
 /// How long the agent may take to answer a greeting: two ways through a relay.
 const GREETING: Duration = Duration::from_secs(10);
@@ -59,11 +63,11 @@ pub enum ReachError {
     /// The client's folder.
     #[error("the lease could not be read")]
     State(#[from] StateError),
-    /// The receipt names no relay that is neither entry nor provider.
+    /// The receipt names no relay that is neither entry nor provider; or, of a direct lease, no address that can be reached.
     #[error(
-        "no relay of the receipt is usable: each is the entry of this client; rent again, or --direct"
+        "no way in the receipt is usable: each relay is the entry of this client, or the provider's port has no public address; rent again"
     )]
-    NoRelay,
+    NoWay,
     /// It cannot be said what the instance runs on.
     #[error("the instance cannot be judged")]
     Judge(#[from] JudgeError),
@@ -78,10 +82,13 @@ pub enum ReachError {
     /// No relay let us through.
     #[error("no relay leads to the instance")]
     Relay(#[source] RelayConnectError),
+    /// The provider's port does not answer.
+    #[error("the provider's port does not lead to the instance")]
+    Direct(#[source] std::io::Error),
     /// Nothing leads to it any more.
     #[error("the lease has ended")]
     Ended,
-    /// A relay led to something that is no agent, or to one that takes no session.
+    /// The way led to something that is no agent, or to one that takes no session.
     #[error("the instance takes no session")]
     Instance(#[source] GreetError),
 }
@@ -159,13 +166,13 @@ impl Farewell {
 }
 
 impl Client {
-    /// Opens a stream to the SSH server of a lease over a relay that is neither this client's entry nor the provider. Each
-    /// connection to a relay has a network identity that is made for it alone. Before anybody is asked, the evidence of the
-    /// instance is judged, where the lease requires any.
+    /// Opens a session with the SSH server of a lease, over a relay that is neither this client's entry nor the provider: each
+    /// connection to a relay has a network identity that is made for it alone. That of a direct lease goes to the provider's port. Before
+    /// anybody is asked, the evidence of the instance is judged, where the lease requires any.
     ///
     /// # Errors
     /// [`ReachError`], for an active lease after [`PATIENCE`].
-    pub async fn relay_stream(
+    pub async fn session(
         &self,
         lease: &Lease,
         notices: impl Fn(Notice<'_>) + Send + 'static,
@@ -175,7 +182,7 @@ impl Client {
             client: self.clone(),
             lease: lease.name(),
             config: self.net_config(),
-            ways: lease.relay_ways(self.entry()?)?,
+            ways: lease.ways(self.entry()?, self.config.params.is_test())?,
         };
         let start = Instant::now();
         let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
@@ -227,7 +234,7 @@ impl ReachError {
     /// Whether it may be otherwise in a moment.
     fn may_pass(&self) -> bool {
         match self {
-            Self::Relay(_) => true,
+            Self::Relay(_) | Self::Direct(_) => true,
             Self::Instance(error) => !matches!(error, GreetError::Full),
             _ => false,
         }
@@ -243,37 +250,37 @@ impl ReachError {
     }
 }
 
+/// What a session is carried over.
+type Carrier = Either<RelayStream, TcpStream>;
+
 /// How an instance is reached, again and again.
 struct Road {
     client: Client,
     lease: String,
     config: ClientConfig,
-    ways: Vec<RelayWay>,
+    ways: Vec<Way>,
 }
 
 impl Road {
-    /// Finds a carrier for a session: one round over all relays. The one that is found is the last to be tried next time, so
+    /// Finds a carrier for a session: one round over all ways. The one that is found is the last to be tried next time, so
     /// that a relay which breaks what it carries stands in nobody's way.
     async fn attach(
         &mut self,
         id: SessionId,
         is_new: bool,
         session: &mut Session,
-    ) -> Result<RelayStream, ReachError> {
-        let mut outcome = ReachError::NoRelay;
+    ) -> Result<Carrier, ReachError> {
+        let mut outcome = ReachError::NoWay;
         for at in 0..self.ways.len() {
-            let way = &self.ways[at];
-            let reached =
-                net::connect_via(&self.config, &way.relay, way.provider, &way.token).await;
-            let error = match reached {
-                Ok(mut stream) => match greet(&mut stream, id, is_new, session).await {
+            let error = match self.go(&self.ways[at]).await {
+                Ok(mut carrier) => match greet(&mut carrier, id, is_new, session).await {
                     Ok(()) => {
                         self.ways.rotate_left(at + 1);
-                        return Ok(stream);
+                        return Ok(carrier);
                     }
                     Err(error) => ReachError::Instance(error),
                 },
-                Err(error) => ReachError::Relay(error),
+                Err(error) => error,
             };
             // Whoever answers knows more than whoever does not.
             if !outcome.is_unknown() {
@@ -283,12 +290,28 @@ impl Road {
         Err(outcome)
     }
 
+    /// Goes one way as far as the instance's door.
+    async fn go(&self, way: &Way) -> Result<Carrier, ReachError> {
+        match way {
+            Way::Relay(way) => {
+                let via = net::connect_via(&self.config, &way.relay, way.provider, &way.token);
+                via.await.map(Either::Left).map_err(ReachError::Relay)
+            }
+            Way::Direct(address) => {
+                let connected = timeout(CONNECT, TcpStream::connect(address)).await;
+                let stream = connected.unwrap_or_else(|late| Err(late.into()));
+                let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+                stream.map(Either::Right).map_err(ReachError::Direct)
+            }
+        }
+    }
+
     /// Carries a session over one carrier after another, until it is over.
     async fn keep(
         mut self,
         id: SessionId,
         mut session: Session,
-        mut carrier: RelayStream,
+        mut carrier: Carrier,
         mut near: DuplexStream,
         notices: impl Fn(Notice<'_>),
         is_leaving: CancellationToken,
@@ -331,7 +354,7 @@ impl Road {
         id: SessionId,
         session: &mut Session,
         backoff: &mut Backoff,
-    ) -> Result<RelayStream, ReachError> {
+    ) -> Result<Carrier, ReachError> {
         let cut = Instant::now();
         let mut unknown_since = None;
         loop {
@@ -360,7 +383,7 @@ impl Road {
 
 /// Greets the agent over a new carrier.
 async fn greet(
-    carrier: &mut RelayStream,
+    carrier: &mut Carrier,
     id: SessionId,
     is_new: bool,
     session: &mut Session,

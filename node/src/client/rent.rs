@@ -7,7 +7,7 @@
 use rand::{RngExt as _, seq::SliceRandom as _};
 use souk_crypto::{HolderKey, IssuerPublicKey, NodeId, ReplyKey, Verified, keyfile, sign};
 use souk_market::{
-    card::{Role, VerifiedCard, is_public},
+    card::{Role, VerifiedCard},
     envelope::{
         Envelope, EnvelopeError, Grant, MAX_SURBS, NamedRelays, Typed, VerifiedEnvelope, Voucher,
         accept_by,
@@ -449,30 +449,20 @@ impl Connected {
             ssh::known_hosts(&alias, &receipt.host_key).as_bytes(),
         )?;
         let config = &self.visitor.client.config;
-        let direct = receipt
-            .endpoints
-            .iter()
-            .find_map(|endpoint| match endpoint {
-                Endpoint::Direct(at) if config.params.is_test() || is_public(at.ip()) => Some(*at),
-                _ => None,
+        let ways = lease.ways(Some(self.entry()), config.params.is_test())?;
+        if ways.is_empty() {
+            return Err(RentError::Unreachable {
+                name: lease.name(),
+                direct: lease.is_direct,
             });
-        let way = match (lease.is_direct, direct) {
-            (true, Some(address)) => ssh::Way::Direct(address),
-            (false, _) if !relays.is_empty() => ssh::Way::Relay { souk: &config.souk },
-            (direct, _) => {
-                return Err(RentError::Unreachable {
-                    name: lease.name(),
-                    direct,
-                });
-            }
-        };
+        }
         let fragment = ssh::config(&ssh::Fragment {
             alias: &alias,
             home: self.visitor.client.home.path(),
             folder: folder.path(),
             lease: &lease.name(),
             user: &receipt.user,
-            way,
+            souk: &config.souk,
         });
         folder.write(SSH_CONFIG, fragment.as_bytes())?;
         let all = format!(

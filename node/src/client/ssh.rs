@@ -1,13 +1,13 @@
 //! The files that make plain `ssh`, `scp`, `sftp` and `rsync` work with a lease.
 //!
 //! The fragment pins everything that a requester could give away or be tricked into: one key, one host key, one user,
-//! no agent, no forwarding of it, no key update, no name look-up. The way in is a `ProxyCommand` over a relay, unless
-//! the user chose the direct way, which shows the provider an address.
+//! no agent, no forwarding of it, no key update, no name look-up. The way in is a `ProxyCommand`: it judges the instance's evidence,
+//! finds a relay (or the provider's port, where the user chose to show it an address), and keeps the session when that breaks.
 //!
 //! Threat: a provider that writes into the requester's `ssh_config`. Every text in it is either ours or of a type whose
 //! character set holds nothing that `ssh` or a shell would read.
 
-use std::{net::SocketAddr, path::Path};
+use std::path::Path;
 
 use rand::Rng as _;
 use souk_market::units::{HostKey, SshPublicKey, UserName};
@@ -30,15 +30,6 @@ pub(super) fn draw_key() -> (SshPublicKey, Zeroizing<String>) {
     (public, private)
 }
 
-/// Where the instance of a lease is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way<'a> {
-    /// Over a relay, by this program.
-    Relay { souk: &'a Path },
-    /// Straight to the provider, who sees the requester's address.
-    Direct(SocketAddr),
-}
-
 /// What a fragment is made of.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fragment<'a> {
@@ -51,7 +42,8 @@ pub(super) struct Fragment<'a> {
     /// The name of the lease.
     pub(super) lease: &'a str,
     pub(super) user: &'a UserName,
-    pub(super) way: Way<'a>,
+    /// This program.
+    pub(super) souk: &'a Path,
 }
 
 /// The line of `known_hosts` that pins the host key.
@@ -69,26 +61,15 @@ pub(super) fn config(fragment: &Fragment<'_>) -> String {
         folder,
         lease,
         user,
-        way,
+        souk,
     } = fragment;
-    let folder = folder.display();
-    let way = match way {
-        // The folder holds no quote, space or percent sign; the program's path is checked by the caller.
-        Way::Relay { souk } => format!(
-            "    HostName {alias}\n    ProxyCommand '{}' relay-connect --home '{}' {lease}\n",
-            souk.display(),
-            home.display(),
-        ),
-        Way::Direct(address) => {
-            format!(
-                "    HostName {}\n    Port {}\n",
-                address.ip(),
-                address.port()
-            )
-        }
-    };
+    let (folder, home, souk) = (folder.display(), home.display(), souk.display());
+    // The folder holds no quote, space or percent sign; the program's path is checked by the caller.
     format!(
-        "Host {alias}\n{way}    User {user}\n\
+        "Host {alias}\n\
+         \x20   HostName {alias}\n\
+         \x20   ProxyCommand '{souk}' ssh-proxy --home '{home}' {lease}\n\
+         \x20   User {user}\n\
          \x20   IdentityFile {folder}/ssh_key\n\
          \x20   IdentitiesOnly yes\n\
          \x20   IdentityAgent none\n\
@@ -120,23 +101,20 @@ pub(super) fn is_quotable(path: &Path) -> bool {
 mod tests {
     use super::*;
 
-    fn fragment(way: Way<'_>) -> String {
-        config(&Fragment {
+    #[test]
+    fn a_fragment_pins_key_host_and_user_and_goes_through_this_program() {
+        let fragment = config(&Fragment {
             alias: "souk-0a1b2c3d",
             home: Path::new("/home/u/souk"),
             folder: Path::new("/home/u/souk/leases/00112233"),
             lease: "00112233",
             user: &"souk".parse().expect("a name"),
-            way,
-        })
-    }
-
-    #[test]
-    fn a_fragment_pins_key_host_and_user_and_goes_over_the_relay() {
-        insta::assert_snapshot!(fragment(Way::Relay { souk: Path::new("/usr/bin/souk") }), @r"
+            souk: Path::new("/usr/bin/souk"),
+        });
+        insta::assert_snapshot!(fragment, @r"
         Host souk-0a1b2c3d
             HostName souk-0a1b2c3d
-            ProxyCommand '/usr/bin/souk' relay-connect --home '/home/u/souk' 00112233
+            ProxyCommand '/usr/bin/souk' ssh-proxy --home '/home/u/souk' 00112233
             User souk
             IdentityFile /home/u/souk/leases/00112233/ssh_key
             IdentitiesOnly yes
@@ -156,13 +134,6 @@ mod tests {
             ServerAliveInterval 30
             ServerAliveCountMax 10
         ");
-    }
-
-    #[test]
-    fn the_direct_way_names_an_address_and_no_program() {
-        let text = fragment(Way::Direct("192.0.2.7:2222".parse().expect("an address")));
-        assert!(text.contains("HostName 192.0.2.7\n    Port 2222\n"));
-        assert!(!text.contains("ProxyCommand"));
     }
 
     #[test]

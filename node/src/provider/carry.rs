@@ -74,10 +74,12 @@ pub(super) struct DirectPort {
 }
 
 impl DirectPort {
-    /// Opens a port on `ip`; none where that fails, and the lease goes on without.
-    pub(super) fn open(ip: IpAddr, instance: SocketAddr) -> Option<Self> {
+    /// Opens a port on `ip`, `before` if it can: the holder was told of that one. None where that fails, and the lease goes on without.
+    pub(super) fn open(ip: IpAddr, before: Option<u16>, instance: SocketAddr) -> Option<Self> {
         let open = || {
-            let listener = std::net::TcpListener::bind((ip, 0))?;
+            let listener = before
+                .and_then(|port| std::net::TcpListener::bind((ip, port)).ok())
+                .map_or_else(|| std::net::TcpListener::bind((ip, 0)), Ok)?;
             listener.set_nonblocking(true)?;
             let listener = TcpListener::from_std(listener)?;
             let address = listener.local_addr()?;

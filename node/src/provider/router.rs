@@ -344,6 +344,7 @@ impl Router {
             clock: None,
             opening: None,
             evidence: None,
+            direct_port: None,
         };
         failpoint!(EnvelopeAccepted);
         let now = self.shared.clock.moment();

@@ -14,7 +14,7 @@ use souk_market::{
 };
 use souk_sphinx::{Surb, message::Reply};
 use tokio::{
-    io::AsyncReadExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     time::{sleep, timeout},
 };
@@ -163,9 +163,10 @@ const GREETING_PATIENCE: Duration = Duration::from_secs(10);
 #[async_trait]
 impl Doors for TcpDoors {
     async fn greets(&self, ssh: SocketAddr) -> bool {
-        // RFC 4253 §4.2.
+        // RFC 4253 §4.2. An agent looks at the first word of a client before it says its own, so this one speaks at once.
         let greeting = async {
             let mut stream = TcpStream::connect(ssh).await.ok()?;
+            stream.write_all(b"SSH-2.0-souk\r\n").await.ok()?;
             let mut greeting = [0; 8];
             stream.read_exact(&mut greeting).await.ok()?;
             Some(greeting)
@@ -237,5 +238,35 @@ impl Default for Settings {
             notice_pause: Duration::from_secs(2),
             direct: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncBufReadExt as _, BufReader},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// An agent that lets a client speak first would else hold every receipt up by its whole patience.
+    #[tokio::test]
+    async fn a_server_that_waits_for_the_first_word_greets_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let server = tokio::spawn(async move {
+            let mut stream = BufReader::new(listener.accept().await?.0);
+            let mut first = String::new();
+            stream.read_line(&mut first).await?;
+            stream.write_all(b"SSH-2.0-server\r\n").await?;
+            std::io::Result::Ok(first)
+        });
+        assert!(TcpDoors.greets(address).await);
+        let first = server.await.expect("no panic").expect("served");
+        assert!(
+            first.starts_with("SSH-2.0-") && first.ends_with("\r\n"),
+            "{first:?}"
+        );
     }
 }

@@ -48,6 +48,9 @@ pub struct LeaseRecord {
     /// What its instance proved, where that was asked for.
     #[n(7)]
     pub evidence: Option<InstanceEvidence>,
+    /// The port of this host that leads to a direct lease: its receipt names it, so the next start opens the same.
+    #[n(8)]
+    pub direct_port: Option<u16>,
 }
 
 impl LeaseRecord {

@@ -75,6 +75,7 @@ pub(super) fn record(n: u8) -> LeaseRecord {
         clock: None,
         opening: None,
         evidence: None,
+        direct_port: None,
     }
 }
 

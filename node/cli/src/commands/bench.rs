@@ -231,7 +231,7 @@ async fn one(
     let receipt = start.elapsed();
     let greeting = async {
         let mut stream = client
-            .relay_stream(&lease, |_| ())
+            .session(&lease, |_| ())
             .await
             .map_err(|error| Failure::of(&error))?;
         let mut banner = [0; BANNER.len()];

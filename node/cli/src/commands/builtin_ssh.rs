@@ -47,7 +47,7 @@ pub(super) async fn session(
     let told = told_to_end().map_err(|error| Failure::because("cannot hear signals", &error))?;
     tokio::pin!(told);
     let stream = tokio::select! {
-        stream = lease_client.relay_stream(lease, say) => stream.map_err(|error| unreached(&error))?,
+        stream = lease_client.session(lease, say) => stream.map_err(|error| unreached(&error))?,
         () = &mut told => return Ok(INTERRUPTED.into()),
     };
     let (stream, farewell) = stream.into_parts();

@@ -68,7 +68,7 @@ mod tests {
             );
         }
         // What is called by programs only has none.
-        assert!(!manual.folder.join("man/souk-relay-connect.1").exists());
+        assert!(!manual.folder.join("man/souk-ssh-proxy.1").exists());
         for file in ["souk.bash", "_souk", "souk.fish"] {
             assert!(
                 read(&format!("completions/{file}")).contains("doctor"),

@@ -36,7 +36,7 @@ pub(super) const INTERRUPTED: u8 = 255;
 /// Bytes carried at once.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// Log in to a lease, or run a command in it, over a relay.
+/// Log in to a lease, or run a command in it.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  souk ssh souk-5f3c0a91\n  souk ssh souk-5f3c0a91 -- uname -a\n\nPlain ssh, scp and rsync work as well: `souk rent` prints the `ssh -F` line."
@@ -56,10 +56,8 @@ pub(crate) struct Ssh {
 
 /// Carry a stream to a lease; `ssh` runs this as its `ProxyCommand`.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Example:\n  ssh -o ProxyCommand='souk relay-connect 5f3c0a91' souk-5f3c0a91"
-)]
-pub(crate) struct RelayConnect {
+#[command(after_help = "Example:\n  ssh -o ProxyCommand='souk ssh-proxy 5f3c0a91' souk-5f3c0a91")]
+pub(crate) struct SshProxy {
     #[command(flatten)]
     requester: Requester,
     /// The name of the lease
@@ -105,7 +103,7 @@ impl Ssh {
     }
 }
 
-impl RelayConnect {
+impl SshProxy {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let client = self.requester.open()?;
         let lease = requester::find(&client, &self.lease)?;
@@ -118,7 +116,7 @@ async fn carry(client: &Client, lease: &Lease) -> Result<ExitCode, Failure> {
     let told = told_to_end().map_err(broken)?;
     tokio::pin!(told);
     let mut stream = tokio::select! {
-        stream = client.relay_stream(lease, say) => stream.map_err(|error| unreached(&error))?,
+        stream = client.session(lease, say) => stream.map_err(|error| unreached(&error))?,
         () = &mut told => return Ok(INTERRUPTED.into()),
     };
     let carried = tokio::select! {
@@ -199,7 +197,7 @@ pub(super) fn say(notice: Notice<'_>) {
             PATIENCE.as_secs()
         )),
         Notice::Cut => note(format_args!(
-            "the connection broke; the session is kept for {} s and taken up as soon as a relay leads to it",
+            "the connection broke; the session is kept for {} s and taken up as soon as something leads to it",
             SESSION_LINGER.as_secs()
         )),
         Notice::Back => note("the session goes on"),
@@ -224,7 +222,10 @@ pub(crate) fn unreached(error: &ReachError) -> Failure {
             .hint("nothing was sent; `souk attest policy check` shows what the policy accepts; end the lease if that is right")
             .code(UNAVAILABLE),
         ReachError::Ended => failure.code(UNAVAILABLE),
-        ReachError::NoRelay | ReachError::Relay(_) | ReachError::Instance(_) => failure
+        ReachError::NoWay
+        | ReachError::Relay(_)
+        | ReachError::Direct(_)
+        | ReachError::Instance(_) => failure
             .hint("try again; if it stays so, end the lease and rent another, or --direct")
             .code(UNAVAILABLE),
     }

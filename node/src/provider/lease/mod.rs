@@ -334,6 +334,7 @@ impl LeaseTask {
             return self.not_provisioned(Reason::ProvisionFailed);
         };
         self.record.instance = Some(record);
+        self.open_port();
         if planted!(ReceiptBeforeJournal) {
             self.reply(Reply::Receipt).await;
         }
@@ -498,13 +499,10 @@ impl LeaseTask {
 
     fn watch(&mut self) {
         let lease = self.lease();
+        // After a restart nobody has let the holder in yet.
         if self.record.contract.relays.is_empty() {
-            if let (Some(ip), Some(instance)) = (self.shared.settings.direct, &self.record.instance)
-            {
-                self.direct = DirectPort::open(ip, instance.ssh);
-            }
+            self.open_port();
         } else {
-            // After a restart nobody has let the holder in yet.
             drop(self.open_door());
         }
         let Some(backend) = self.backend.clone() else {
@@ -524,6 +522,20 @@ impl LeaseTask {
                 }
             }
         });
+    }
+
+    /// Opens the port of this host that leads to a direct lease, where it is not open.
+    fn open_port(&mut self) {
+        let is_wanted = self.record.contract.relays.is_empty() && self.direct.is_none();
+        if let (true, Some(ip), Some(instance)) = (
+            is_wanted,
+            self.shared.settings.direct,
+            &self.record.instance,
+        ) {
+            self.direct = DirectPort::open(ip, self.record.direct_port, instance.ssh);
+            let opened = self.direct.as_ref().map(|port| port.address().port());
+            self.record.direct_port = opened.or(self.record.direct_port);
+        }
     }
 
     /// Has the relays let the holder in, from now on; the outcome says whether one of them does, or none is needed.

@@ -96,7 +96,16 @@ async fn who_names_no_relay_comes_straight_where_the_provider_allows_it() {
     let Body::Receipt(receipt) = world.reply(&tenant).await.body else {
         panic!("no receipt");
     };
-    assert!(matches!(receipt.endpoints[..], [Endpoint::Direct(_)]));
+    let [Endpoint::Direct(port)] = receipt.endpoints[..] else {
+        panic!("not direct: {:?}", receipt.endpoints);
+    };
+    // The next start opens the port that the receipt names.
+    world.restart().await;
+    tenant.tell(&world, 1, Action::Poll).await;
+    let Body::Receipt(receipt) = world.reply(&tenant).await.body else {
+        panic!("no receipt");
+    };
+    assert_eq!(receipt.endpoints[..], [Endpoint::Direct(port)]);
     // Who comes over a relay gets no port of the host opened.
     let (_, receipt) = world.rent(2).await;
     assert!(matches!(receipt.endpoints[..], [Endpoint::Relay { .. }]));
