@@ -72,6 +72,14 @@ impl Disk {
         })))
     }
 
+    /// With a file on it.
+    fn of(file: &[u8]) -> Self {
+        let disk = Self::new();
+        disk.platter().view = file.to_vec();
+        disk.platter().durable = file.to_vec();
+        disk
+    }
+
     fn platter(&self) -> MutexGuard<'_, Platter> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -299,8 +307,8 @@ async fn a_disk_that_fills_up_at_any_byte_loses_nothing_and_goes_on_when_there_i
     assert!(full >= DISKS / 2, "only {full} disks became full");
 }
 
-/// A disk with a store that has something in every table, and what it holds.
-async fn filled(rng: &mut StdRng) -> (Vec<u8>, Book) {
+/// A disk with a store that has something in every table, left as the store was when it was closed or killed, and what it holds.
+async fn filled(rng: &mut StdRng, is_closed: bool) -> (Vec<u8>, Book) {
     let disk = Disk::new();
     let (store, _) = disk.store().await.expect("opens");
     let mut book = Book::default();
@@ -322,7 +330,10 @@ async fn filled(rng: &mut StdRng) -> (Vec<u8>, Book) {
     }
     let written = store.put_meta("checkpoint", AGREED.to_vec()).await;
     written.expect("written");
-    drop(store);
+    if is_closed {
+        drop(store);
+        return (disk.platter().durable.clone(), book);
+    }
     let whole = disk.platter().durable.clone();
     (whole, book)
 }
@@ -331,10 +342,10 @@ const AGREED: &[u8] = b"any bytes";
 
 #[tokio::test]
 async fn a_flipped_byte_anywhere_is_told_or_harmless() {
-    let (mut told, mut panics) = (0, 0);
-    for seed in 0..FLIPPED {
+    let (mut told, mut panics, mut unopened) = (0, 0, [0, 0]);
+    for (seed, is_closed) in (0..FLIPPED).flat_map(|seed| [(seed, true), (seed, false)]) {
         let mut rng = StdRng::seed_from_u64(seed);
-        let (whole, book) = filled(&mut rng).await;
+        let (whole, book) = filled(&mut rng, is_closed).await;
         let used: Vec<_> = (0..whole.len()).filter(|at| whole[*at] != 0).collect();
         // Over the whole file, one byte in each stretch.
         for stretch in used.chunks(used.len().div_ceil(FLIPS)) {
@@ -342,10 +353,10 @@ async fn a_flipped_byte_anywhere_is_told_or_harmless() {
             let bit = rng.random_range(0..8);
             let mut bytes = whole.clone();
             bytes[at] ^= 1 << bit;
-            let damaged = Disk::new();
-            damaged.platter().view.clone_from(&bytes);
-            damaged.platter().durable = bytes;
-            let place = format!("seed {seed}, bit {bit} of byte {at}");
+            let opened = Disk::of(&bytes).store().await;
+            unopened[usize::from(is_closed)] += usize::from(opened.is_err());
+            let damaged = Disk::of(&bytes);
+            let place = format!("seed {seed}, closed {is_closed}, bit {bit} of byte {at}");
             let errors = errors_of(&damaged, &book, &place).await;
             told += usize::from(!errors.is_empty());
             let is_panic = |error: &StoreError| {
@@ -356,6 +367,14 @@ async fn a_flipped_byte_anywhere_is_told_or_harmless() {
         }
     }
     assert!(told > 0, "no flip was ever seen");
+    println!(
+        "{unopened:?} of {} are not opened",
+        FLIPPED as usize * FLIPS
+    );
+    assert!(
+        unopened[0] <= 2 * unopened[1] + 10,
+        "after a kill one byte keeps all from being read: {unopened:?}"
+    );
     assert!(
         panics > 0,
         "no flip made the database panic: is it still contained?"

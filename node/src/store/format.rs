@@ -15,7 +15,7 @@ use redb::{
 
 use super::{
     frame::{frame, table, unframe},
-    writer::{ALL_TABLES, META, SPENT, epoch_bytes, make_tables},
+    writer::{ALL_TABLES, META, SPENT, epoch_bytes, make_sure, make_tables},
 };
 
 /// Name of the row that says the layout.
@@ -50,7 +50,8 @@ pub(super) fn take_up(db: &Database) -> Result<(), Unfit> {
         Some(newer) if newer > CURRENT => return Err(Unfit::TooNew(newer)),
         found => found,
     };
-    let write = db.begin_write()?;
+    let mut write = db.begin_write()?;
+    make_sure(&mut write);
     if let Some(older) = found {
         tracing::info!(from = older, to = CURRENT, "the store gets a newer layout");
         for step in STEPS.iter().skip(older.saturating_sub(1) as usize) {

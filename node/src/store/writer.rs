@@ -188,12 +188,19 @@ fn serve(database: &Reopenable, first: Job, jobs: &mut mpsc::Receiver<Job>) {
 }
 
 fn commit(db: &Database, group: &[Job]) -> Result<Vec<Vec<Outcome>>, Arc<redb::Error>> {
-    let transaction = db.begin_write().map_err(redb::Error::from)?;
+    let mut transaction = db.begin_write().map_err(redb::Error::from)?;
+    make_sure(&mut transaction);
     let outcomes = apply(&transaction, group)?;
     failpoint!(BeforeCommit);
     transaction.commit().map_err(redb::Error::from)?;
     failpoint!(Committed);
     Ok(outcomes)
+}
+
+/// Has redb sync before it makes a commit the newest, and keep what tells which pages are taken. Else it reads all pages after a
+/// kill, the whole log among them, and then one damaged page keeps all the others from being read.
+pub(super) fn make_sure(transaction: &mut WriteTransaction) {
+    transaction.set_quick_repair(true);
 }
 
 fn apply(transaction: &WriteTransaction, group: &[Job]) -> Result<Vec<Vec<Outcome>>, redb::Error> {
