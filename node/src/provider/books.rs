@@ -5,9 +5,10 @@ use std::{
     time::Duration,
 };
 
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use rand::RngExt as _;
-use souk_backend::{Backend, BackendError};
-use souk_crypto::NetworkId;
+use souk_backend::{Backend, BackendError, UsageSample};
+use souk_crypto::{NetworkId, UnixTime};
 use souk_market::{
     lifecycle::Usage,
     log::{Entry, Hash, HourBucket, LeaseEntry, Opening, OutcomeClass},
@@ -15,8 +16,9 @@ use souk_market::{
     units::{Digest, ImageHash, LeaseId, Meter, Money, Resources},
 };
 use tokio::{
+    sync::Mutex,
     task::JoinSet,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{
@@ -28,6 +30,8 @@ use crate::store::{LogRecord, PublishError, Seen, StoreError, StoredOpening};
 /// First and longest pause before a lost lease that could not be settled is tried again.
 const FIRST_SETTLE_PAUSE: Duration = Duration::from_secs(1);
 const MAX_SETTLE_PAUSE: Duration = Duration::from_secs(300);
+/// How long a backend may take to end a lost lease before it is asked again.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at some thousand entries: a log of ten million is held against its files within minutes, by a small part
 /// of one processor.
 const SURVEY_PAUSE: Duration = Duration::from_millis(50);
@@ -87,19 +91,28 @@ async fn beside<T: Send + 'static>(work: impl Future<Output = T> + Send + 'stati
         .ok()
 }
 
-/// Holds every file of the log against the rows, once after each start and beside everything else.
+/// Holds every file of the log against the rows, beside everything else: once after each start, and again where damage stood
+/// in the way of a checkpoint or a proof.
 pub(super) async fn survey(shared: Arc<Shared>) {
-    let looked = tokio::select! {
-        biased;
-        // The next start begins anew.
-        () = shared.shutdown.cancelled() => return,
-        looked = survey_once(&shared) => looked,
-    };
-    if let Err(error) = looked {
-        tracing::error!(
-            error = &error as &dyn std::error::Error,
-            "the files of the usage log could not be held against its rows"
-        );
+    let due = shared.publisher.lock().await.survey_due();
+    loop {
+        let look = async {
+            due.notified().await;
+            if let Err(error) = survey_once(&shared).await {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the files of the usage log could not be held against its rows"
+                );
+            }
+            // What cannot be mended is met again and again, by every holder who asks.
+            sleep(shared.settings.checkpoint_period).await;
+        };
+        tokio::select! {
+            biased;
+            // The next start begins anew.
+            () = shared.shutdown.cancelled() => return,
+            () = look => {}
+        }
     }
 }
 
@@ -210,12 +223,19 @@ pub(super) async fn settle_all(
     backends: Vec<Arc<dyn Backend>>,
     lost: Vec<LeaseId>,
 ) {
+    let reading = Arc::new(Mutex::new(()));
     let mut settling = JoinSet::new();
     for lease in lost {
-        let (shared, backends) = (Arc::clone(&shared), backends.clone());
+        let (shared, reading) = (Arc::clone(&shared), Arc::clone(&reading));
+        let mut lost = Lost {
+            lease,
+            has_entry: None,
+            left: backends.clone(),
+            totals: Usage::UNKNOWN,
+        };
         settling.spawn(async move {
             let mut pause = FIRST_SETTLE_PAUSE;
-            while let Err(error) = settle(&shared, &backends, lease).await {
+            while let Err(error) = lost.settle(&shared, &reading).await {
                 tracing::error!(%lease, error = &error as &dyn std::error::Error, "a lost lease was not settled; it is tried again");
                 sleep(pause).await;
                 pause = (pause * 2).min(MAX_SETTLE_PAUSE);
@@ -247,46 +267,110 @@ enum SettleError {
     },
 }
 
-/// Ends a lease whose row was damaged, and gives it the entry that the log owes it.
-async fn settle(
-    shared: &Shared,
-    backends: &[Arc<dyn Backend>],
+/// A lease whose row was damaged, on its way to its entry.
+struct Lost {
     lease: LeaseId,
-) -> Result<(), SettleError> {
-    if shared.store.log_index_of(lease)?.is_some() {
-        return Ok(shared.store.mark_settled(lease).await?);
+    /// Whether the log has its entry already; none before that was looked up.
+    has_entry: Option<bool>,
+    /// Backends that may still run it.
+    left: Vec<Arc<dyn Backend>>,
+    /// The meters, as its backend knew them.
+    totals: Usage,
+}
+
+impl Lost {
+    /// Ends it, and gives it the entry that the log owes it.
+    async fn settle(&mut self, shared: &Shared, reading: &Mutex<()>) -> Result<(), SettleError> {
+        if self.has_entry(shared, reading).await? {
+            return Ok(shared.store.mark_settled(self.lease).await?);
+        }
+        self.end().await?;
+        let statement = self.statement(shared.clock.now());
+        let opening = Opening::draw(statement.to_bytes(), &mut shared.randomness.rng());
+        let record = log_record(&shared.network, &statement, opening);
+        shared.store.settle_lost(self.lease, record).await?;
+        Ok(())
     }
-    let mut totals = Usage::UNKNOWN;
-    for backend in backends {
-        let sample = backend.terminate(lease_id(lease)).await;
-        let sample = sample.map_err(|source| SettleError::Backend {
-            backend: backend.name().to_owned(),
-            source,
-        })?;
-        totals = totals.then(&usage(&sample.usage));
+
+    /// Whether the log has its entry already. That may take all of the log to read, so it is done once, and for one lease at a time.
+    async fn has_entry(
+        &mut self,
+        shared: &Shared,
+        reading: &Mutex<()>,
+    ) -> Result<bool, StoreError> {
+        if let Some(known) = self.has_entry {
+            return Ok(known);
+        }
+        let _turn = reading.lock().await;
+        let (store, lease) = (shared.store.clone(), self.lease);
+        let index = beside(async move { store.log_index_of(lease) }).await;
+        let has_entry = index.unwrap_or(Err(StoreError::Closed))?.is_some();
+        self.has_entry = Some(has_entry);
+        Ok(has_entry)
     }
-    // Whatever is known is not all: nobody knows when it began.
-    let at_least = |meter| match meter {
-        Meter::Known(n) | Meter::AtLeast(n) => Meter::AtLeast(n),
-        Meter::Unknown => Meter::Unknown,
-    };
-    let now = shared.clock.now();
-    let statement = Statement {
-        lease,
-        image: ImageHash([0; 32]),
-        resources: Resources::ZERO,
-        from: now,
-        to: now,
-        cpu_core_ms: at_least(totals.cpu_core_ms),
-        memory_mib_s: at_least(totals.memory_mib_s),
-        net_rx_bytes: at_least(totals.net_rx_bytes),
-        net_tx_bytes: at_least(totals.net_tx_bytes),
-        outcome: Outcome::RecordLost,
-        charge: Money(0),
-        evidence: None,
-    };
-    let opening = Opening::draw(statement.to_bytes(), &mut shared.randomness.rng());
-    let record = log_record(&shared.network, &statement, opening);
-    shared.store.settle_lost(lease, record).await?;
-    Ok(())
+
+    /// Ends it at the backends that did not answer yet. It can be on one only: where that has ended it, none of the others is
+    /// waited for.
+    async fn end(&mut self) -> Result<(), SettleError> {
+        let left = std::mem::take(&mut self.left).into_iter();
+        let mut calls: FuturesUnordered<_> =
+            left.map(|backend| end_at(backend, self.lease)).collect();
+        let mut failed = None;
+        while self.totals == Usage::UNKNOWN
+            && let Some((backend, ended)) = calls.next().await
+        {
+            match ended {
+                Ok(sample) => self.totals = usage(&sample.usage),
+                Err(source) => {
+                    failed = Some(SettleError::Backend {
+                        backend: backend.name().to_owned(),
+                        source,
+                    });
+                    self.left.push(backend);
+                }
+            }
+        }
+        match failed {
+            Some(error) if self.totals == Usage::UNKNOWN => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn statement(&self, now: UnixTime) -> Statement {
+        // Whatever is known is not all: nobody knows when it began.
+        let at_least = |meter| match meter {
+            Meter::Known(n) | Meter::AtLeast(n) => Meter::AtLeast(n),
+            Meter::Unknown => Meter::Unknown,
+        };
+        Statement {
+            lease: self.lease,
+            image: ImageHash([0; 32]),
+            resources: Resources::ZERO,
+            from: now,
+            to: now,
+            cpu_core_ms: at_least(self.totals.cpu_core_ms),
+            memory_mib_s: at_least(self.totals.memory_mib_s),
+            net_rx_bytes: at_least(self.totals.net_rx_bytes),
+            net_tx_bytes: at_least(self.totals.net_tx_bytes),
+            outcome: Outcome::RecordLost,
+            charge: Money(0),
+            evidence: None,
+        }
+    }
+}
+
+/// One call to end a lost lease, with the backend that it was made to.
+async fn end_at(
+    backend: Arc<dyn Backend>,
+    lease: LeaseId,
+) -> (Arc<dyn Backend>, Result<UsageSample, BackendError>) {
+    let lease = lease_id(lease);
+    let ended = timeout(SETTLE_PATIENCE, backend.terminate(lease)).await;
+    let ended = ended.unwrap_or_else(|_| {
+        Err(BackendError::Unknown {
+            lease,
+            what: format!("no answer within {} s", SETTLE_PATIENCE.as_secs()),
+        })
+    });
+    (backend, ended)
 }

@@ -1,14 +1,15 @@
 //! Tiles and bundles as they follow from the entries, and the folder they lie in.
 
 use std::{
+    convert::Infallible,
     fs::{self, File},
     io::{self, Write as _},
     path::PathBuf,
 };
 
 use souk_market::log::{
-    BundleSource, Frontier, Hash, TILE_HEIGHT, TILE_WIDTH, TilePath, TileSource, bundles_between,
-    encode_bundle, leaf_hash, tiles_between,
+    BundleSource, Frontier, Hash, TILE_HEIGHT, TILE_WIDTH, TilePath, TileSource, TiledNodes,
+    bundles_between, encode_bundle, leaf_hash, tiles_between,
 };
 
 use super::{PublishError, Store};
@@ -51,8 +52,21 @@ impl Derived {
     }
 
     /// The tree of a frontier, whose tiles are in the directory.
+    ///
+    /// # Errors
+    /// [`PublishError::Tile`] where one that is not full does not lead to the frontier: what grows out of it would take the
+    /// damage on.
     pub(super) fn load(directory: &Directory, frontier: Frontier) -> Result<Self, PublishError> {
-        let rows = Rows::load(directory, frontier.size())?;
+        let size = frontier.size();
+        let rows = Rows::load(directory, size)?;
+        // Each hash that is kept is below one of the peaks.
+        let found = Frontier::load(&TiledNodes::new(&rows, size), size)
+            .map_err(|e| PublishError::Tile(e.to_string()))?;
+        if found != frontier {
+            return Err(PublishError::Tile(format!(
+                "the last ones of {size} entries do not lead to their root"
+            )));
+        }
         Ok(Self { frontier, rows })
     }
 
@@ -93,7 +107,8 @@ impl Derived {
         for path in tiles_between(rows.written, end) {
             // What grows on is of no tree that is signed.
             if path.is_full() || end == size {
-                give(&path, &rows.tile(&path))?;
+                let Ok(tile) = rows.tile(&path);
+                give(&path, &tile)?;
             }
         }
         rows.drop_full(end);
@@ -125,7 +140,9 @@ impl Rows {
             let first = row - row % TILE_WIDTH;
             let mut hashes = Vec::new();
             if let Some(path) = TilePath::tile(level, first / TILE_WIDTH, (row - first) as u16) {
-                let bytes = directory.read(&path.to_string())?;
+                let bytes = directory
+                    .tile(&path)
+                    .map_err(|e| PublishError::Tile(format!("{path} cannot be read: {e}")))?;
                 let (chunks, rest) = bytes.as_chunks::<{ Hash::LEN }>();
                 if chunks.len() as u64 != row - first || !rest.is_empty() {
                     return Err(PublishError::Tile(format!(
@@ -152,15 +169,6 @@ impl Rows {
         }
     }
 
-    fn tile(&self, path: &TilePath) -> Vec<u8> {
-        let (first, hashes) = &self.levels[usize::from(path.level().unwrap_or(0))];
-        let start = (path.index() * TILE_WIDTH - first) as usize;
-        hashes[start..start + usize::from(path.width())]
-            .iter()
-            .flat_map(|hash| hash.0)
-            .collect()
-    }
-
     fn drop_full(&mut self, written: u64) {
         self.written = written;
         for (first, hashes) in &mut self.levels {
@@ -168,6 +176,18 @@ impl Rows {
             hashes.drain(..full);
             *first += full as u64;
         }
+    }
+}
+
+/// Tiles of which all hashes are kept.
+impl TileSource for Rows {
+    type Error = Infallible;
+
+    fn tile(&self, path: &TilePath) -> Result<Vec<u8>, Infallible> {
+        let (first, hashes) = &self.levels[usize::from(path.level().unwrap_or(0))];
+        let start = (path.index() * TILE_WIDTH - first) as usize;
+        let tile = &hashes[start..start + usize::from(path.width())];
+        Ok(tile.iter().flat_map(|hash| hash.0).collect())
     }
 }
 

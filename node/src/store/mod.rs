@@ -509,14 +509,15 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets a lease whose statement need not be served any more. Its log entry stays.
+    /// Forgets leases whose statements need not be served any more, in one transaction. Their log entries stay.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn forget_lease(&self, lease: LeaseId, request: RequestId) -> Result<(), StoreError> {
-        self.write(vec![Op::ForgetLease(lease.0, request.0)])
-            .await
-            .map(drop)
+    pub async fn forget_leases(&self, leases: &[(LeaseId, RequestId)]) -> Result<(), StoreError> {
+        let ops = leases
+            .iter()
+            .map(|(lease, request)| Op::ForgetLease(lease.0, request.0));
+        self.write(ops.collect()).await.map(drop)
     }
 
     /// Writes a value under a name.

@@ -5,9 +5,11 @@
 //! ```
 //!
 //! The row comes before the file: what was signed is never forgotten, so a smaller or different log is never signed
-//! again. Everything before the row can be repeated at will, and everything after it can be made from it.
+//! again. Everything before the row can be repeated at will, and everything after it can be made from it. A damaged row is
+//! made again from its file, which carries the same signature.
 //!
-//! Threats: a crash between any two files; a store that was restored from an old backup, or whose past was changed
+//! Threats: a crash between any two files; a tile that goes bad at any time, which must neither be built on nor stop the log
+//! for longer than it takes to make it again; a store that was restored from an old backup, or whose past was changed
 //! ([`PublishError::Rollback`], [`PublishError::Fork`]): nothing is signed then, because two checkpoints that
 //! contradict each other are proof against the provider. A backup that is whole does not know that it is old, so the
 //! network is asked what it remembers ([`Seen`]) before anything is signed.
@@ -16,17 +18,18 @@ use std::{
     cmp::Ordering,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use souk_crypto::LogKey;
+use souk_crypto::{LogKey, with_causes};
 use souk_market::{
     capacity::LogHead,
     log::{
-        Checkpoint, Frontier, Hash, InclusionProof, KeyName, NoteVerifier, TiledNodes, TilesError,
-        leaf_hash, prove_inclusion, verify_inclusion,
+        Checkpoint, Frontier, Hash, InclusionProof, KeyName, NoteVerifier, TiledNodes, leaf_hash,
+        prove_consistency, prove_inclusion, verify_consistency, verify_inclusion,
     },
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::{
     SignedHead, Store, StoreError,
@@ -135,7 +138,10 @@ pub struct Publisher {
     seen: watch::Receiver<Seen>,
     /// What the network remembers and the entries of the store were found to lead to.
     agreed: Option<LogHead>,
+    /// Why nobody knows what was signed last; nothing is signed then.
+    unknown: Option<String>,
     refusal: watch::Sender<Option<String>>,
+    survey_due: Arc<Notify>,
 }
 
 impl Publisher {
@@ -158,7 +164,8 @@ impl Publisher {
     ///
     /// # Errors
     /// [`PublishError`] where the store contradicts what it says itself that was signed, or files cannot be written. That
-    /// it contradicts the network is a [refusal](Self::refusal), and the log goes on without checkpoints.
+    /// it contradicts the network, or does not know any more what was signed, is a [refusal](Self::refusal), and the log
+    /// goes on without checkpoints.
     pub async fn heeding(
         store: &Store,
         directory: &Path,
@@ -175,10 +182,14 @@ impl Publisher {
             is_shown: false,
             seen,
             agreed: None,
+            unknown: None,
             refusal: watch::Sender::new(None),
+            survey_due: Arc::default(),
         };
-        if let Some(head) = publisher.last_head(store)? {
-            publisher.resume(store, head).await?;
+        publisher.take_up(store).await?;
+        if publisher.unknown.is_none() {
+            // A survey of a tree that nobody knows would take every damaged row for one that was never published.
+            publisher.survey_due.notify_one();
         }
         match publisher.publish(store).await {
             Err(PublishError::Store(StoreError::Row(row))) => {
@@ -197,17 +208,32 @@ impl Publisher {
         Survey::of(self.directory.clone(), self.size(), self.root())
     }
 
+    /// Told when a survey is due: once after each start, and since then where a damaged tile or row stood in the way.
+    #[must_use]
+    pub fn survey_due(&self) -> Arc<Notify> {
+        Arc::clone(&self.survey_due)
+    }
+
     /// Publishes a checkpoint over all entries, if there are new ones and the network was asked; says how many the last one
     /// covers.
     ///
     /// # Errors
-    /// [`PublishError`]; the last checkpoint stays the one that counts then.
+    /// [`PublishError`]; the last checkpoint stays the one that counts then. Where damage was the cause, a
+    /// [survey](Self::survey_due) is due.
     pub async fn publish(&mut self, store: &Store) -> Result<u64, PublishError> {
+        let published = self.publish_new(store).await;
+        published.inspect_err(|error| self.heed(error))
+    }
+
+    async fn publish_new(&mut self, store: &Store) -> Result<u64, PublishError> {
         let seen = *self.seen.borrow();
-        let Seen::Remembered(seen) = seen else {
-            return Ok(self.size());
+        let checked = match (self.unknown.clone(), seen) {
+            (Some(why), _) => Err(PublishError::Head(why)),
+            (None, Seen::Unasked) => return Ok(self.size()),
+            (None, Seen::Remembered(seen)) => {
+                seen.map_or(Ok(()), |seen| self.check_seen(store, seen))
+            }
         };
-        let checked = seen.map_or(Ok(()), |seen| self.check_seen(store, seen));
         self.refusal.send_if_modified(|last| {
             let refusal = checked.as_ref().err().map(ToString::to_string);
             let news = *last != refusal;
@@ -240,7 +266,8 @@ impl Publisher {
         self.seen.clone()
     }
 
-    /// Why nothing is signed although the node works: what the network remembers is not in the store.
+    /// Why nothing is signed although the node works: what the network remembers is not in the store, or nobody knows what
+    /// was signed last.
     #[must_use]
     pub fn refusal(&self) -> watch::Receiver<Option<String>> {
         self.refusal.subscribe()
@@ -267,11 +294,16 @@ impl Publisher {
     /// The proof that the last checkpoint covers an entry; `None` where it does not yet. It was checked.
     ///
     /// # Errors
-    /// [`PublishError::Tile`].
+    /// [`PublishError::Tile`]; a [survey](Self::survey_due) is due then.
     pub fn prove(&self, index: u64, entry: &[u8]) -> Result<Option<Proven>, PublishError> {
+        let proven = self.prove_by_tiles(index, entry);
+        proven.inspect_err(|error| self.heed(error))
+    }
+
+    fn prove_by_tiles(&self, index: u64, entry: &[u8]) -> Result<Option<Proven>, PublishError> {
         let nodes = TiledNodes::new(&self.directory, self.size());
-        let Ok(proof) = prove_inclusion(&nodes, index, self.size()).map_err(|e| tile_error(&e))?
-        else {
+        let proof = prove_inclusion(&nodes, index, self.size());
+        let Ok(proof) = proof.map_err(|e| PublishError::Tile(e.to_string()))? else {
             return Ok(None);
         };
         verify_inclusion(&proof, &leaf_hash(entry), &self.root())
@@ -294,13 +326,12 @@ impl Publisher {
                 signed: seen.size,
             });
         }
-        let nodes = TiledNodes::new(&self.directory, self.size());
         let found = match seen.size.cmp(&self.size()) {
             Ordering::Equal => self.root(),
-            Ordering::Less => match Frontier::load(&nodes, seen.size) {
-                Ok(frontier) => frontier.root(),
+            Ordering::Less => match self.root_in_tiles(seen.size) {
+                Some(root) => root,
                 // A tile is damaged, and the entries are not for that.
-                Err(_) => root_in_store(store, seen.size)?,
+                None => root_in_store(store, seen.size)?,
             },
             Ordering::Greater => root_in_store(store, seen.size)?,
         };
@@ -315,20 +346,86 @@ impl Publisher {
         Ok(())
     }
 
-    fn last_head(&self, store: &Store) -> Result<Option<SignedHead>, PublishError> {
+    /// Root of the first `size` entries as the tiles have it; none where they do not lead to what was signed.
+    fn root_in_tiles(&self, size: u64) -> Option<Hash> {
+        let nodes = TiledNodes::new(&self.directory, self.size());
+        let root = Frontier::load(&nodes, size).ok()?.root();
+        let proof = prove_consistency(&nodes, size, self.size()).ok()?.ok()?;
+        verify_consistency(&proof, &root, &self.root()).ok()?;
+        Some(root)
+    }
+
+    /// Has everything looked at where damage is why something failed.
+    fn heed(&self, error: &PublishError) {
+        if let PublishError::Tile(_) | PublishError::Store(StoreError::Row(_)) = error {
+            self.survey_due.notify_one();
+        }
+    }
+
+    /// Takes up the log where it was signed last. Where the row that says so is damaged its file does, and becomes the row; where
+    /// that is damaged, too, nothing can be signed that might not contradict it.
+    async fn take_up(&mut self, store: &Store) -> Result<(), PublishError> {
+        let damaged = match self.head_in_row(store) {
+            Ok(None) => return Ok(()),
+            Ok(Some(head)) => return self.resume(store, head).await,
+            Err(error @ (PublishError::Head(_) | PublishError::Store(StoreError::Row(_)))) => error,
+            Err(error) => return Err(error),
+        };
+        match self.head_in_file(store) {
+            Ok(head) => {
+                tracing::error!(
+                    error = &damaged as &dyn std::error::Error,
+                    size = head.size,
+                    "the row of the last checkpoint is damaged; it is made again from its file"
+                );
+                self.resume(store, head.clone()).await?;
+                store.put_meta(CHECKPOINT, encode(&head)).await?;
+            }
+            Err(error) => {
+                self.unknown = Some(format!(
+                    "{}; neither can its file: {}; put that file back, everybody who read the log has it",
+                    with_causes(&damaged),
+                    with_causes(&error)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn head_in_row(&self, store: &Store) -> Result<Option<SignedHead>, PublishError> {
         let Some(body) = store.meta(CHECKPOINT)? else {
             return Ok(None);
         };
         let head: SignedHead =
             minicbor::decode(&body).map_err(|e| PublishError::Head(e.to_string()))?;
-        let verifier = NoteVerifier::new(self.origin.clone(), self.key.public());
-        let checkpoint = Checkpoint::open(head.note.as_bytes(), &self.origin, &verifier)
-            .map_err(|e| PublishError::Head(e.to_string()))?;
+        let checkpoint = self.verified(head.note.as_bytes())?;
         if (checkpoint.size(), checkpoint.root().0) == (head.size, head.root) {
             Ok(Some(head))
         } else {
             Err(PublishError::Head("it names another root".to_owned()))
         }
+    }
+
+    /// What the file of the last checkpoint says. It comes after the row, so after a crash it may be the one before.
+    fn head_in_file(&self, store: &Store) -> Result<SignedHead, PublishError> {
+        let note = self.directory.read(CHECKPOINT)?;
+        let checkpoint = self.verified(&note)?;
+        let (stored, signed) = (store.log_size()?, checkpoint.size());
+        if stored < signed {
+            return Err(PublishError::Rollback { stored, signed });
+        }
+        Ok(SignedHead {
+            size: signed,
+            root: checkpoint.root().0,
+            note: String::from_utf8(note).map_err(|e| PublishError::Head(e.to_string()))?,
+        })
+    }
+
+    /// A checkpoint that this log's own key signed.
+    fn verified(&self, note: &[u8]) -> Result<Checkpoint, PublishError> {
+        let verifier = NoteVerifier::new(self.origin.clone(), self.key.public());
+        Checkpoint::open(note, &self.origin, &verifier)
+            .map_err(|e| PublishError::Head(e.to_string()))
     }
 
     /// Takes up the log at the head that was signed last.
@@ -411,8 +508,4 @@ fn root_in_store(store: &Store, size: u64) -> Result<Hash, PublishError> {
         }
     }
     Ok(frontier.root())
-}
-
-fn tile_error(error: &TilesError<io::Error>) -> PublishError {
-    PublishError::Tile(error.to_string())
 }

@@ -1,7 +1,7 @@
 //! Holds every file of the published log, and every row it was made from, against one another.
 //!
-//! Whoever verifies the log reads these files, and what a disk does to them nobody else tells: at each start all of them are
-//! compared with the rows. Rows are the truth, once they lead to the root that was signed. A file that is not what follows from
+//! Whoever verifies the log reads these files, and what a disk does to them nobody else tells: at each start, and where one
+//! of them stood in the way since, all of them are compared with the rows. Rows are the truth, once they lead to the root that was signed. A file that is not what follows from
 //! them is put aside and written again. A damaged row gets its entry back from its bundle, and salt and statement from the record of
 //! its lease; where that is forgotten too they are lost, and the proofs of all other leases go on.
 //!
@@ -250,6 +250,7 @@ fn put_aside(directory: &Directory, path: &TilePath, count: usize) -> Result<(),
 mod tests {
     use std::path::{Path, PathBuf};
 
+    use futures::FutureExt as _;
     use redb::ReadableDatabase as _;
     use souk_market::log::{leaf_hash, verify_inclusion};
 
@@ -333,6 +334,50 @@ mod tests {
         assert_eq!(log.audited_size(None), ENTRIES);
         let kept = fs::read_dir(log.files().join(QUARANTINE)).expect("a folder");
         assert_eq!(kept.count(), 8, "what was there, and not what was removed");
+    }
+
+    #[tokio::test]
+    async fn a_tile_that_goes_bad_under_a_publisher_is_not_built_on_and_a_survey_is_due() {
+        let log = Log::new();
+        let (store, _) = open(log.directory.path()).await;
+        append(&store, 0..ENTRIES).await;
+        let mut publisher = log.publisher(&store).await.expect("published");
+        let due = publisher.survey_due();
+        let is_due = || due.notified().now_or_never().is_some();
+        assert!(is_due(), "after the start");
+        assert!(!is_due());
+        for (size, damage) in (ENTRIES..).zip(["flipped", "cut", "gone"]) {
+            let newest = log.files().join(format!("tile/0/005.p/{}", size % 256));
+            let mut bytes = fs::read(&newest).expect("published");
+            match damage {
+                "flipped" => bytes[3] ^= 1,
+                _ => bytes.truncate(3),
+            }
+            match damage {
+                "gone" => fs::remove_file(&newest).expect("removed"),
+                _ => fs::write(&newest, bytes).expect("written"),
+            }
+            append(&store, size..size + 1).await;
+            let error = publisher.publish(&store).await.expect_err("told");
+            assert!(matches!(error, PublishError::Tile(_)), "{error:?}");
+            assert_eq!(publisher.size(), size);
+            assert!(is_due(), "{damage}");
+            run(&publisher, &store).await.expect("mended");
+            let published = publisher.publish(&store).await.expect("signs again");
+            assert_eq!(published, size + 1);
+            let proven = publisher.prove(size, &entry(size).entry).expect("tiles");
+            assert!(proven.is_some());
+        }
+        let full = log.files().join("tile/0/001");
+        let mut bytes = fs::read(&full).expect("published");
+        bytes[3] ^= 1;
+        fs::write(&full, bytes).expect("written");
+        let prove = || publisher.prove(300, &entry(300).entry);
+        assert!(prove().is_err());
+        assert!(is_due());
+        run(&publisher, &store).await.expect("mended");
+        assert!(prove().expect("tiles").is_some());
+        assert_eq!(log.audited_size(None), ENTRIES + 3);
     }
 
     #[tokio::test]

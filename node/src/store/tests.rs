@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use futures::FutureExt as _;
 use rand::{SeedableRng as _, rngs::StdRng};
 use redb::{BackendError, Database, StorageBackend, backends::FileBackend};
 use souk_crypto::{HolderKey, LogKey, ReplyKey, UnixTime};
@@ -29,7 +30,7 @@ use souk_market::{
 use tokio::sync::watch;
 
 use super::{
-    writer::{LEASES, LOG, SWEPT_AT_ONCE},
+    writer::{LEASES, LOG, META, SWEPT_AT_ONCE},
     *,
 };
 
@@ -332,7 +333,7 @@ async fn a_lease_that_only_its_request_still_names_is_lost_and_settled_once() {
     let (store, found) = open(directory.path()).await;
     assert!(found.corrupt.is_empty() && found.lost.is_empty());
     store
-        .forget_lease(LeaseId([2; 16]), RequestId([2; 32]))
+        .forget_leases(&[(LeaseId([2; 16]), RequestId([2; 32]))])
         .await
         .expect("forgotten");
 }
@@ -607,6 +608,107 @@ async fn files_that_were_lost_or_damaged_are_made_again_from_the_store() {
     std::fs::remove_dir_all(log.files()).expect("removed");
     drop(log.publisher(&store).await.expect("made again"));
     assert_eq!(log.audited_size(Some(&before)), 700);
+}
+
+/// Flips a bit in the row of the last checkpoint.
+fn damage_checkpoint(directory: &Path) {
+    let db = Database::create(directory.join(FILE)).expect("opens");
+    let write = db.begin_write().expect("a transaction");
+    {
+        let mut table = write.open_table(META).expect("the table");
+        let mut row = table
+            .get("checkpoint")
+            .expect("read")
+            .expect("there")
+            .value()
+            .to_vec();
+        row[40] ^= 1;
+        table.insert("checkpoint", row.as_slice()).expect("written");
+    }
+    write.commit().expect("durable");
+}
+
+#[tokio::test]
+async fn a_damaged_row_of_the_last_checkpoint_is_made_again_from_its_file() {
+    let log = Log::new();
+    let (store, _) = open(log.directory.path()).await;
+    append(&store, 0..300).await;
+    drop((log.publisher(&store).await.expect("published"), store));
+    let before = log.checkpoint();
+    damage_checkpoint(log.directory.path());
+    let (store, _) = open(log.directory.path()).await;
+    assert!(store.meta("checkpoint").is_err());
+    let mut publisher = log.publisher(&store).await.expect("goes on");
+    assert_eq!((publisher.size(), log.checkpoint()), (300, before.clone()));
+    assert!(store.meta("checkpoint").is_ok());
+    append(&store, 300..310).await;
+    assert_eq!(publisher.publish(&store).await.expect("signs"), 310);
+    assert_eq!(log.audited_size(Some(&before)), 310);
+}
+
+#[tokio::test]
+async fn where_nobody_knows_what_was_signed_last_nothing_is_signed_and_no_row_is_replaced() {
+    let log = Log::new();
+    let data = log.directory.path();
+    let file = log.files().join("checkpoint");
+    let (store, _) = open(data).await;
+    append(&store, 0..300).await;
+    drop((log.publisher(&store).await.expect("published"), store));
+    let (before, whole) = (log.checkpoint(), std::fs::read(&file).expect("a file"));
+    damage_checkpoint(data);
+    let mut flipped = whole.clone();
+    flipped[60] ^= 1;
+    std::fs::write(&file, &flipped).expect("written");
+
+    let (store, _) = open(data).await;
+    append(&store, 300..301).await;
+    let mut publisher = log.publisher(&store).await.expect("a refusal is no error");
+    let error = publisher.publish(&store).await.expect_err("refused");
+    assert!(matches!(error, PublishError::Head(_)), "{error:?}");
+    let refusal = publisher.refusal().borrow().clone();
+    assert_eq!(refusal, Some(error.to_string()));
+    assert_eq!(publisher.size(), 0);
+    assert_eq!(std::fs::read(&file).expect("a file"), flipped);
+    let due = publisher.survey_due();
+    assert!(due.notified().now_or_never().is_none());
+    drop((publisher, store));
+
+    // Somebody who read the log gives it back.
+    std::fs::write(&file, &whole).expect("written");
+    let (store, _) = open(data).await;
+    let publisher = log.publisher(&store).await.expect("goes on");
+    assert_eq!(*publisher.refusal().borrow(), None);
+    assert_eq!(log.audited_size(Some(&before)), 301);
+    drop((publisher, store));
+
+    // The store has less than the file says.
+    damage_checkpoint(data);
+    change_entry(data, 300, None);
+    let (store, _) = open(data).await;
+    let publisher = log.publisher(&store).await.expect("a refusal is no error");
+    let refusal = publisher.refusal().borrow().clone();
+    let refusal = refusal.expect("it is told");
+    assert!(refusal.contains("old backup"), "{refusal}");
+}
+
+#[tokio::test]
+async fn a_tile_that_goes_bad_makes_no_fork_of_what_the_network_remembers() {
+    let log = Log::new();
+    let (store, _) = open(log.directory.path()).await;
+    let seen = watch::Sender::new(Seen::Remembered(None));
+    let mut publisher = log.heeding(&store, &seen).await;
+    append(&store, 0..300).await;
+    publisher.publish(&store).await.expect("signs");
+    let small = log.head();
+    append(&store, 300..600).await;
+    publisher.publish(&store).await.expect("signs");
+    let tile = log.files().join("tile/0/001");
+    let mut bytes = std::fs::read(&tile).expect("published");
+    bytes[3] ^= 1;
+    std::fs::write(&tile, bytes).expect("written");
+    seen.send_replace(Seen::Remembered(Some(small)));
+    assert_eq!(publisher.publish(&store).await.expect("agrees"), 600);
+    assert_eq!(*publisher.refusal().borrow(), None);
 }
 
 #[tokio::test]

@@ -101,6 +101,8 @@ pub(super) struct Machines {
     pub(super) samples: watch::Sender<u32>,
     /// Calls to list, ever.
     pub(super) lists: watch::Sender<u32>,
+    /// Calls to terminate, ever.
+    pub(super) terminations: watch::Sender<u32>,
 }
 
 impl Machines {
@@ -318,7 +320,9 @@ impl Backend for Machines {
     }
 
     async fn terminate(&self, lease: souk_backend::LeaseId) -> Result<UsageSample, BackendError> {
-        if self.faults().terminate_hangs == Some(lease) {
+        let faults = self.faults();
+        self.terminations.send_modify(|n| *n += 1);
+        if faults.terminate_hangs == Some(lease) {
             std::future::pending::<()>().await;
         }
         {
@@ -409,6 +413,8 @@ pub(super) struct World {
     pub(super) tee: Option<Arc<HostTee>>,
     /// The machines as the provider gets them; where there is none, as they are.
     pub(super) backend: Option<Arc<dyn Backend>>,
+    /// Another backend, beside the machines.
+    pub(super) away: Option<Arc<dyn Backend>>,
     keys: watch::Sender<Arc<ProviderKeys>>,
     offer: CardDigest,
     replies: Arc<Captured>,
@@ -462,6 +468,7 @@ impl World {
             }),
             tee: None,
             backend: None,
+            away: None,
             keys: watch::Sender::new(Arc::new(keys)),
             offer,
             replies: Arc::new(Captured {
@@ -540,6 +547,13 @@ impl World {
         };
         let (_, offering) = watch::channel(Arc::new(offering));
         let shutdown = CancellationToken::new();
+        let away = self.away.clone().map(|backend| ("away", backend));
+        let stands = [("sandbox", self.backend())].into_iter().chain(away);
+        let stands = stands.map(|(name, backend)| Stand {
+            name: name.parse().expect("a name"),
+            backend,
+            total: large(),
+        });
         let (provider, work) = Provider::start(ProviderParts {
             network: network(),
             node: self.node.node.public(),
@@ -547,11 +561,7 @@ impl World {
             store,
             found,
             publisher,
-            stands: vec![Stand {
-                name: "sandbox".parse().expect("a name"),
-                backend: self.backend(),
-                total: large(),
-            }],
+            stands: stands.collect(),
             requests: Requests::default(),
             messages: to_read,
             replies: Arc::clone(&self.replies) as Arc<dyn ReplySink>,
