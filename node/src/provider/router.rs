@@ -52,6 +52,8 @@ const MAX_REMEMBERED_ANONYMOUS: usize = MAX_REMEMBERED / 4 * 3;
 const MAX_REFUSING: usize = 64;
 /// Messages of one lease that wait. A holder that sends more loses them, and polls again.
 const LEASE_QUEUE: usize = 16;
+/// Closed leases that one round forgets, in one transaction that messages wait for: fourteen for each second between two rounds.
+const FORGOTTEN_AT_ONCE: usize = 8_192;
 
 /// What the operator asks for.
 pub(super) enum Order {
@@ -533,14 +535,20 @@ impl Router {
             .iter()
             .filter(|(lease, (until, _))| *until <= now && !self.slots.contains_key(*lease))
             .map(|(lease, (_, request))| (*lease, *request))
+            .take(FORGOTTEN_AT_ONCE)
             .collect();
-        for (lease, request) in over {
+        if !over.is_empty() {
             failpoint!(BeforeForget);
-            if let Err(error) = self.shared.store.forget_lease(lease, request).await {
-                tracing::error!(%lease, error = &error as &dyn std::error::Error, "a closed lease was not forgotten");
+            if let Err(error) = self.shared.store.forget_leases(&over).await {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "closed leases were not forgotten"
+                );
                 return;
             }
             failpoint!(Forgotten);
+        }
+        for (lease, request) in over {
             self.closed.remove(&lease);
             self.requests.remove(&request);
         }

@@ -1,13 +1,13 @@
 //! The disk of a simulated provider: a file in memory that a crash leaves as a real one would.
 //!
-//! Threat: what was never synced. At a crash each write since the last sync is there or not, on its own, and the last one
-//! may be torn; whatever a dying process still writes is not there.
+//! Threats: what was never synced. At a crash each write since the last sync is there or not, on its own, and the last one
+//! may be torn; whatever a dying process still writes is not there. And a sync that fails after it has kept everything.
 
 use std::{
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -51,6 +51,9 @@ impl Write {
 pub(super) struct Disk {
     content: Arc<Mutex<Content>>,
     is_full: Arc<AtomicBool>,
+    /// Syncs until one says that it failed; none does at 0.
+    syncs_left: Arc<AtomicU32>,
+    has_failed: Arc<AtomicBool>,
 }
 
 impl Disk {
@@ -78,6 +81,26 @@ impl Disk {
 
     pub(super) fn is_full(&self) -> bool {
         self.is_full.load(Ordering::SeqCst)
+    }
+
+    /// Has the `n`th sync from now say that it failed, though everything is kept.
+    pub(super) fn fail_sync(&self, n: u32) {
+        self.syncs_left.store(n, Ordering::SeqCst);
+    }
+
+    /// Whether a sync has failed since this was asked last.
+    pub(super) fn take_failure(&self) -> bool {
+        self.has_failed.swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether this sync says that it failed.
+    fn is_failing(&self) -> bool {
+        let left = self.syncs_left.load(Ordering::SeqCst);
+        self.syncs_left
+            .store(left.saturating_sub(1), Ordering::SeqCst);
+        let fails = left == 1;
+        self.has_failed.fetch_or(fails, Ordering::SeqCst);
+        fails
     }
 
     /// The power goes: of what was not synced, `survives` says what is there. Says whether a write was lost.
@@ -158,6 +181,9 @@ impl StorageBackend for OpenFile {
         let mut content = self.disk.content();
         for write in std::mem::take(&mut content.unsynced) {
             write.apply(&mut content.synced);
+        }
+        if self.disk.is_failing() {
+            return Err(io::Error::other("the disk does not know"));
         }
         Ok(())
     }

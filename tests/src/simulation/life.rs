@@ -152,11 +152,11 @@ async fn life(
     let mut running = match started {
         Ok(running) => running,
         Err(_) if world.is_dead() => return Ended::Died,
-        // The disk is full, most likely; the operator starts it again.
+        // The disk is full or has failed, most likely; the operator starts it again.
         Err(error) => {
             let mut state = world.lock();
             state.saw(|| format!("provider: does not start: {error}"));
-            let is_excused = state.disk.is_full();
+            let is_excused = state.disk.is_full() || state.disk.take_failure();
             state.require(Invariant::StaysUp, is_excused, || error);
             return Ended::Stopped;
         }
@@ -349,6 +349,10 @@ pub(super) fn bring_about(world: &Shared, effect: Effect, running: Option<&Life>
                 state.fault("disk-full");
             }
             state.disk.set_full(is_full);
+        }
+        Effect::SyncFails { n } => {
+            state.fault("sync-fails");
+            state.disk.fail_sync(n);
         }
         Effect::ClockStep(by_s) => {
             state.fault(if by_s < 0 {

@@ -89,6 +89,7 @@ pub const FAULTS: &[&str] = &[
     "sample-fails",
     "sample-hangs",
     "stopped",
+    "sync-fails",
     "terminate-answer-lost",
     "terminate-call-lost",
     "terminate-delivered-twice",
@@ -209,6 +210,11 @@ fn prepare(world: &Shared) {
         let lasts = state.steps.delay_ms("the disk is full for", 1_000, 90_000);
         state.later(from, Effect::DiskFull(true));
         state.later(from + lasts, Effect::DiskFull(false));
+    }
+    if state.steps.happens("a sync fails", 30) {
+        let after = state.steps.delay_ms("a sync fails after", 1_000, 600_000);
+        let n = 1 + state.steps.choose("syncs before one fails", 8);
+        state.later(after, Effect::SyncFails { n });
     }
     if state.steps.happens("the clock is set", 30) {
         let after = state

@@ -68,6 +68,8 @@ pub(super) enum Effect {
     Forget { who: usize },
     /// The disk of the provider is full, or has room again.
     DiskFull(bool),
+    /// The sync of the disk that is the `n`th from now fails after it has kept everything.
+    SyncFails { n: u32 },
     /// The operator ends a lease.
     Withdraw,
     /// The clock of the wall is set, by so many seconds.
@@ -202,6 +204,7 @@ impl World {
         self.is_settling = true;
         self.settled_at_ms = Some(self.now_ms());
         self.disk.set_full(false);
+        self.disk.fail_sync(0);
         for who in 0..self.requesters.len() {
             self.later(1, Effect::Wake { who });
         }

@@ -417,6 +417,9 @@ impl LeaseTask {
                 Err(error) => {
                     tracing::error!(lease = %row.lease(), error = &error as &dyn std::error::Error, "a row was not written");
                     if row.version() == 1 {
+                        if self.is_on_disk().await {
+                            break;
+                        }
                         return Err(Ended::NeverBegan);
                     }
                 }
@@ -430,6 +433,22 @@ impl LeaseTask {
         self.shared.board.show(&self.record, now);
         self.core.persisted(row.version());
         Ok(())
+    }
+
+    /// Whether there is a row of this lease though it could not be written: a disk may fail after it has kept it, and whoever took the
+    /// lease for one that never was would give its request another one.
+    async fn is_on_disk(&self) -> bool {
+        let mut pause = STORE_PAUSE;
+        loop {
+            match self.shared.store.lease(self.lease()) {
+                Ok(found) => return found.is_some(),
+                Err(error) => {
+                    tracing::error!(lease = %self.lease(), error = &error as &dyn std::error::Error, "it is not known whether a row was written");
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(MAX_STORE_PAUSE);
+        }
     }
 
     fn provision(&mut self) {
