@@ -33,6 +33,9 @@ impl Instances {
             .filter(|pid| self.is_keeper(*pid))
             .collect();
         keepers.sort_unstable();
+        // The first process of an instance is a copy of its keeper until it has become the agent.
+        let all = keepers.clone();
+        keepers.retain(|pid| parent(*pid).is_none_or(|parent| !all.contains(&parent)));
         keepers
     }
 
@@ -54,6 +57,13 @@ impl Instances {
             .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
             .filter(|target| target.starts_with(&self.0))
     }
+}
+
+/// The parent of a process; none where it is gone.
+fn parent(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
 }
 
 /// The lease whose folder a path lies in: an id in hex.

@@ -2,6 +2,7 @@
 
 use souk_node::failpoint::{Failpoint, PlantedBug};
 use souk_tests::{
+    needs,
     simulation::Invariant,
     sweep::{Sweep, sweep},
 };
@@ -11,6 +12,7 @@ const WORKERS: u64 = 6;
 
 #[test]
 fn a_provider_that_is_killed_at_any_step_loses_and_doubles_nothing() {
+    needs!(Leases);
     let points: Vec<_> = Failpoint::ALL
         .iter()
         .copied()
@@ -36,6 +38,7 @@ fn a_provider_that_is_killed_at_any_step_loses_and_doubles_nothing() {
 
 /// Kills providers that have a bug where it shows.
 fn is_found(bug: PlantedBug, at: Failpoint, invariant: Invariant) {
+    needs!(Leases);
     let swept = sweep(&Sweep {
         runs: 4,
         seed: 0,

@@ -61,15 +61,15 @@ fn main() -> ExitCode {
 
 fn report(swept: &Swept, unreached: &[&str]) -> Report {
     let broken = swept.failures.iter();
-    let is_good = swept.failures.is_empty() && unreached.is_empty();
     Report::new(
-        is_good,
+        unreached.is_empty() && swept.is_good(),
         [
             ("runs", json!(swept.runs)),
             ("deaths", json!(swept.deaths)),
             ("died_at", by_name(&swept.died_at)),
             ("hits", by_name(&swept.hits)),
             ("closed", json!(swept.closed)),
+            ("expired", json!(swept.expired)),
             ("refused", json!(swept.refused)),
             ("unreached", json!(unreached)),
             ("failures", failures(broken.map(|(run, v)| (json!(run), v)))),

@@ -51,9 +51,8 @@ fn report(soaked: &Soaked) -> Report {
         })
     };
     let broken = soaked.failures.iter();
-    let is_good = soaked.failures.is_empty() && soaked.growth.iter().all(Growth::is_flat);
     Report::new(
-        is_good,
+        soaked.is_good(),
         [
             ("runs", json!(soaked.runs)),
             ("closed", json!(soaked.closed)),

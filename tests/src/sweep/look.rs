@@ -8,7 +8,10 @@ use std::{
 
 use serde_json::Value;
 use souk_market::lifecycle::Phase;
-use souk_node::store::{Found, LogRecord, Store};
+use souk_node::{
+    store::{Found, LogRecord, Store},
+    unix_now,
+};
 
 use crate::{
     requester::Requester,
@@ -43,7 +46,11 @@ pub(super) fn look(
         .collect();
     nothing_is_lost(&found, &phases, seen, &mut wrong);
     exactly_one_entry(&phases, &log, seen, &mut wrong);
-    instances_are_announced(&phases, instances, &mut wrong);
+    let now = unix_now();
+    let over = found.leases.iter().map(|record| &record.row);
+    let over = over.filter(|row| row.terms().valid_to() <= now);
+    let over = over.map(|row| row.lease().to_string()).collect();
+    instances_are_announced(&phases, &over, instances, &mut wrong);
     if let Some(requester) = requester {
         receipts_are_written(&phases, requester, &mut wrong);
     }
@@ -147,9 +154,10 @@ fn exactly_one_entry(
 }
 
 /// Every instance has a lease that was announced, one lease has one, and none is gone of which the journal does not know
-/// that it is to go.
+/// that it is to go; of a lease whose time is over it ends by itself.
 fn instances_are_announced(
     phases: &BTreeMap<String, Phase>,
+    over: &BTreeSet<String>,
     instances: &[String],
     wrong: &mut Wrong,
 ) {
@@ -170,7 +178,7 @@ fn instances_are_announced(
     }
     for (lease, _) in phases.iter().filter(|(_, phase)| **phase == Phase::Active) {
         wrong.unless(
-            instances.contains(lease),
+            instances.contains(lease) || over.contains(lease),
             Invariant::DrainBeforeTermination,
             || format!("{lease} is active and its instance is gone"),
         );

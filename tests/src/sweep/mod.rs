@@ -46,6 +46,17 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const MAX_RENTS: u32 = 4;
 /// Longest time into a run of a kill at random.
 const LONGEST_LIFE_MS: u32 = 4_000;
+/// One run in so many lets its lease come to the end of its time.
+const RUNS_PER_EXPIRY: u64 = 5;
+/// How long such a lease lasts, in seconds; of every other one its requester asks for the end.
+const SHORT_LEASE: &str = "8";
+const LONG_LEASE: &str = "90";
+/// How long after its time an instance may be there: one period of reconciliation.
+const RECONCILE: Duration = Duration::from_secs(60);
+
+/// Of all runs, those that must have a death and a closed lease: an instant at random may come when all is over, and a provider that
+/// has just started may refuse.
+const LEAST_PERCENT: u64 = 90;
 
 /// What is swept.
 #[derive(Clone, Debug)]
@@ -88,6 +99,8 @@ pub struct Swept {
     pub hits: BTreeMap<Failpoint, u64>,
     /// Leases that ended with a proven statement.
     pub closed: u64,
+    /// Of these, those whose time was over.
+    pub expired: u64,
     /// Leases that were refused.
     pub refused: u64,
     /// Promises that were broken, with the run.
@@ -95,6 +108,13 @@ pub struct Swept {
 }
 
 impl Swept {
+    /// Whether every promise was kept, in runs that had what they are for: a death, and a lease that came to its end.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        let of_most = |count: u64| count * 100 >= self.runs * LEAST_PERCENT;
+        self.failures.is_empty() && of_most(self.deaths) && of_most(self.closed)
+    }
+
     /// Failpoints that processes reach and that were never passed.
     #[must_use]
     pub fn unreached(&self) -> Vec<&'static str> {
@@ -141,7 +161,8 @@ pub fn sweep(plan: &Sweep) -> Swept {
                     let kill = kill(plan.seed, number, points);
                     provider.start(Some(kill));
                     let requester = network.requester(&format!("requester{number}"), None);
-                    let mut run = run(&requester, &mut provider, Some(kill));
+                    let expires = number % RUNS_PER_EXPIRY == RUNS_PER_EXPIRY - 1;
+                    let mut run = run(&requester, &mut provider, Some(kill), expires);
                     // Whatever was promised must hold while it is dead, too.
                     provider.kill();
                     run.violations.extend(provider.look(None, true));
@@ -195,6 +216,7 @@ fn kill(seed: u64, number: u64, points: &[Failpoint]) -> Kill {
 struct Run {
     died: bool,
     closed: bool,
+    expired: bool,
     refused: u64,
     violations: Vec<Violation>,
 }
@@ -207,6 +229,7 @@ impl Swept {
             *self.died_at.entry(point).or_default() += 1;
         }
         self.closed += u64::from(run.closed);
+        self.expired += u64::from(run.closed && run.expired);
         self.refused += run.refused;
         let failures = run.violations.into_iter();
         self.failures
@@ -214,8 +237,8 @@ impl Swept {
     }
 }
 
-/// One lease, with one death in it if there is to be one.
-fn run(requester: &Requester, provider: &mut Provider, kill: Option<Kill>) -> Run {
+/// One lease, with one death in it if there is to be one; its requester ends it, or waits until its time is over.
+fn run(requester: &Requester, provider: &mut Provider, kill: Option<Kill>, expires: bool) -> Run {
     let mut run = Run::default();
     let start = Instant::now();
     let mut scene = Scene {
@@ -224,6 +247,7 @@ fn run(requester: &Requester, provider: &mut Provider, kill: Option<Kill>) -> Ru
         run: &mut run,
         start,
         kill,
+        expires,
         rents: 0,
         acts: 0,
         said: String::new(),
@@ -303,6 +327,7 @@ struct Scene<'a> {
     run: &'a mut Run,
     start: Instant,
     kill: Option<Kill>,
+    expires: bool,
     rents: u32,
     /// Commands that the requester has run.
     acts: u32,
@@ -320,7 +345,11 @@ impl Scene<'_> {
             "--provider",
             &id,
             "--duration-s",
-            "90",
+            if self.expires {
+                SHORT_LEASE
+            } else {
+                LONG_LEASE
+            },
             "--cpu-millicores",
             "200",
             "--memory-mib",
@@ -342,6 +371,11 @@ impl Scene<'_> {
                 Some(lease) if lease.stage == "requested" => {
                     self.act(&["rent", "--json", "--resume", &lease.name]);
                 }
+                Some(lease) if self.expires && lease.stage == "active" => self.pause(),
+                Some(_) if self.expires && !self.run.expired => {
+                    self.run.expired = true;
+                    self.settle(RECONCILE, Invariant::NoLeasePastItsDeadline);
+                }
                 Some(lease) => self.act(&["end", "--json", "--wait-s", "10", &lease.name]),
                 // A provider that has just started may not know the relays yet, and refuses; it is asked again, so that
                 // its death is met.
@@ -352,7 +386,13 @@ impl Scene<'_> {
                 None => break,
             }
         }
-        self.settle();
+        self.settle(RUN_PATIENCE, Invariant::NoOrphan);
+    }
+
+    /// Lets a moment pass.
+    fn pause(&mut self) {
+        self.tend();
+        thread::sleep(LOOK_AGAIN);
     }
 
     /// Lets a command of the requester run to its end, whatever the provider does meanwhile.
@@ -362,8 +402,7 @@ impl Scene<'_> {
         let name = format!("requester-{}-{}", self.acts, arguments[0]);
         let mut process = Process::start(&name, command, self.requester.folder());
         while process.ended().is_none() {
-            self.tend();
-            thread::sleep(LOOK_AGAIN);
+            self.pause();
             if self.start.elapsed() > 2 * RUN_PATIENCE {
                 process.kill();
             }
@@ -386,17 +425,16 @@ impl Scene<'_> {
         }
     }
 
-    /// Nothing is left of the lease soon after its requester has been told.
-    fn settle(&mut self) {
+    /// Within `patience` nothing is left of the lease, or a promise is broken.
+    fn settle(&mut self, patience: Duration, promise: Invariant) {
         let start = Instant::now();
         while !self.provider.instances().is_empty() {
-            self.tend();
-            if start.elapsed() > RUN_PATIENCE {
+            if start.elapsed() > patience {
                 let left = self.provider.instances();
-                self.broken(Invariant::NoOrphan, format!("{left:?} are still there"));
+                self.broken(promise, format!("{left:?} are still there"));
                 return;
             }
-            thread::sleep(LOOK_AGAIN);
+            self.pause();
         }
     }
 

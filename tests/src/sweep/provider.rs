@@ -60,6 +60,7 @@ impl Provider {
             )
             .replace("allow_shared_kernel = false", "allow_shared_kernel = true")
             .replace("checkpoint_s = 10", "checkpoint_s = 1")
+            .replace("[provider]", "[provider]\nanonymous_per_hour = 100000")
             .replace("filter = \"debug\"", &format!("filter = {logged:?}"));
         fs::write(&config, &text).expect("written");
         succeed(

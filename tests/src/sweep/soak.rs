@@ -25,6 +25,8 @@ use crate::{
 const LEASES_PER_DEATH: u32 = 20;
 /// Longest time into a lease of a death.
 const LONGEST_MS: u32 = 4_000;
+/// Of all runs, those that have to end with a closed lease: a provider that has just started may refuse.
+const LEAST_CLOSED_PERCENT: u64 = 95;
 /// Growth that is still flat: what an allocator keeps, and the sessions of a few leases.
 const FLAT_KIB: u64 = 8 << 10;
 const FLAT_DESCRIPTORS: u64 = 16;
@@ -77,11 +79,24 @@ pub struct Growth {
     pub after: Footprint,
 }
 
+impl Soaked {
+    /// Whether it has shown what it is for: nothing was broken or has grown, nearly every run had a lease that came to its end, and
+    /// providers died.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.failures.is_empty()
+            && self.growth.iter().all(Growth::is_flat)
+            && self.closed * 100 >= self.runs * LEAST_CLOSED_PERCENT
+            && (self.deaths > 0 || self.runs < 8 * u64::from(LEASES_PER_DEATH))
+    }
+}
+
 impl Growth {
-    /// Whether it has not grown by more than what comes and goes.
+    /// Whether it is there, and has not grown by more than what comes and goes.
     #[must_use]
     pub fn is_flat(&self) -> bool {
-        self.after.resident_kib <= self.before.resident_kib + FLAT_KIB
+        self.after.resident_kib > 0
+            && self.after.resident_kib <= self.before.resident_kib + FLAT_KIB
             && self.after.descriptors <= self.before.descriptors + FLAT_DESCRIPTORS
     }
 }
@@ -129,7 +144,7 @@ pub fn soak(plan: &Soak) -> Soaked {
                         break;
                     }
                     let requester = network.requester(&format!("requester{number}"), None);
-                    let run = run(&requester, &mut provider, death(plan.seed, number));
+                    let run = run(&requester, &mut provider, death(plan.seed, number), false);
                     leave(&requester);
                     if number >= plan.leases / 4 {
                         let mut warm = warm.lock().unwrap_or_else(PoisonError::into_inner);
