@@ -9,7 +9,7 @@ mod starting;
 
 use std::{
     collections::HashMap,
-    error::Error as _,
+    error::Error,
     io,
     net::{Ipv4Addr, SocketAddr},
     os::fd::OwnedFd,
@@ -25,20 +25,20 @@ use rustix::{
     process::{Signal, pidfd_send_signal},
 };
 use souk_backend::{
-    Backend, BackendError, Capabilities, ImageHash, Instance, InstanceState, LeaseId, LeaseSpec,
-    Limit, Resources, Usage, UsageSample,
+    Backend, BackendError, Capabilities, HostKey, ImageHash, Instance, InstanceState, LeaseId,
+    LeaseSpec, Limit, Resources, Usage, UsageSample,
 };
 use souk_image::Store;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     USER,
-    cgroup::CgroupParent,
+    cgroup::{CgroupParent, LeaseCgroup},
     clock::unix_ms,
     order::{ANSWER_WITHIN, KeeperProgram, ask, host, probe, raise_descriptor_limit},
     probe::Ability,
     process,
-    state::{LeaseDir, StateDir},
+    state::{LeaseDir, StateDir, is_lost},
     wire::{Ask, Launch},
 };
 
@@ -190,6 +190,8 @@ enum Found {
     /// A keeper lives, but has no instance to show yet.
     Starting,
     Present(Instance),
+    /// It has or had an instance, but a record of it is lost: it goes on, and can be ended, but not be reached anew.
+    Unreadable(InstanceState, io::Error),
 }
 
 impl Inner {
@@ -222,15 +224,25 @@ impl Inner {
         self.reap_keepers();
         match self.find(lease)? {
             Found::Present(instance) => Ok(Some(instance)),
+            Found::Unreadable(state, error) => {
+                warn_of(&self.state.lease(lease), &error);
+                Ok(Some(unreachable_instance(lease, state)))
+            }
             Found::Nothing | Found::Starting => Ok(None),
         }
     }
 
+    /// A lease that cannot be looked at is listed, too: it may run, and whoever finds that nobody owns it has it ended.
     fn list(&self) -> Result<Vec<Instance>, BackendError> {
         let leases = self.state.leases();
         let leases = leases.map_err(|e| host("cannot list leases", self.state.path(), e))?;
-        let found = leases.into_iter().map(|lease| self.inspect(lease));
-        found.filter_map(Result::transpose).collect()
+        let found = leases.into_iter().filter_map(|lease| {
+            self.inspect(lease).unwrap_or_else(|error| {
+                warn_of(&self.state.lease(lease), &error);
+                Some(unreachable_instance(lease, InstanceState::Running))
+            })
+        });
+        Ok(found.collect())
     }
 
     /// Looks at one lease. What a start has left that failed, or was killed, before it had an instance, is removed.
@@ -252,19 +264,18 @@ impl Inner {
         } else {
             InstanceState::Running
         };
-        let intent = dir.intent().map_err(failed)?;
-        let record = dir.instance().map_err(failed)?;
+        let (intent, record) = match (dir.intent(), dir.instance()) {
+            (Ok(intent), Ok(record)) => (intent, record),
+            (Err(e), _) | (_, Err(e)) if is_lost(&e) => return Ok(Found::Unreadable(state, e)),
+            (Err(e), _) | (_, Err(e)) => return Err(failed(e)),
+        };
         match (intent, record) {
             (Some(launch), Some(record)) => {
                 Ok(Found::Present(instance(&launch, state, record.host_key)))
             }
             _ if state == InstanceState::Running => Ok(Found::Starting),
             (launch, _) => {
-                if let Some(launch) = launch {
-                    self.remove_remains(&dir, &launch)?;
-                } else {
-                    dir.remove().map_err(failed)?;
-                }
+                remove_remains(lease, &dir, &self.group_of(lease, launch))?;
                 Ok(Found::Nothing)
             }
         }
@@ -275,22 +286,26 @@ impl Inner {
         if let Ok(answer) = ask(&dir, &Ask::Sample) {
             return Ok(answer);
         }
-        self.last_sample(lease, &dir)
+        let group = self.group(lease, &dir)?;
+        self.last_sample(lease, &dir, &group)
     }
 
-    /// The sample that was kept of a lease without a living keeper.
-    fn last_sample(&self, lease: LeaseId, dir: &LeaseDir) -> Result<UsageSample, BackendError> {
-        let kept = dir.last_sample().and_then(|last| match last {
+    /// The sample that was kept of a lease without a living keeper; where it is lost, what else is known.
+    fn last_sample(
+        &self,
+        lease: LeaseId,
+        dir: &LeaseDir,
+        group: &LeaseCgroup,
+    ) -> Result<UsageSample, BackendError> {
+        let kept = unless_lost(dir, dir.last_sample()).and_then(|last| match last {
             Some(last) => Ok(Some(last)),
-            None => self.state.closed(lease),
+            None => unless_lost(dir, self.state.closed(lease)),
         });
         let kept = kept.map_err(|e| unknown(lease, "reading its last sample", e))?;
         Ok(kept.unwrap_or_else(|| {
             let mut usage = Usage::UNKNOWN;
             // The group outlives a keeper that was killed, and what it counted is whole.
-            if let Ok(Some(launch)) = dir.intent()
-                && let Some(cpu_us) = launch.cgroup.cpu_us()
-            {
+            if let Some(cpu_us) = group.cpu_us() {
                 usage.cpu_core_ms = souk_backend::Meter::Known(cpu_us / 1_000);
             }
             UsageSample {
@@ -300,6 +315,19 @@ impl Inner {
         }))
     }
 
+    /// The control group of a lease, found without its intent where that is lost.
+    fn group(&self, lease: LeaseId, dir: &LeaseDir) -> Result<LeaseCgroup, BackendError> {
+        let intent = unless_lost(dir, dir.intent());
+        let intent = intent.map_err(|e| unknown(lease, "reading its state", e))?;
+        Ok(self.group_of(lease, intent))
+    }
+
+    /// The control group that an intent names, which an earlier life of the node may have made elsewhere; without one, where it
+    /// is made now.
+    fn group_of(&self, lease: LeaseId, intent: Option<Launch>) -> LeaseCgroup {
+        intent.map_or_else(|| self.cgroups.lease(lease), |launch| launch.cgroup)
+    }
+
     fn terminate(&self, lease: LeaseId) -> Result<UsageSample, BackendError> {
         self.in_turn(lease, || self.terminate_now(lease))
     }
@@ -307,20 +335,18 @@ impl Inner {
     fn terminate_now(&self, lease: LeaseId) -> Result<UsageSample, BackendError> {
         let dir = self.state.lease(lease);
         if !dir.exists() {
-            return self.last_sample(lease, &dir);
+            return self.last_sample(lease, &dir, &self.group_of(lease, None));
         }
         let asked = ask(&dir, &Ask::Terminate);
         self.stop_keeper(&dir, lease)?;
+        let group = self.group(lease, &dir)?;
         let last = match asked {
             Ok(last) => last,
-            Err(_) => self.last_sample(lease, &dir)?,
+            Err(_) => self.last_sample(lease, &dir, &group)?,
         };
-        let failed = |e| unknown(lease, "removing its state", e);
-        self.state.close(lease, &last).map_err(failed)?;
-        match dir.intent().map_err(failed)? {
-            Some(launch) => self.remove_remains(&dir, &launch)?,
-            None => dir.remove().map_err(failed)?,
-        }
+        let closed = self.state.close(lease, &last);
+        closed.map_err(|e| unknown(lease, "keeping its last sample", e))?;
+        remove_remains(lease, &dir, &group)?;
         self.reap_keepers();
         Ok(last)
     }
@@ -359,12 +385,6 @@ impl Inner {
         Ok(record.and_then(|keeper| keeper.process.open()))
     }
 
-    fn remove_remains(&self, dir: &LeaseDir, launch: &Launch) -> Result<(), BackendError> {
-        let lease = launch.spec.lease;
-        let removed = launch.cgroup.remove().and_then(|()| dir.remove());
-        removed.map_err(|e| unknown(lease, "removing what it left", e))
-    }
-
     /// Does something about a lease while nobody else does.
     fn in_turn<T>(&self, lease: LeaseId, act: impl FnOnce() -> T) -> T {
         let turn = Arc::clone(lock(&self.turns).entry(lease).or_default());
@@ -394,7 +414,40 @@ fn open_agent(path: &Path) -> Result<OwnedFd, BackendError> {
     })
 }
 
-fn instance(launch: &Launch, state: InstanceState, host_key: souk_backend::HostKey) -> Instance {
+fn remove_remains(lease: LeaseId, dir: &LeaseDir, group: &LeaseCgroup) -> Result<(), BackendError> {
+    let removed = group.remove().and_then(|()| dir.remove());
+    removed.map_err(|e| unknown(lease, "removing what it left", e))
+}
+
+/// What was read of a lease; nothing where that is lost, which asking again would not mend.
+fn unless_lost<T>(dir: &LeaseDir, read: io::Result<Option<T>>) -> io::Result<Option<T>> {
+    match read {
+        Err(error) if is_lost(&error) => {
+            warn_of(dir, &error);
+            Ok(None)
+        }
+        read => read,
+    }
+}
+
+fn warn_of(dir: &LeaseDir, error: &(dyn Error + 'static)) {
+    tracing::warn!(folder = %dir.path().display(), error, "the state of a lease cannot be read; other leases go on");
+}
+
+/// An instance of which no more is known than that it is there; nothing answers at its address.
+fn unreachable_instance(lease: LeaseId, state: InstanceState) -> Instance {
+    Instance {
+        lease,
+        state,
+        ssh: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        user: USER.to_owned(),
+        host_key: HostKey([0; 32]),
+        valid_to_unix_s: 0,
+        quote: None,
+    }
+}
+
+fn instance(launch: &Launch, state: InstanceState, host_key: HostKey) -> Instance {
     Instance {
         lease: launch.spec.lease,
         state,

@@ -116,6 +116,26 @@ fn private_pages(pid: i32) -> Option<u64> {
     Some(resident.saturating_sub(shared))
 }
 
+/// Every user whose processes there are now.
+pub(crate) fn users() -> io::Result<HashSet<u32>> {
+    let mut users = HashSet::new();
+    for entry in fs::read_dir("/proc")? {
+        // What is no process, or none any more, has no status.
+        let status = fs::read(entry?.path().join("status")).unwrap_or_default();
+        users.extend(users_in(&status));
+    }
+    Ok(users)
+}
+
+/// The real, effective, saved and file system user of a process, out of its status (proc_pid_status(5)).
+fn users_in(status: &[u8]) -> Vec<u32> {
+    // The command name above them is the tenant's choice and need not be text; a line of its own it cannot begin.
+    let status = String::from_utf8_lossy(status);
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let ids = ids.unwrap_or_default().split_whitespace();
+    ids.filter_map(|id| id.parse().ok()).collect()
+}
+
 /// Waits until the process of a handle has exited, or `timeout` passed; tells which.
 pub(crate) fn wait_exit(handle: &OwnedFd, timeout: Duration) -> io::Result<bool> {
     use rustix::event::{PollFd, PollFlags, poll};
@@ -135,6 +155,17 @@ mod tests {
         let stat = Stat::parse(line).unwrap();
         assert_eq!(stat.started, 777);
         assert_eq!(stat.cpu_us, 500_000);
+    }
+
+    #[test]
+    fn a_command_name_that_is_no_text_does_not_hide_the_users_of_a_process() {
+        assert_eq!(
+            users_in(b"Name:\t\xff\\nUid:\nUid:\t7\t8\t7\t9\n"),
+            [7_u32, 8, 7, 9]
+        );
+        assert!(users_in(b"").is_empty());
+        let own = rustix::process::geteuid().as_raw();
+        assert!(users().unwrap().contains(&own));
     }
 
     #[test]

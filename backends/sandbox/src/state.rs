@@ -217,19 +217,20 @@ impl LeaseDir {
     /// # Errors
     /// `Unsupported` where a later version did: what it means by it is not guessed.
     pub(crate) fn intent(&self) -> io::Result<Option<Launch>> {
-        let Some(intent) = read::<Intent<serde_json::Value>>(&self.path.join("intent"))? else {
+        let path = self.path.join("intent");
+        let Some(intent) = read::<Intent<serde_json::Value>>(&path)? else {
             return Ok(None);
         };
         if intent.version > INTENT_VERSION {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                format!(
-                    "its intent has version {}, and this program knows up to {INTENT_VERSION}: a later souk started it",
-                    intent.version
-                ),
-            ));
+            let what = format!(
+                "it has version {}, and this program knows up to {INTENT_VERSION}: a later souk started the lease",
+                intent.version
+            );
+            return Err(fault(&path, io::ErrorKind::Unsupported, &what));
         }
-        Ok(Some(serde_json::from_value(intent.launch)?))
+        serde_json::from_value(intent.launch)
+            .map(Some)
+            .map_err(|e| fault(&path, io::ErrorKind::InvalidData, &e.to_string()))
     }
 
     pub(crate) fn write_intent(&self, launch: &Launch) -> io::Result<()> {
@@ -312,10 +313,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         found => found?.len(),
     };
-    let invalid = |what: String| {
-        let what = format!("{}: {what}", path.display());
-        io::Error::new(io::ErrorKind::InvalidData, what)
-    };
+    let invalid = |what: String| fault(path, io::ErrorKind::InvalidData, &what);
     if size == 0 {
         // What a crash of the machine leaves of a file that was renamed but not synced.
         return Ok(None);
@@ -327,6 +325,17 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     serde_json::from_slice(&bytes)
         .map(Some)
         .map_err(|e| invalid(e.to_string()))
+}
+
+fn fault(path: &Path, kind: io::ErrorKind, what: &str) -> io::Error {
+    io::Error::new(kind, format!("{}: {what}", path.display()))
+}
+
+/// Whether what a file holds is lost to this program, however often it is read: the file is damaged, the disk does not give it
+/// back, or a later program wrote it.
+pub(crate) fn is_lost(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, Unsupported};
+    matches!(error.kind(), InvalidData | Unsupported) || error.raw_os_error() == Some(libc::EIO)
 }
 
 #[cfg(test)]
@@ -378,6 +387,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_damaged_is_lost_and_what_is_refused_for_now_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(folder.path().to_owned())
+            .unwrap()
+            .lease(LEASE);
+        dir.create().unwrap();
+        let path = dir.path().join("intent");
+        for damaged in ["{", "{}", r#"{"version":1,"slot":-1}"#] {
+            fs::write(&path, damaged).unwrap();
+            let error = dir.intent().unwrap_err();
+            assert!(is_lost(&error), "{damaged}: {error}");
+            assert!(error.to_string().contains("intent"), "{error}");
+        }
+        for number in [libc::EMFILE, libc::EACCES] {
+            assert!(!is_lost(&io::Error::from_raw_os_error(number)));
+        }
+    }
+
+    #[test]
     fn an_intent_of_an_earlier_program_is_read_and_one_of_a_later_program_is_refused_aloud() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(folder.path().to_owned()).unwrap();
@@ -426,6 +454,7 @@ mod tests {
         fs::write(&path, serde_json::to_vec(&written).unwrap()).unwrap();
         let error = dir.intent().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+        assert!(is_lost(&error));
         assert!(error.to_string().contains("a later souk"), "{error}");
     }
 }

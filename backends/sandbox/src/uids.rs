@@ -3,7 +3,7 @@
 //! Root gives each lease two users of its own, one for the agent and one for the tenant, who then cannot signal it or
 //! change its scheduling. An ordinary user can map itself alone.
 
-use std::fs;
+use std::{collections::HashSet, fs};
 
 use crate::wire::Ids;
 
@@ -27,6 +27,14 @@ pub(crate) fn plan(slot: u32) -> Ids {
             uid: uid.as_raw(),
             gid: gid.as_raw(),
         },
+    }
+}
+
+/// Whether the ids of a slot are among those of `users`; never where a slot has none of its own.
+pub(crate) fn are_among(slot: u32, users: &HashSet<u32>) -> bool {
+    match plan(slot) {
+        Ids::Two { base } => users.contains(&base) || users.contains(&(base + 1)),
+        Ids::One { .. } => false,
     }
 }
 

@@ -10,6 +10,7 @@
 //! tells whether a keeper lives.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io,
     net::{Ipv4Addr, TcpListener},
@@ -21,10 +22,11 @@ use std::{
 use rustix::fs::{Mode, OFlags};
 use souk_backend::{BackendError, Instance, InstanceState, LeaseId, LeaseSpec, Limit, Resources};
 
-use super::{Found, Inner, instance, lock, not_up, open_agent, unknown};
+use super::{Found, Inner, instance, lock, not_up, open_agent, remove_remains, unknown, warn_of};
 use crate::{
     clock::unix_ms,
     order::{host, order_keeper},
+    process,
     state::LeaseDir,
     uids,
     wire::{self, Failure, Folders, Launch, Order, Outcome},
@@ -46,6 +48,7 @@ impl Inner {
                 return Ok(instance);
             }
             Found::Present(_) => return Err(not_up(lease, "it has ended already")),
+            Found::Unreadable(_, e) => return Err(unknown(lease, "reading its state", e)),
             Found::Starting => return self.wait_started(lease),
             Found::Nothing => {}
         }
@@ -61,7 +64,7 @@ impl Inner {
         let order = self.admit(spec, &dir)?;
         let started = self.launch(&order, &dir);
         if started.is_err() {
-            self.remove_remains(&dir, &order.launch)?;
+            remove_remains(lease, &dir, &order.launch.cgroup)?;
         }
         started
     }
@@ -107,13 +110,20 @@ impl Inner {
         let failed = |e| host("cannot write the state of a lease", self.state.path(), e);
         let _admission = lock(&self.admission);
         let mut used = spec.resources;
-        let mut slots = vec![false; uids::MAX_LEASES as usize];
+        let mut taken = HashSet::new();
+        let mut hidden = 0;
         for other in self.state.leases().map_err(failed)? {
-            let intent = self.state.lease(other).intent().map_err(failed)?;
-            if let Some(intent) = intent {
-                used = add(used, intent.spec.resources);
-                if let Some(slot) = slots.get_mut(intent.slot as usize) {
-                    *slot = true;
+            let other = self.state.lease(other);
+            match other.intent() {
+                Ok(None) => {}
+                Ok(Some(intent)) => {
+                    used = add(used, intent.spec.resources);
+                    taken.insert(intent.slot);
+                }
+                // What it has of the machine is unknown here; whoever sells keeps books of that, too.
+                Err(error) => {
+                    warn_of(&other, &error);
+                    hidden += 1;
                 }
             }
         }
@@ -121,14 +131,15 @@ impl Inner {
             let what = what.to_owned();
             return Err(BackendError::Full { lease, what });
         }
-        let Some(slot) = slots.iter().position(|taken| !taken) else {
+        let slot = free_slot(&taken, hidden)
+            .map_err(|e| host("cannot see whose processes run", self.state.path(), e))?;
+        let Some(slot) = slot else {
             let what = format!("{} leases at one time", uids::MAX_LEASES);
             return Err(BackendError::Full { lease, what });
         };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .map_err(|e| host("cannot open a port on the loopback", self.state.path(), e))?;
         let port = listener.local_addr().map_err(failed)?.port();
-        let slot = u32::try_from(slot).expect("below MAX_LEASES");
         let launch = Launch {
             spec: spec.clone(),
             slot,
@@ -196,6 +207,7 @@ impl Inner {
         loop {
             match self.find(lease)? {
                 Found::Present(instance) => return Ok(instance),
+                Found::Unreadable(_, e) => return Err(unknown(lease, "reading its state", e)),
                 Found::Nothing => return Err(not_up(lease, "an earlier start failed")),
                 Found::Starting if Instant::now() >= until => {
                     return Err(BackendError::Unknown {
@@ -213,6 +225,19 @@ struct Admitted {
     launch: Launch,
     lock: File,
     listener: TcpListener,
+}
+
+/// The first slot that no lease has. Of `hidden` leases it is not known which they have: as many free ones are left out, and all
+/// whose users run something.
+fn free_slot(taken: &HashSet<u32>, hidden: usize) -> io::Result<Option<u32>> {
+    let mut free = (0..uids::MAX_LEASES).filter(|slot| !taken.contains(slot));
+    if hidden == 0 {
+        return Ok(free.next());
+    }
+    let running = process::users()?;
+    Ok(free
+        .filter(|slot| !uids::are_among(*slot, &running))
+        .nth(hidden))
 }
 
 fn add(a: Resources, b: Resources) -> Resources {
