@@ -136,11 +136,19 @@ pub enum StoreError {
         /// The image.
         image: ImageHash,
     },
-    /// The manifest on the disk is damaged.
-    #[error("the manifest of image {image} is damaged")]
+    /// The manifest on the disk is damaged, or it or the root directory is gone.
+    #[error("image {image} is damaged: its manifest or its root is not what was written")]
     Damaged {
         /// The image.
         image: ImageHash,
+    },
+    /// The image that was made is in the store already, and damaged there.
+    #[error("image {image} is in the store already, and damaged there")]
+    Occupied {
+        /// The image.
+        image: ImageHash,
+        /// What is wrong with the one that is there.
+        source: Box<VerifyError>,
     },
     /// The file system said no.
     #[error("cannot {doing} {}", path.display())]

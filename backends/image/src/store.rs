@@ -130,10 +130,12 @@ impl Store {
     /// The manifest of an image.
     ///
     /// # Errors
-    /// [`StoreError::Missing`]; [`StoreError::Damaged`] where the file is not what the hash says.
+    /// [`StoreError::Missing`]; [`StoreError::Damaged`] where the file is gone or not what the hash says.
     pub fn manifest(&self, image: ImageHash) -> Result<Manifest, StoreError> {
-        let path = self.folder(image).join(MANIFEST);
+        let folder = self.folder(image);
+        let path = folder.join(MANIFEST);
         let text = fs::read(&path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound if folder.exists() => StoreError::Damaged { image },
             io::ErrorKind::NotFound => StoreError::Missing { image },
             _ => failed("read", &path, e),
         })?;
@@ -152,7 +154,9 @@ impl Store {
     /// [`VerifyError::Differs`] names the first path that is missing, was added, or changed.
     pub fn verify(&self, image: ImageHash) -> Result<(), VerifyError> {
         let expected = self.manifest(image)?;
-        let rootfs = self.path(image)?;
+        let rootfs = self
+            .path(image)
+            .map_err(|_| StoreError::Damaged { image })?;
         let found = staging::scan(Self::open_dir(&rootfs)?)?;
         match first_difference(expected.entries(), found.entries()) {
             None => Ok(()),
@@ -163,7 +167,7 @@ impl Store {
         }
     }
 
-    /// Removes an image. Leases that run on it must have ended.
+    /// Removes an image, damaged or not. Leases that run on it must have ended.
     ///
     /// # Errors
     /// [`StoreError::Missing`], or [`StoreError::Io`].
@@ -185,7 +189,8 @@ impl Store {
         Ok((lock, staging))
     }
 
-    /// Writes the manifest, brings everything to the disk, and gives the image its name.
+    /// Writes the manifest, brings everything to the disk, and gives the image its name. One that is there already is
+    /// looked at and never replaced: leases may run on it.
     fn publish(&self, staging: Staging, manifest: &Manifest) -> Result<ImageHash, StoreError> {
         let image = manifest.hash();
         let temporary = staging.into_folder();
@@ -193,7 +198,13 @@ impl Store {
         fs::write(&path, manifest.to_text()).map_err(|e| failed("write", &path, e))?;
         let folder = self.folder(image);
         if folder.exists() {
-            return Ok(image);
+            return match self.verify(image) {
+                Ok(()) => Ok(image),
+                Err(damage) => Err(StoreError::Occupied {
+                    image,
+                    source: Box::new(damage),
+                }),
+            };
         }
         let images = Self::open_dir(&self.images)?;
         syncfs(&images).map_err(|e| failed("sync", &self.images, e.into()))?;

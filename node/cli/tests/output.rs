@@ -109,6 +109,79 @@ fn an_image_that_is_not_there_is_not_called_damaged() {
 }
 
 #[test]
+fn a_damaged_image_harms_no_other_and_is_removed_and_imported_again() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = |name: &str| folder.path().join(name);
+    let config = file("souk.toml").display().to_string();
+    std::fs::write(&config, "").expect("written");
+    let image = |args: &[&str]| {
+        let output = souk(&[&["image"], args, &["--config", &config]].concat()).output();
+        let output = output.expect("souk starts");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        (output.status.success(), said)
+    };
+    let import = |content: &str| {
+        let mut header = tar::Header::new_ustar();
+        header.set_path("a").expect("short");
+        header.set_mode(0o644);
+        header.set_size(1);
+        header.set_cksum();
+        let mut archive = tar::Builder::new(Vec::new());
+        archive
+            .append(&header, content.as_bytes())
+            .expect("in memory");
+        let archive = archive.into_inner().expect("in memory");
+        std::fs::write(file("rootfs.tar"), archive).expect("written");
+        image(&["import", &file("rootfs.tar").display().to_string()])
+    };
+    let imported = |content: &str| {
+        let (is_done, said) = import(content);
+        assert!(is_done, "{said}");
+        said.split(' ').next().expect("its name").to_owned()
+    };
+    // The damaged one is the first that is looked at.
+    let mut both = ["1", "2"].map(|content| (imported(content), content));
+    both.sort();
+    let [(bad, content), (good, _)] = both;
+    let at = file("data/images").join(&bad);
+    let told = format!("souk image remove {bad}");
+
+    std::fs::write(at.join("rootfs/a"), "3").expect("written");
+    let (is_done, said) = import(content);
+    assert!(!is_done && said.contains(&told), "{said}");
+    std::fs::write(at.join("manifest"), "").expect("written");
+    let (is_done, said) = image(&["verify"]);
+    assert!(!is_done && said.contains(&told), "{said}");
+    assert!(said.contains(&format!("{good} is intact")), "{said}");
+    let (is_done, said) = image(&["list"]);
+    assert!(is_done && said.contains(&good), "{said}");
+    let warning = format!("warning: image {bad} is damaged");
+    assert!(said.contains(&warning), "{said}");
+
+    // As the driver keeps one of each lease.
+    let lease = file("data/leases").join("0".repeat(32));
+    std::fs::create_dir_all(&lease).expect("made");
+    let (is_done, said) = image(&["remove", &bad]);
+    assert!(!is_done && said.contains("1 lease of"), "{said}");
+    std::fs::remove_dir(&lease).expect("there");
+    let (is_done, said) = image(&["remove", "--json", &bad, &bad]);
+    let removed = format!("[\"{bad}\"]\n");
+    assert!(is_done && said.starts_with(&removed), "{said}");
+    assert_eq!(imported(content), bad);
+    let (is_done, said) = image(&["verify"]);
+    assert!(is_done, "{said}");
+
+    std::fs::create_dir(&lease).expect("made");
+    let (is_done, said) = image(&["remove", "--force", &good]);
+    assert!(is_done, "{said}");
+    let (is_done, said) = image(&["remove", "--force", &bad, &good]);
+    assert!(!is_done && said.contains("not in the store"), "{said}");
+    let (is_done, said) = image(&["verify", &bad]);
+    assert!(is_done, "it is removed with one that is not there: {said}");
+}
+
+#[test]
 fn a_command_line_that_is_wrong_is_not_repeated_as_it_is() {
     for args in [
         ["image", "verify", "--\u{1b}[2J"],
@@ -121,4 +194,40 @@ fn a_command_line_that_is_wrong_is_not_repeated_as_it_is() {
         let is_clean = |c: char| c == '\n' || !c.is_control();
         assert!(!said.is_empty() && said.chars().all(is_clean), "{said:?}");
     }
+}
+
+#[test]
+fn whoever_may_watch_a_node_needs_its_socket_and_no_configuration() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let socket = folder.path().join("monitor.sock").display().to_string();
+    for command in [
+        &["status"][..],
+        &["node", "metrics"],
+        &["node", "leases"],
+        &["leases", "--orphans"],
+    ] {
+        let args = [command, &["--socket", &socket]].concat();
+        let output = souk(&args).current_dir(&folder).output();
+        let output = output.expect("souk starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(69), "{args:?}: {said}");
+        let told = format!("no node is running at {socket}");
+        assert!(said.contains(&told), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn the_program_tells_its_version_and_the_commit_where_the_build_was_told() {
+    let output = souk(&["version", "--json"]).output().expect("souk starts");
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(said["souk"], version);
+    assert!(said.get("revision").is_some(), "{said}");
+    let told = match said["revision"].as_str() {
+        Some(revision) => format!("souk {version}+{revision}, "),
+        None => format!("souk {version}, "),
+    };
+    let output = souk(&["version"]).output().expect("souk starts");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(shown.starts_with(&told), "{shown}");
 }

@@ -439,6 +439,44 @@ fn verification_names_what_changed_on_the_disk() {
 }
 
 #[test]
+fn an_image_that_is_damaged_is_not_taken_for_the_one_that_is_imported_again() {
+    let mut archive = Vec::new();
+    file(&mut archive, "a", b"1");
+    let (data, store) = store();
+    let tar = write_tar(data.path(), archive);
+    let import = || store.import_tar(&tar);
+    let image = import().expect("imports");
+    let rootfs = store.path(image).expect("there");
+    let manifest = rootfs.with_file_name("manifest");
+    let damages: [&dyn Fn(); 4] = [
+        &|| fs::write(rootfs.join("a"), "2").expect("writable"),
+        &|| fs::remove_dir_all(&rootfs).expect("ours"),
+        &|| fs::write(&manifest, "souk image manifest v1\n").expect("writable"),
+        &|| fs::remove_file(&manifest).expect("ours"),
+    ];
+    for (n, damage) in damages.iter().enumerate() {
+        damage();
+        match import() {
+            Err(ImportError::Store(StoreError::Occupied {
+                image: told,
+                source,
+            })) => {
+                assert_eq!(told, image, "{n}");
+                assert!(
+                    !matches!(*source, VerifyError::Store(StoreError::Missing { .. })),
+                    "{n}: {source}"
+                );
+            }
+            other => panic!("{n}: {other:?}"),
+        }
+        assert_eq!(leftovers(data.path()), [image.to_string()], "{n}");
+        store.remove(image).expect("there");
+        assert_eq!(import().expect("imports"), image, "{n}");
+        store.verify(image).expect("as written");
+    }
+}
+
+#[test]
 fn a_removed_image_is_gone_and_a_crash_is_swept_up() {
     let mut archive = Vec::new();
     file(&mut archive, "a", b"1");
