@@ -22,7 +22,7 @@ const MIB: usize = 1 << 20;
 
 #[test]
 fn exec_returns_output_errors_and_exit_codes() {
-    let agent = Agent::start();
+    let Some(agent) = Agent::start() else { return };
     let output = agent.exec("echo out; echo err >&2; exit 37");
     assert_eq!(text(&output.stdout), "out\n");
     assert_eq!(text(&output.stderr), "err\n");
@@ -33,7 +33,7 @@ fn exec_returns_output_errors_and_exit_codes() {
 
 #[test]
 fn a_program_that_a_signal_ended_is_reported_as_such() {
-    let agent = Agent::start();
+    let Some(agent) = Agent::start() else { return };
     let output = agent
         .ssh()
         .args(["-v", "kill -TERM $$"])
@@ -49,7 +49,7 @@ fn a_program_that_a_signal_ended_is_reported_as_such() {
 
 #[test]
 fn ten_mib_of_input_come_back_unchanged() {
-    let agent = Agent::start();
+    let Some(agent) = Agent::start() else { return };
     let input = noise(10 * MIB, 1);
     let mut client = agent
         .ssh()
@@ -73,7 +73,7 @@ fn ten_mib_of_input_come_back_unchanged() {
 /// directions this hangs unless input waits in the agent.
 #[test]
 fn a_program_that_reads_late_does_not_hold_up_its_own_output() {
-    let agent = Agent::start();
+    let Some(agent) = Agent::start() else { return };
     let input = noise(24 * MIB, 2);
     let mut client = agent
         .ssh()
@@ -91,7 +91,7 @@ fn a_program_that_reads_late_does_not_hold_up_its_own_output() {
 
 #[test]
 fn a_program_that_never_reads_leaves_the_agent_small() {
-    let agent = Agent::start();
+    let Some(agent) = Agent::start() else { return };
     let mut client = agent
         .ssh()
         .arg("echo started; exec sleep 1000")
@@ -129,7 +129,7 @@ fn a_program_that_never_reads_leaves_the_agent_small() {
 
 #[test]
 fn a_terminal_has_the_size_and_the_name_that_the_client_gave() {
-    let agent = Agent::start();
+    let Some(agent) = Agent::start() else { return };
     // `script` gives the client a terminal of its own, whose size OpenSSH passes on.
     let inner = format!(
         "stty rows 33 cols 101; {} -tt 'stty size; echo $TERM; tty; test -t 0 && test -t 2; echo $?'",
@@ -159,7 +159,7 @@ fn shell_line(command: Command) -> String {
 
 #[test]
 fn a_shell_takes_commands_over_a_terminal_and_reports_its_exit() {
-    let agent = Agent::start();
+    let Some(agent) = Agent::start() else { return };
     let mut client = agent
         .ssh()
         .arg("-tt")
@@ -201,7 +201,7 @@ fn sftp(agent: &Agent, commands: &str) -> Output {
 
 #[test]
 fn sftp_carries_64_mib_both_ways() {
-    let agent = Agent::start();
+    let Some(agent) = Agent::start() else { return };
     let here = agent.dir().join("here");
     fs::write(&here, noise(64 * MIB, 4)).expect("written");
     let back = agent.dir().join("back");
@@ -226,7 +226,7 @@ fn sftp_carries_64_mib_both_ways() {
 
 #[test]
 fn scp_works_in_both_of_its_protocols() {
-    let agent = Agent::start();
+    let Some(agent) = Agent::start() else { return };
     let here = agent.dir().join("here");
     fs::write(&here, noise(3 * MIB, 5)).expect("written");
     for (mode, name) in [("-s", "by-sftp"), ("-O", "by-scp")] {
@@ -252,7 +252,7 @@ fn scp_works_in_both_of_its_protocols() {
 
 #[test]
 fn file_transfer_runs_as_the_tenant_and_not_in_the_agent() {
-    let agent = Agent::start();
+    let Some(agent) = Agent::start() else { return };
     let got = agent.dir().join("cmdline");
     sftp(
         &agent,
@@ -264,7 +264,10 @@ fn file_transfer_runs_as_the_tenant_and_not_in_the_agent() {
 
 #[test]
 fn rsync_copies_a_tree_and_only_what_changed() {
-    let agent = Agent::start();
+    if Command::new("rsync").arg("--version").output().is_err() {
+        return common::skipped("needs rsync");
+    }
+    let Some(agent) = Agent::start() else { return };
     let tree = agent.dir().join("tree");
     fs::create_dir_all(tree.join("deep/er")).expect("made");
     fs::write(tree.join("deep/er/big"), noise(2 * MIB, 7)).expect("written");
@@ -291,8 +294,25 @@ fn rsync_copies_a_tree_and_only_what_changed() {
 }
 
 #[test]
+fn a_machine_without_openssh_or_rsync_skips_what_needs_them_and_says_so() {
+    for (test, why) in [
+        ("exec_returns_output_errors_and_exit_codes", "needs OpenSSH"),
+        ("rsync_copies_a_tree_and_only_what_changed", "needs rsync"),
+    ] {
+        let output = Command::new(std::env::current_exe().expect("a path"))
+            .args([test, "--exact", "--nocapture"])
+            .env("PATH", "/nonexistent")
+            .output()
+            .expect("the tests run again");
+        let said = text(&output.stderr);
+        let is_told = said.contains(&format!("skipped: {why}"));
+        assert!(output.status.success() && is_told, "{test}: {said}");
+    }
+}
+
+#[test]
 fn a_local_port_reaches_a_server_inside_and_a_remote_one_reaches_outside() {
-    let agent = Agent::start();
+    let Some(agent) = Agent::start() else { return };
     let inside = TcpListener::bind(("127.0.0.1", 0)).expect("a server");
     let inside_port = inside.local_addr().expect("bound").port();
     let echo = thread::spawn(move || {
@@ -358,7 +378,7 @@ fn a_local_port_reaches_a_server_inside_and_a_remote_one_reaches_outside() {
 
 #[test]
 fn another_key_another_user_and_a_password_are_refused() {
-    let agent = Agent::start();
+    let Some(agent) = Agent::start() else { return };
     let other = agent.dir().join("other");
     make_key(&other);
     let refused = |command: &mut Command| {
@@ -405,7 +425,7 @@ fn another_key_another_user_and_a_password_are_refused() {
 
 #[test]
 fn many_sessions_run_at_once_over_one_connection_and_over_many() {
-    let agent = Agent::start();
+    let Some(agent) = Agent::start() else { return };
     let socket = agent.dir().join("mux");
     let mut master = agent
         .openssh("ssh")
@@ -438,7 +458,7 @@ fn many_sessions_run_at_once_over_one_connection_and_over_many() {
 
 #[test]
 fn what_a_client_started_ends_when_the_client_is_terminated() {
-    let agent = Agent::start();
+    let Some(agent) = Agent::start() else { return };
     for terminal in [false, true] {
         let mut ssh = agent.openssh("ssh");
         if terminal {
@@ -472,10 +492,12 @@ fn what_a_client_started_ends_when_the_client_is_terminated() {
 
 #[test]
 fn what_a_session_left_behind_lives_until_the_lease_ends() {
-    let mut agent = Agent::start_with(&Start {
+    let Some(mut agent) = Agent::start_with(&Start {
         lease_s: 12,
         ..Start::default()
-    });
+    }) else {
+        return;
+    };
     let output = agent.exec("sleep 1000 >/dev/null 2>&1 </dev/null & echo $!");
     let pid = text(&output.stdout).trim().to_owned();
     assert!(alive(&pid));
@@ -500,10 +522,12 @@ fn what_a_session_left_behind_lives_until_the_lease_ends() {
 
 #[test]
 fn the_end_of_the_lease_is_told_and_its_exit_is_a_success() {
-    let mut agent = Agent::start_with(&Start {
+    let Some(mut agent) = Agent::start_with(&Start {
         lease_s: 1,
         ..Start::default()
-    });
+    }) else {
+        return;
+    };
     let reason = loop {
         match agent.message().expect("the agent says why") {
             AgentMessage::Exiting { reason } => break reason,
@@ -517,16 +541,18 @@ fn the_end_of_the_lease_is_told_and_its_exit_is_a_success() {
 
 #[test]
 fn missing_standard_descriptors_do_not_matter() {
-    let agent = Agent::start_with(&Start {
+    let Some(agent) = Agent::start_with(&Start {
         standard_streams: false,
         ..Start::default()
-    });
+    }) else {
+        return;
+    };
     assert_eq!(agent.exec("echo works").stdout, b"works\n");
 }
 
 #[test]
 fn a_tenant_inherits_no_descriptor_and_a_clean_environment() {
-    let agent = Agent::start();
+    let Some(agent) = Agent::start() else { return };
     let fds = agent.exec("ls /proc/self/fd | sort -n | tr '\\n' ' '");
     // The fourth is the directory that `ls` reads.
     assert_eq!(text(&fds.stdout).trim(), "0 1 2 3");
@@ -558,10 +584,12 @@ fn a_tenant_with_ids_of_its_own_keeps_nothing_of_root_needs_root() {
         uid: 60_123,
         gid: 60_124,
     };
-    let agent = Agent::start_with(&Start {
+    let Some(agent) = Agent::start_with(&Start {
         switch_to: Some(ids),
         ..Start::default()
-    });
+    }) else {
+        return;
+    };
     let output = agent.exec("id -u; id -g; id -G; touch mine; kill -0 $PPID || echo no");
     assert_eq!(text(&output.stdout), "60123\n60124\n60124\nno\n");
     let status = text(&agent.exec("grep ^Cap /proc/self/status").stdout);

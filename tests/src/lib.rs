@@ -11,6 +11,7 @@ mod capture;
 mod clock;
 mod hosts;
 mod instances;
+mod needs;
 mod network;
 mod process;
 #[cfg(feature = "proof")]
@@ -26,6 +27,7 @@ pub mod sweep;
 pub use capture::{Capture, Frames};
 pub use clock::Clock;
 pub use hosts::{Host, Lan};
+pub use needs::{Need, lacks};
 pub use network::{Discovery, Network, NodeUnderTest, Plan, Role, node_command};
 pub use process::{PATIENCE, Process, eventually, eventually_or_why, succeed};
 pub use programs::{agent, souk};
@@ -36,11 +38,4 @@ pub use search::{Needle, find};
 #[expect(clippy::print_stderr, reason = "a skipped test says so")]
 pub fn skipped(why: &str) {
     eprintln!("skipped: {why}");
-}
-
-/// Whether this process may make network namespaces of its own.
-#[must_use]
-pub fn is_root() -> bool {
-    // SAFETY: geteuid takes nothing and cannot fail.
-    unsafe { libc::geteuid() == 0 }
 }

@@ -296,7 +296,7 @@ impl Network {
         if role == Role::Provider && self.plan.sells {
             succeed(
                 Command::new(programs::souk())
-                    .args(["image", "build", "--program", "rsync", "--config"])
+                    .args(["image", "build", "--config"])
                     .arg(&config),
             );
         }

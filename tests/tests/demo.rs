@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::Value;
-use souk_tests::{Process, agent, eventually, souk};
+use souk_tests::{Process, agent, eventually, needs, souk};
 
 fn demo(temporary: &Path) -> Command {
     let mut command = Command::new(souk());
@@ -29,6 +29,7 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn the_demo_holds_and_leaves_nothing_behind() {
+    needs!(Leases);
     let temporary = tempfile::tempdir().expect("a temporary folder");
     let output = demo(temporary.path()).output().expect("souk starts");
     let said = String::from_utf8_lossy(&output.stderr);
@@ -56,7 +57,10 @@ fn the_demo_holds_and_leaves_nothing_behind() {
             .is_some_and(|note| note.contains("souk/usage-log")),
         "{object}"
     );
-    assert!(object["timings_ms"]["rent"].is_u64(), "{object}");
+    // `cargo xtask bench` judges the last.
+    for part in ["rent", "total"] {
+        assert!(object["timings_ms"][part].is_u64(), "{object}");
+    }
     // Of one entry the proof would be empty.
     assert!(
         object["proof_hashes"]
@@ -92,6 +96,7 @@ fn a_step_that_fails_is_told_to_scripts_and_by_the_exit_status() {
 
 #[test]
 fn a_demo_that_is_kept_says_where_and_goes_on() {
+    needs!(Leases);
     let temporary = tempfile::tempdir().expect("a temporary folder");
     let said = tempfile::tempdir().expect("a folder");
     let mut command = demo(temporary.path());
@@ -123,6 +128,7 @@ fn a_demo_that_is_kept_says_where_and_goes_on() {
 
 #[test]
 fn nodes_of_a_demo_that_is_killed_stop_by_themselves() {
+    needs!(Leases);
     let temporary = tempfile::tempdir().expect("a temporary folder");
     let mut demo = demo(temporary.path())
         .stdout(Stdio::null())

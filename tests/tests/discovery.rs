@@ -1,9 +1,10 @@
 //! Nodes that know one neighbour, or nobody: they find each other, and each has all cards.
 
-use souk_tests::{Discovery, Lan, Network, Plan, is_root, skipped};
+use souk_tests::{Discovery, Lan, Network, Plan, needs};
 
 #[test]
 fn nodes_in_a_line_that_know_one_neighbour_each_find_all_others_and_their_cards() {
+    needs!(Leases);
     // The provider is the first of six. Starting waits until every node has every card: the last one those of four nodes that it was
     // never told of.
     let network = Network::start(&Plan {
@@ -19,9 +20,7 @@ fn nodes_in_a_line_that_know_one_neighbour_each_find_all_others_and_their_cards(
 
 #[test]
 fn nodes_on_a_lan_find_each_other_without_any_address_needs_root_netns() {
-    if !is_root() {
-        return skipped("needs root");
-    }
+    needs!(Hosts);
     let lan = Lan::new(3);
     let plan = Plan {
         mixes: 2,

@@ -1,13 +1,15 @@
 //! The fixtures themselves: a check that cannot fail would prove nothing.
 
 use std::{
+    env,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    process::Command,
     thread,
     time::Duration,
 };
 
-use souk_tests::{Capture, Host, Lan, is_root, skipped};
+use souk_tests::{Capture, Host, Lan, needs, succeed};
 
 fn connect(from: &Host, to: &Host, port: u16) -> std::io::Result<TcpStream> {
     let address = SocketAddr::from((to.address(), port));
@@ -22,9 +24,7 @@ fn listen(host: &Host) -> (TcpListener, u16) {
 
 #[test]
 fn hosts_reach_each_other_until_one_is_cut_off_needs_root_netns() {
-    if !is_root() {
-        return skipped("needs root");
-    }
+    needs!(Hosts);
     let lan = Lan::new(3);
     assert_eq!(lan.ports(), 3);
     let [a, b, c] = lan.hosts() else {
@@ -42,9 +42,7 @@ fn hosts_reach_each_other_until_one_is_cut_off_needs_root_netns() {
 
 #[test]
 fn a_capture_sees_addresses_and_contents_of_its_host_only_needs_root_netns() {
-    if !is_root() {
-        return skipped("needs root");
-    }
+    needs!(Hosts);
     let lan = Lan::new(3);
     let [a, b, c] = lan.hosts() else {
         panic!("three hosts")
@@ -71,4 +69,19 @@ fn a_capture_sees_addresses_and_contents_of_its_host_only_needs_root_netns() {
     assert!(at_b.addresses().contains(&a.address()));
     assert!(at_b.contain(b"a word that is not encrypted"));
     assert!(!at_c.contain(b"a word that is not encrypted"));
+}
+
+#[test]
+fn a_machine_that_lacks_what_a_test_needs_skips_it_and_says_so() {
+    let mut again = Command::new(env::current_exe().expect("a path"));
+    again
+        .args([
+            "--exact",
+            "--nocapture",
+            "hosts_reach_each_other_until_one_is_cut_off_needs_root_netns",
+        ])
+        .env("PATH", "/nonexistent");
+    let output = succeed(&mut again);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("skipped: needs root and iproute2"), "{said}");
 }

@@ -11,7 +11,7 @@ use libp2p::{
     swarm::SwarmEvent, tcp, yamux,
 };
 use souk_node::net::PROTOCOLS;
-use souk_tests::{Network, NodeUnderTest, PATIENCE, Plan};
+use souk_tests::{Network, NodeUnderTest, PATIENCE, Plan, needs};
 use tokio::time::timeout;
 
 /// Longest that a neighbour which broke the framing stays connected: the deadline for a frame, on a busy machine.
@@ -162,6 +162,7 @@ fn network() -> Network {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_breaks_the_framing_is_disconnected_and_nobody_else_is() {
+    needs!(Leases);
     let network = network();
     let mut spoken = BTreeSet::new();
     for node in [network.provider(), &network.mixes()[0]] {
@@ -203,6 +204,7 @@ async fn whoever_breaks_the_framing_is_disconnected_and_nobody_else_is() {
 /// Whoever may reach the sockets of this machine, and what they may send there.
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_bytes_on_the_control_socket_and_to_the_metrics_leave_the_node_up_and_small() {
+    needs!(Leases);
     let network = Network::start(&Plan {
         more: "[metrics]\nlisten = \"127.0.0.1:0\"".to_owned(),
         ..plan()
@@ -295,6 +297,7 @@ async fn hurl(socket: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 
 #[tokio::test(flavor = "multi_thread")]
 async fn truncated_and_random_messages_leave_the_node_up_and_small() {
+    needs!(Leases);
     let network = network();
     let protocols: Vec<String> = PROTOCOLS
         .iter()
@@ -334,6 +337,7 @@ async fn truncated_and_random_messages_leave_the_node_up_and_small() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_well_framed_nonsense_costs_no_memory_and_no_third_party() {
+    needs!(Leases);
     let network = network();
     let mix = &network.mixes()[0];
     let mut innocent = Stranger::connect(mix).await;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::Value;
-use souk_tests::{Network, NodeUnderTest, Plan, Rented, Requester, eventually, succeed};
+use souk_tests::{Network, NodeUnderTest, Plan, Rented, Requester, eventually, needs, succeed};
 
 /// Whether this node sees an offer of the provider.
 fn offers(node: &NodeUnderTest, provider: &str) -> bool {
@@ -90,6 +90,7 @@ fn port_of(provider: &NodeUnderTest, lease: &Rented) -> u64 {
 
 #[test]
 fn a_newer_program_adopts_what_runs_and_sessions_never_notice() {
+    needs!(Leases, OpenSsh);
     let mut network = Network::start(&Plan {
         direct: true,
         ..Plan::default()
@@ -143,6 +144,7 @@ fn a_newer_program_adopts_what_runs_and_sessions_never_notice() {
 
 #[test]
 fn a_drain_survives_a_restart_ends_what_is_left_and_can_be_taken_back() {
+    needs!(Leases, OpenSsh);
     let mut network = Network::start(&Plan::default());
     let requester = network.requester("requester", None);
     let lease = requester.rent(&[]);
@@ -190,6 +192,7 @@ fn a_drain_survives_a_restart_ends_what_is_left_and_can_be_taken_back() {
 
 #[test]
 fn a_node_that_retires_names_its_heir_and_is_gone_for_everybody() {
+    needs!(Leases);
     let mut network = Network::start(&Plan::default());
     let id = network.provider().id().to_owned();
     let heir = &network.mixes()[0];

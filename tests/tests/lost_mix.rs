@@ -4,9 +4,7 @@
 use std::{collections::BTreeSet, fs};
 
 use serde_json::Value;
-use souk_tests::{
-    Lan, Needle, Network, NodeUnderTest, Plan, Process, Rented, eventually, is_root, skipped,
-};
+use souk_tests::{Lan, Needle, Network, NodeUnderTest, Plan, Process, Rented, eventually, needs};
 
 const MIXES: usize = 6;
 
@@ -31,9 +29,7 @@ fn forwarded(network: &Network) -> Vec<u64> {
 
 #[test]
 fn a_lease_arrives_though_a_mix_on_its_route_is_cut_off_needs_root_netns() {
-    if !is_root() {
-        return skipped("needs root");
-    }
+    needs!(Hosts, Leases);
     let lan = Lan::new(u8::try_from(MIXES).expect("few") + 2);
     let network = Network::start_on(
         &Plan {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use souk_tests::{Network, NodeUnderTest, Plan, eventually, skipped, souk, succeed};
+use souk_tests::{Network, NodeUnderTest, Plan, eventually, needs, skipped, souk, succeed};
 use tempfile::TempDir;
 
 /// The root of the sources.
@@ -65,6 +65,7 @@ fn asked(address: &str, path: &str) -> (u16, String) {
 
 #[test]
 fn nodes_export_what_is_documented_and_say_when_they_are_ready() {
+    needs!(Leases);
     let network = Network::start(&Plan {
         more: "[metrics]\nlisten = \"127.0.0.1:0\"".to_owned(),
         ..Plan::default()
@@ -113,6 +114,7 @@ fn fails(node: &NodeUnderTest, args: &[&str]) -> (Option<i32>, String) {
 
 #[test]
 fn an_operator_sees_the_node_at_a_glance_and_acts_on_it_by_commands() {
+    needs!(Leases);
     let network = Network::start(&Plan {
         mixes: 1,
         ..Plan::default()
@@ -168,6 +170,7 @@ fn an_operator_sees_the_node_at_a_glance_and_acts_on_it_by_commands() {
 #[test]
 fn the_doctor_finds_nothing_bad_at_a_healthy_provider_rents_from_it_and_finds_a_node_that_is_gone()
 {
+    needs!(Leases);
     let mut network = Network::start(&Plan::default());
     // The first node of a network was told of nobody; when it starts again, it is told of the others.
     network.provider_mut().process().stop();
@@ -214,6 +217,7 @@ fn promtool() -> Option<PathBuf> {
 /// Advice of `promtool` about names is for the library's metrics too, and is not asked for.
 #[test]
 fn what_a_node_exports_is_taken_by_prometheus_needs_promtool() {
+    needs!(Leases);
     let Some(promtool) = promtool() else {
         return skipped("needs promtool; SOUK_TEST_PROMTOOL names none");
     };

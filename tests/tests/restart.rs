@@ -1,6 +1,6 @@
 //! A provider that ends in the middle of a lease and starts again on the same data: the lease goes on.
 
-use souk_tests::{Network, Plan, Process, eventually};
+use souk_tests::{Network, Plan, Process, eventually, needs};
 
 #[test]
 fn a_lease_outlives_a_provider_that_was_killed() {
@@ -16,6 +16,7 @@ fn a_lease_outlives_a_provider_that_was_asked_to_stop() {
 }
 
 fn lease_goes_on(end: impl FnOnce(&mut Process)) {
+    needs!(Leases, OpenSsh);
     let mut network = Network::start(&Plan {
         quic: true,
         ..Plan::default()

@@ -3,12 +3,11 @@
 
 use std::{
     net::{SocketAddr, TcpStream},
-    process::Command,
     time::Duration,
 };
 
 use serde_json::Value;
-use souk_tests::{Lan, Network, Plan, is_root, skipped};
+use souk_tests::{Lan, Network, Plan, needs};
 
 const MIXES: usize = 4;
 
@@ -17,12 +16,7 @@ const NO_ANSWER: Duration = Duration::from_secs(2);
 
 #[test]
 fn a_provider_whom_nobody_can_dial_sells_over_its_own_links_needs_root_netns() {
-    if !is_root() {
-        return skipped("needs root");
-    }
-    if Command::new("nft").arg("--version").output().is_err() {
-        return skipped("needs nftables");
-    }
+    needs!(Hosts, Nftables, Leases, OpenSsh);
     let lan = Lan::public(u8::try_from(MIXES).expect("few") + 2);
     let wall = &lan.hosts()[0];
     wall.let_nobody_in();

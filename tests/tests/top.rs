@@ -5,7 +5,7 @@ use std::{
     process::{Command, Output},
 };
 
-use souk_tests::{Network, NodeUnderTest, Plan, eventually, skipped, souk, succeed};
+use souk_tests::{Network, NodeUnderTest, Plan, eventually, needs, skipped, souk, succeed};
 use tempfile::TempDir;
 
 /// A terminal of tmux in which a shell runs; it ends with the fixture.
@@ -116,6 +116,7 @@ fn standing(node: &NodeUnderTest) -> Option<String> {
 
 #[test]
 fn a_provider_is_watched_acted_on_lost_and_found_again_needs_tmux() {
+    needs!(Leases);
     let Some(terminal) = Terminal::open(100, 30) else {
         return skipped("needs tmux");
     };
@@ -172,6 +173,7 @@ fn a_provider_is_watched_acted_on_lost_and_found_again_needs_tmux() {
 
 #[test]
 fn one_who_monitors_sees_the_same_and_can_do_nothing_needs_tmux() {
+    needs!(Leases);
     let Some(terminal) = Terminal::open(160, 40) else {
         return skipped("needs tmux");
     };

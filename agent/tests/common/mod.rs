@@ -58,11 +58,16 @@ impl Default for Start {
 }
 
 impl Agent {
-    pub(crate) fn start() -> Self {
+    /// `None`, and a word of it, on a machine without OpenSSH: the key of the lease is made with it.
+    pub(crate) fn start() -> Option<Self> {
         Self::start_with(&Start::default())
     }
 
-    pub(crate) fn start_with(start: &Start) -> Self {
+    pub(crate) fn start_with(start: &Start) -> Option<Self> {
+        if Command::new("ssh").arg("-V").output().is_err() {
+            skipped("needs OpenSSH");
+            return None;
+        }
         let dir = TempDir::new().expect("a temporary directory");
         let home = dir.path().join("home");
         fs::create_dir(&home).expect("a home");
@@ -98,7 +103,7 @@ impl Agent {
             other => panic!("expected readiness, got {other:?}"),
         }
         agent.write_known_hosts();
-        agent
+        Some(agent)
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

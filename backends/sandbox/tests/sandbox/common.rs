@@ -28,17 +28,31 @@ const NOBODY: u32 = 65_534;
 /// Runs a test as root.
 pub(crate) fn as_root(test: fn(&Fixture)) {
     if rustix::process::geteuid().is_root() {
-        test(&Fixture::new());
+        as_this_user(test);
     } else {
         eprintln!("skipped: needs root");
+    }
+}
+
+/// Runs a test where the machine lets this user make namespaces. Another program is asked: a driver that refuses wrongly
+/// must fail its tests.
+fn as_this_user(test: fn(&Fixture)) {
+    let mut trial = Command::new("unshare");
+    trial.args(["--user", "--map-root-user", "--mount-proc", "--pid"]);
+    let tried = trial.args(["--fork", "--net", "true"]).output();
+    if tried.is_ok_and(|output| output.status.success()) {
+        test(&Fixture::new());
+    } else {
+        eprintln!(
+            "skipped: needs user namespaces, which this machine refuses; `souk doctor` says what allows them"
+        );
     }
 }
 
 /// Runs a test as an ordinary user. Root starts itself again as `nobody`, for the one test of this name.
 pub(crate) fn as_ordinary_user(name: &str, test: fn(&Fixture)) {
     if !rustix::process::geteuid().is_root() {
-        test(&Fixture::new());
-        return;
+        return as_this_user(test);
     }
     let folder = tempfile::tempdir().expect("a temporary folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
@@ -82,6 +96,25 @@ pub(crate) fn as_ordinary_user(name: &str, test: fn(&Fixture)) {
     }
 }
 
+/// Without `unshare`, which is asked, any machine is one.
+#[test]
+fn a_machine_that_refuses_namespaces_skips_what_needs_them_and_says_so() {
+    let user = if rustix::process::geteuid().is_root() {
+        "as_root"
+    } else {
+        "as_ordinary_user"
+    };
+    let test = format!("lease::{user}::provision_is_idempotent_until_terminated");
+    let run = Command::new(std::env::current_exe().expect("a path"))
+        .args([test.as_str(), "--exact", "--nocapture"])
+        .env("PATH", "/nonexistent")
+        .output()
+        .expect("the tests run again");
+    let said = String::from_utf8_lossy(&run.stderr);
+    let is_told = said.contains("skipped: needs user namespaces");
+    assert!(run.status.success() && is_told, "{said}");
+}
+
 pub(crate) struct Fixture {
     pub(crate) folder: TempDir,
     pub(crate) runtime: Runtime,
@@ -121,7 +154,8 @@ impl Fixture {
             },
             overlay,
         };
-        let sandbox = Sandbox::open(config.clone()).expect("this machine carries leases");
+        let sandbox = Sandbox::open(config.clone())
+            .unwrap_or_else(|error| panic!("this machine carries no leases: {error}"));
         Self {
             runtime: Runtime::new().expect("a runtime"),
             folder,

@@ -30,6 +30,10 @@ impl Login {
             eprintln!("skipped: SOUK_AGENT_BIN is not set");
             return None;
         };
+        if Command::new("ssh").arg("-V").output().is_err() {
+            eprintln!("skipped: needs OpenSSH");
+            return None;
+        }
         let fixture = Fixture::with(PathBuf::from(agent), true);
         let key = keygen(&fixture.folder.path().join("key"));
         let mut spec = fixture.spec();
