@@ -208,7 +208,7 @@ wire_map! {
         5 => pub addresses: List<Address, MAX_ADDRESSES>,
         /// The signed sub-keys: card key, log key, seal key, mix keys.
         6 => pub sub_keys: Signed<SubKeys>,
-        /// Who runs it, for those who want hops of different operators.
+        /// Who runs it, so that requesters draw the mixes of a route, and relays, from different operators.
         7 => pub operator: Option<OperatorId>,
         /// Its backends.
         8 => pub offers: List<Offer, MAX_OFFERS>,

@@ -18,7 +18,8 @@
 //! | [`replay`] | a packet sent again to see where it comes out |
 //! | [`delay`] | matching packets in and out by time; a pool filled until it lets packets go early |
 //! | [`message`] | memory taken by strangers; a lost packet that loses a message; a message delivered twice |
-//! | [`route`] | routes that meet a node twice, or end where they pass |
+//! | [`route`] | routes that meet a node twice, or two of one operator, or end where they pass |
+//! | [`topology`] | a node that names the operator of others, to bar them from its routes |
 
 pub mod delay;
 pub mod epoch;
@@ -30,6 +31,7 @@ pub mod replay;
 pub mod route;
 pub mod session;
 pub mod surb;
+pub mod topology;
 
 pub use epoch::{Epoch, EpochClock};
 pub use keys::{MixPublic, MixSecret};
@@ -37,5 +39,6 @@ pub use link::Frame;
 pub use packet::{Hop, HopAddress, Packet, Peeled};
 pub use replay::{ReplayTag, TagSource};
 pub use route::Route;
-pub use session::{Session, Topology};
+pub use session::Session;
 pub use surb::{Surb, SurbId};
+pub use topology::{Group, Topology};

@@ -5,13 +5,15 @@
 //!  reply     mix ─► mix ─► entry ─► mailbox          (made by the client, used by the provider)
 //! ```
 //!
-//! No node stands on a route twice, and the destination never passes its own traffic. A reply route never *starts*
-//! at the client's entry: the provider would learn it from the SURB. The client is the last hop of its replies under
-//! the address of a mailbox, so its entry only ever sees packets that are still sealed.
+//! No node stands on a route twice, no mix of it belongs to another hop as far as there are others, and the destination never
+//! passes its own traffic. A reply route never *starts* at the client's entry: the provider would learn it from the SURB. The
+//! client is the last hop of its replies under the address of a mailbox, so its entry only ever sees packets that are still
+//! sealed.
 
 use rand_core::Rng;
 
 use crate::packet::{Hop, HopAddress, MAX_HOPS};
+use crate::topology::{Group, Topology};
 
 /// Mixes between the entry and the destination, for everybody.
 pub const MIXES: usize = 2;
@@ -40,7 +42,9 @@ impl Route {
         Ok(Self(hops))
     }
 
-    /// Draws a route from a client's `entry` over two of `mixes` to `destination`.
+    /// Draws a route from a client's `entry` over two mixes of `topology` to `destination`.
+    ///
+    /// Neither mix is of the group of the other or of an end; such mixes are taken only where there are too few others.
     ///
     /// `avoid` names a node for each earlier attempt that went over it and may have failed by it, the more often the
     /// more it is suspected. The nodes named
@@ -51,33 +55,33 @@ impl Route {
     /// [`RouteError::Twice`] if the entry is the destination.
     pub fn forward(
         entry: Hop,
-        mixes: &[Hop],
+        topology: &Topology,
         destination: Hop,
         avoid: &[HopAddress],
         rng: &mut (impl Rng + ?Sized),
     ) -> Result<Self, RouteError> {
         let taken = [entry.address, destination.address];
-        let [first, second] = draw_mixes(mixes, &taken, avoid, rng)?;
+        let [first, second] = draw_mixes(topology, &taken, avoid, rng)?;
         Self::new(vec![entry, first, second, destination])
     }
 
-    /// Draws the route of a reply: over two of `mixes` and the client's `entry` to its `mailbox`.
+    /// Draws the route of a reply: over two mixes of `topology` and the client's `entry` to its `mailbox`.
     ///
-    /// `correspondent` is the one who will use the SURB, and is never on the route. `avoid` is as in
+    /// `correspondent` is the one who will use the SURB, and is never on the route. Its group is that of an end, and `avoid` is as in
     /// [`Self::forward`].
     ///
     /// # Errors
     /// [`RouteError::TooFewMixes`] if fewer than two mixes are neither the entry nor the correspondent.
     pub fn reply(
         entry: Hop,
-        mixes: &[Hop],
+        topology: &Topology,
         mailbox: Hop,
         correspondent: HopAddress,
         avoid: &[HopAddress],
         rng: &mut (impl Rng + ?Sized),
     ) -> Result<Self, RouteError> {
         let taken = [entry.address, mailbox.address, correspondent];
-        let [first, second] = draw_mixes(mixes, &taken, avoid, rng)?;
+        let [first, second] = draw_mixes(topology, &taken, avoid, rng)?;
         Self::new(vec![first, second, entry, mailbox])
     }
 
@@ -100,29 +104,37 @@ impl Route {
     }
 }
 
-/// Draws two different mixes, uniformly among those not taken that `avoid` names least often.
+/// Draws two different mixes, uniformly among those not taken that belong to nobody on the route and that `avoid` names least often.
 fn draw_mixes(
-    mixes: &[Hop],
+    topology: &Topology,
     taken: &[HopAddress],
     avoid: &[HopAddress],
     rng: &mut (impl Rng + ?Sized),
 ) -> Result<[Hop; MIXES], RouteError> {
-    let mut free: Vec<Hop> = Vec::with_capacity(mixes.len());
-    for hop in mixes {
-        if !taken.contains(&hop.address) && !free.iter().any(|other| other.address == hop.address) {
-            free.push(*hop);
-        }
-    }
+    let mixes = topology.mixes().iter();
+    let mut free: Vec<Hop> = mixes
+        .filter(|hop| !taken.contains(&hop.address))
+        .copied()
+        .collect();
     if free.len() < MIXES {
         return Err(RouteError::TooFewMixes { free: free.len() });
     }
+    let named = taken.iter().filter_map(|node| topology.group(*node));
+    let mut groups: Vec<Group> = named.collect();
     let mut pick = || {
+        let is_kin = |hop: &Hop| {
+            let group = topology.group(hop.address);
+            group.is_some_and(|group| groups.contains(&group))
+        };
         let blame = |hop: &Hop| avoid.iter().filter(|node| **node == hop.address).count();
-        let least = free.iter().map(blame).min().unwrap_or(0);
+        let ranks: Vec<_> = free.iter().map(|hop| (is_kin(hop), blame(hop))).collect();
+        let best = ranks.iter().min();
         let wanted: Vec<usize> = (0..free.len())
-            .filter(|at| blame(&free[*at]) == least)
+            .filter(|at| Some(&ranks[*at]) == best)
             .collect();
-        free.swap_remove(wanted[below(wanted.len(), rng)])
+        let drawn = free.swap_remove(wanted[below(wanted.len(), rng)]);
+        groups.extend(topology.group(drawn.address));
+        drawn
     };
     let mut drawn = [pick(), pick()];
     // The least blamed is picked first; which position it takes must not show that.
@@ -168,6 +180,7 @@ pub enum RouteError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::epoch::Epoch;
     use crate::keys::MixSecret;
     use proptest::prelude::*;
     use rand::SeedableRng;
@@ -184,6 +197,10 @@ mod tests {
             .collect()
     }
 
+    fn mixes(hops: &[Hop]) -> Topology {
+        Topology::new(Epoch(0), hops.iter().copied())
+    }
+
     fn addresses(route: &Route) -> Vec<HopAddress> {
         route.hops().iter().map(|hop| hop.address).collect()
     }
@@ -195,10 +212,11 @@ mod tests {
             let (entry, destination) = (all[0], all[1]);
             let avoid: Vec<_> = avoid.into_iter().map(|n| HopAddress([n; 32])).collect();
             let rng = &mut StdRng::seed_from_u64(seed);
-            let forward = Route::forward(entry, &all, destination, &avoid, rng).expect("enough mixes");
+            let mixes = mixes(&all);
+            let forward = Route::forward(entry, &mixes, destination, &avoid, rng).expect("enough mixes");
             prop_assert_eq!((forward.first(), forward.last()), (&entry, &destination));
             let mailbox = Hop { address: HopAddress([255; 32]), key: entry.key };
-            let reply = Route::reply(entry, &all, mailbox, destination.address, &avoid, rng).expect("enough mixes");
+            let reply = Route::reply(entry, &mixes, mailbox, destination.address, &avoid, rng).expect("enough mixes");
             prop_assert_eq!((reply.hops()[2], *reply.last()), (entry, mailbox));
             prop_assert!(!addresses(&reply).contains(&destination.address), "the provider passes its own replies");
             for route in [forward, reply] {
@@ -213,18 +231,41 @@ mod tests {
         fn a_resend_avoids_what_failed_while_others_are_left(seed: u64) {
             let all = hops(6);
             let avoid = [all[2].address, all[3].address];
-            let route = Route::forward(all[0], &all, all[1], &avoid, &mut StdRng::seed_from_u64(seed)).expect("enough");
+            let route = Route::forward(all[0], &mixes(&all), all[1], &avoid, &mut StdRng::seed_from_u64(seed)).expect("enough");
             prop_assert!(!addresses(&route).iter().any(|hop| avoid.contains(hop)));
+        }
+
+        #[test]
+        fn no_two_nodes_of_one_group_are_on_a_route(named in proptest::collection::vec(0u8..8, 16), seed: u64, avoid in proptest::collection::vec(0u8..16, 0..6)) {
+            let all = hops(16);
+            let (entry, destination) = (all[0], all[1]);
+            // Who names group 0 names none. A group of more than four is not listened to, so others are always left.
+            let named = all.iter().zip(named).filter(|(_, group)| *group > 0);
+            let topology = mixes(&all).with_groups(named.map(|(hop, group)| (hop.address, Group([group; 32]))));
+            let avoid: Vec<_> = avoid.into_iter().map(|n| HopAddress([n; 32])).collect();
+            let rng = &mut StdRng::seed_from_u64(seed);
+            let forward = Route::forward(entry, &topology, destination, &avoid, rng).expect("enough mixes");
+            let mailbox = Hop { address: HopAddress([255; 32]), key: entry.key };
+            let reply = Route::reply(entry, &topology, mailbox, destination.address, &avoid, rng).expect("enough mixes");
+            let ends = [entry, destination].map(|end| topology.group(end.address));
+            for drawn in [&forward.hops()[1..3], &reply.hops()[..2]] {
+                let [first, second] = [0, 1].map(|at| topology.group(drawn[at].address));
+                prop_assert!(first.is_none() || first != second, "two mixes of one group");
+                for group in [first, second] {
+                    prop_assert!(group.is_none() || !ends.contains(&group), "a mix of the group of an end");
+                }
+            }
         }
     }
 
     #[test]
     fn mixes_are_drawn_uniformly_at_each_position() {
         let all = hops(6);
+        let mixes = mixes(&all);
         let rng = &mut StdRng::seed_from_u64(3);
         let mut counts: HashMap<(usize, HopAddress), u32> = HashMap::new();
         for _ in 0..8000 {
-            let route = Route::forward(all[0], &all, all[1], &[], rng).expect("enough");
+            let route = Route::forward(all[0], &mixes, all[1], &[], rng).expect("enough");
             for position in [1, 2] {
                 *counts
                     .entry((position, route.hops()[position].address))
@@ -242,8 +283,8 @@ mod tests {
     #[test]
     fn too_small_a_network_has_no_routes() {
         let all = hops(3);
-        let error = Route::forward(all[0], &all, all[1], &[], &mut StdRng::seed_from_u64(0))
-            .expect_err("one mix");
+        let rng = &mut StdRng::seed_from_u64(0);
+        let error = Route::forward(all[0], &mixes(&all), all[1], &[], rng).expect_err("one mix");
         assert_eq!(error, RouteError::TooFewMixes { free: 1 });
         assert_eq!(Route::new(vec![all[0], all[0]]), Err(RouteError::Twice));
     }

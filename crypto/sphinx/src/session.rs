@@ -26,6 +26,7 @@ use crate::message::{
 use crate::packet::{BuildError, Hop, HopAddress, PeelError, Peeled, build, peel};
 use crate::route::{MIXES, Route, RouteError};
 use crate::surb::{Recovery, Surb, SurbId};
+use crate::topology::Topology;
 
 /// Replies that a session may wait for at once: a few for each lease that it holds.
 ///
@@ -40,71 +41,6 @@ pub const MAX_SUSPECTS: usize = 8 * MIXES;
 
 /// How long a mix stays suspected that no reply came back over: five minutes, after which it may be there again.
 pub const SUSPECTED_FOR: Duration = Duration::from_secs(300);
-
-/// The nodes that packets may go over in one epoch, with their keys: all verified cards, the same for everybody.
-#[derive(Clone, Debug)]
-pub struct Topology {
-    epoch: Epoch,
-    /// By address: the mixes, and those at which packets only begin or end.
-    nodes: Vec<Hop>,
-    mixes: Vec<Hop>,
-}
-
-impl Topology {
-    /// The mixes of `epoch`, each once; of a node given twice the first is taken.
-    #[must_use]
-    pub fn new(epoch: Epoch, mixes: impl IntoIterator<Item = Hop>) -> Self {
-        let mixes = by_address(mixes);
-        Self {
-            epoch,
-            nodes: mixes.clone(),
-            mixes,
-        }
-    }
-
-    /// Adds nodes that no packet goes through: it begins there, at an entry, or ends there, at a provider.
-    #[must_use]
-    pub fn with_ends(self, ends: impl IntoIterator<Item = Hop>) -> Self {
-        Self {
-            nodes: by_address(self.nodes.into_iter().chain(ends)),
-            ..self
-        }
-    }
-
-    /// The epoch of all keys.
-    #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
-    }
-
-    /// All nodes.
-    #[must_use]
-    pub fn nodes(&self) -> &[Hop] {
-        &self.nodes
-    }
-
-    /// The nodes that packets go through.
-    #[must_use]
-    pub fn mixes(&self) -> &[Hop] {
-        &self.mixes
-    }
-
-    /// The node with this address.
-    #[must_use]
-    pub fn node(&self, address: HopAddress) -> Option<Hop> {
-        self.nodes
-            .binary_search_by_key(&address, |hop| hop.address)
-            .ok()
-            .map(|at| self.nodes[at])
-    }
-}
-
-fn by_address(hops: impl IntoIterator<Item = Hop>) -> Vec<Hop> {
-    let mut hops: Vec<Hop> = hops.into_iter().collect();
-    hops.sort_by_key(|hop| hop.address);
-    hops.dedup_by_key(|hop| hop.address);
-    hops
-}
 
 /// A frame to be handed to a neighbour.
 #[derive(Debug)]
@@ -466,13 +402,7 @@ impl Session {
         let entry = topology
             .node(self.entry)
             .ok_or(SessionError::UnknownEntry)?;
-        Ok(Route::forward(
-            entry,
-            topology.mixes(),
-            destination,
-            avoid,
-            rng,
-        )?)
+        Ok(Route::forward(entry, topology, destination, avoid, rng)?)
     }
 
     fn reply_route(
@@ -491,7 +421,7 @@ impl Session {
         };
         Ok(Route::reply(
             entry,
-            topology.mixes(),
+            topology,
             mailbox,
             correspondent,
             avoid,
