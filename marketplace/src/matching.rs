@@ -2,14 +2,22 @@
 //!
 //! Threat: a choice that everybody makes the same way can be bought by one provider that is a little cheaper and
 //! watches who comes. So the order is by price, and who rents may draw among the first few.
+//!
+//! Amounts of different assets cannot be held against each other: what is free comes first, then what is asked in the asset that most
+//! candidates ask for.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use souk_crypto::{IssuerPublicKey, NodeId};
 
 use crate::{
     capacity::Level,
     card::{Policy, Role, VerifiedCard},
+    price::MAX_EXPONENT,
     quorum::{Market, MarketCard},
     units::{Arch, Asset, DurationS, ImageHash, Limits, Money, Resources, Tee},
 };
@@ -107,6 +115,27 @@ impl Mismatch {
     }
 }
 
+impl Candidate {
+    /// In which asset it costs anything.
+    fn asset(&self) -> Option<&Asset> {
+        let prices = self.card.prices.as_ref();
+        prices.filter(|_| self.price.0 > 0).map(|p| &p.asset)
+    }
+
+    /// What it costs in the finest unit that an asset can have.
+    fn amount(&self) -> u128 {
+        let exponent = self.card.prices.as_ref().map_or(0, |p| p.exponent);
+        let finest = u32::from(MAX_EXPONENT.saturating_sub(exponent));
+        u128::from(self.price.0).saturating_mul(10_u128.pow(finest))
+    }
+
+    /// Whether both cost the same.
+    #[must_use]
+    pub fn costs_as_much_as(&self, other: &Self) -> bool {
+        (self.asset(), self.amount()) == (other.asset(), other.amount())
+    }
+}
+
 /// The candidates of a market, the cheapest and emptiest first; and why the other providers are none.
 #[must_use]
 pub fn candidates(market: &Market, wanted: &Wanted) -> (Vec<Candidate>, Vec<(NodeId, Mismatch)>) {
@@ -124,7 +153,22 @@ pub fn candidates(market: &Market, wanted: &Wanted) -> (Vec<Candidate>, Vec<(Nod
             Err(why) => others.push((listed.card.node, why)),
         }
     }
-    found.sort_by_key(|c| (c.price, std::cmp::Reverse(c.level), c.card.node));
+    let mut asking = BTreeMap::<_, usize>::new();
+    for candidate in &found {
+        *asking.entry(candidate.asset().cloned()).or_default() += 1;
+    }
+    found.sort_by_cached_key(|c| {
+        let asset = c.asset().cloned();
+        let asked = Reverse(asking[&asset]);
+        (
+            asset.is_some(),
+            asked,
+            asset,
+            c.amount(),
+            Reverse(c.level),
+            c.card.node,
+        )
+    });
     (found, others)
 }
 

@@ -10,7 +10,8 @@
 //! anybody shows counts); an entry that hands out cards made for one requester only (marked: no other entry has them), or leaves out
 //! all but its own (thinned: the others still show them), or that sends without end (sets are bounded, and one whose
 //! root does not fit its cards is thrown away whole), or that drowns what a provider says of its room and its log in messages
-//! of its own making (each set has one message for each node, by the key of the card that it shows).
+//! of its own making (each set has one message for each node, by the key of the card that it shows), or that shows cards of another
+//! time, so that we take our clock for wrong (only cards that a quorum shows speak of it).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,7 +19,7 @@ use std::{
 };
 
 use souk_crypto::{
-    NetworkId, NodeId, Signed, UnixTime, Verified,
+    MAX_SKEW_S, NetworkId, NodeId, Signed, UnixTime, Verified,
     sign::{self, OpenError},
 };
 
@@ -33,6 +34,10 @@ use crate::{
 
 /// Most entries whose sets are compared at one time; each may cost 16 MiB at worst.
 pub const MAX_ENTRIES: usize = 5;
+
+/// A card is of another time than ours when it begins or ended by so much, in seconds, beyond the accepted skew: an entry
+/// whose clock is right shows none, and a set takes a minute to come.
+const OTHER_TIME_S: u64 = 1_800;
 
 /// Sets of cards that are being collected.
 #[derive(Debug)]
@@ -96,6 +101,37 @@ pub enum LeftOut {
     },
     /// Its node signed two cards under one sequence.
     Equivocal,
+}
+
+/// What the cards that a quorum shows say of our clock, where most of them are of another time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WrongClock {
+    /// Most begin later than now. For the entries the newest has begun, so that we are behind them by at least as much.
+    #[error(
+        "this machine's clock seems {} or more behind the network: {untimely} of {cards} cards that the nodes agree on begin later than now",
+        span(.by_s)
+    )]
+    Behind {
+        /// By how much the newest card begins later than now, in seconds.
+        by_s: u64,
+        /// How many are of another time.
+        untimely: usize,
+        /// How many cards there are.
+        cards: usize,
+    },
+    /// Most have ended. The newest may have begun a while ago, so that we are ahead by at most as much.
+    #[error(
+        "this machine's clock seems up to {} ahead of the network: {untimely} of {cards} cards that the nodes agree on have ended",
+        span(.by_s)
+    )]
+    Ahead {
+        /// How long ago the newest card began, in seconds.
+        by_s: u64,
+        /// How many are of another time.
+        untimely: usize,
+        /// How many cards there are.
+        cards: usize,
+    },
 }
 
 /// What several entries agree on.
@@ -203,17 +239,40 @@ impl Gathering {
         Ok(())
     }
 
+    /// What the sets say of our clock, where it seems to be wrong: most cards that at least `quorum` of them hold are then of
+    /// another time, and what [`Self::compare`] leaves of them is no market.
+    #[must_use]
+    pub fn wrong_clock(&self, quorum: usize) -> Option<WrongClock> {
+        let shown = self.shown();
+        let agreed = shown.values().map(|digests| self.choose(digests, quorum));
+        let agreed: Vec<_> = agreed.filter_map(Result::ok).collect();
+        let (cards, now) = (agreed.len(), self.now);
+        let newest = agreed.iter().map(|card| card.from).max()?;
+        let off_s = MAX_SKEW_S + OTHER_TIME_S;
+        let future = agreed.iter().filter(|card| now.plus_s(off_s) < card.from);
+        let past = agreed.iter().filter(|card| card.to.plus_s(off_s) <= now);
+        match (future.count(), past.count()) {
+            (untimely, _) if 2 * untimely > cards => Some(WrongClock::Behind {
+                by_s: newest.since_s(now),
+                untimely,
+                cards,
+            }),
+            (_, untimely) if 2 * untimely > cards => Some(WrongClock::Ahead {
+                by_s: now.since_s(newest),
+                untimely,
+                cards,
+            }),
+            _ => None,
+        }
+    }
+
     /// Compares the sets. A card is used when at least `quorum` of them hold it, byte for byte; where there
     /// are fewer sets than that, none is.
     #[must_use]
     pub fn compare(self, quorum: usize) -> Market {
-        let mut shown: BTreeMap<NodeId, BTreeMap<CardDigest, usize>> = BTreeMap::new();
-        for (node, digest) in self.sets.values().flat_map(|set| &set.cards) {
-            *shown.entry(*node).or_default().entry(*digest).or_default() += 1;
-        }
         let mut cards = Vec::new();
         let mut left_out = Vec::new();
-        for (node, digests) in shown {
+        for (node, digests) in self.shown() {
             match self.choose(&digests, quorum) {
                 Ok(card) => {
                     // A set may hold a card that ended on its way; it is no news.
@@ -236,6 +295,15 @@ impl Gathering {
             left_out,
             quorum,
         }
+    }
+
+    /// The cards that are shown of each node, and how many sets hold each.
+    fn shown(&self) -> BTreeMap<NodeId, BTreeMap<CardDigest, usize>> {
+        let mut shown: BTreeMap<NodeId, BTreeMap<CardDigest, usize>> = BTreeMap::new();
+        for (node, digest) in self.sets.values().flat_map(|set| &set.cards) {
+            *shown.entry(*node).or_default().entry(*digest).or_default() += 1;
+        }
+        shown
     }
 
     fn open(&mut self, bytes: &[u8]) -> Result<Arc<VerifiedCard>, SetError> {
@@ -324,5 +392,14 @@ impl Gathering {
             .filter(speaks_of_it)
             .max_by_key(|capacity| capacity.at)
             .cloned()
+    }
+}
+
+/// A time that is told to people: whole hours, or days where these are many.
+fn span(seconds: &u64) -> String {
+    let hours = (seconds + 1_800) / 3_600;
+    match hours {
+        0..72 => format!("{hours} h"),
+        _ => format!("{} days", hours / 24),
     }
 }

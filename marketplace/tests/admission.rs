@@ -489,6 +489,36 @@ fn the_cheapest_comes_first_and_room_breaks_a_tie() {
 }
 
 #[test]
+fn amounts_of_different_assets_are_not_held_against_each_other() {
+    let nodes: Vec<_> = (1..=4).map(Node::new).collect();
+    let card = |node: &Node, asset: Option<&str>, exponent, core_hour| {
+        let mut card = node.plain_card(1);
+        match (asset, card.prices.as_mut()) {
+            (Some(asset), Some(prices)) => {
+                prices.asset = asset.parse().expect("an asset");
+                prices.exponent = exponent;
+                prices.core_hour = Money(core_hour);
+                prices.memory_gib_hour = Money(0);
+                prices.disk_gib_hour = Money(0);
+            }
+            _ => card.prices = None,
+        }
+        node.sign(card)
+    };
+    let market = market(&[
+        // One whole coin, which is the smallest number of all.
+        (&nodes[0], card(&nodes[0], Some("BTC"), 0, 1), None),
+        (&nodes[1], card(&nodes[1], Some("EUR"), 4, 90_000), None),
+        (&nodes[2], card(&nodes[2], Some("EUR"), 2, 1_000), None),
+        (&nodes[3], card(&nodes[3], None, 0, 0), None),
+    ]);
+    let found = candidates(&market, &wanted()).0;
+    let order: Vec<_> = found.iter().map(|c| c.card.node).collect();
+    assert_eq!(order, [3, 1, 2, 0].map(|at| nodes[at].node.public()));
+    assert!(!found[1].costs_as_much_as(&found[2]));
+}
+
+#[test]
 fn what_does_not_match_says_why() {
     let node = Node::new(1);
     let market = market(&[(&node, node.card(1), Some(Level::None))]);

@@ -10,7 +10,7 @@ use souk_market::{
     capacity::{CAPACITY_PERIOD_S, Level},
     card::{MAX_CARD_LIFE_S, Transport, VerifiedCard},
     directory::{Directory, Ignored, MAX_CARDS, MAX_TOMBSTONES, Rejected, UPDATE_BURST, Verdict},
-    quorum::{Gathering, LeftOut, SetError},
+    quorum::{Gathering, LeftOut, SetError, WrongClock},
     retirement::{VerifiedRetirement, agree_to_succeed},
     shares::Source,
     units::Sequence,
@@ -418,15 +418,21 @@ fn nobody_can_be_retired_or_made_an_heir_by_somebody_else() {
 }
 
 fn gather(sets: &[&Directory], quorum: usize) -> souk_market::quorum::Market {
-    let mut gathering = Gathering::new(network(), true, NOW);
-    for (i, directory) in sets.iter().enumerate() {
+    let sets: Vec<_> = sets.iter().map(|directory| (NOW, *directory)).collect();
+    gathering(NOW, &sets).compare(quorum)
+}
+
+/// The sets of these directories, each at the time of its entry, as they are taken at `now`.
+fn gathering(now: UnixTime, sets: &[(UnixTime, &Directory)]) -> Gathering {
+    let mut gathering = Gathering::new(network(), true, now);
+    for (i, (at, directory)) in sets.iter().enumerate() {
         let entry = Node::new(1000 + i as u64).node.public();
-        let set = directory.snapshot(NOW, 5);
+        let set = directory.snapshot(*at, 5);
         gathering
             .handle_set(entry, set.epoch(), set.root(), set.objects())
             .expect("an honest set");
     }
-    gathering.compare(quorum)
+    gathering
 }
 
 fn with_cards(cards: &[&Node]) -> Directory {
@@ -492,6 +498,63 @@ fn while_a_new_card_spreads_the_newest_with_a_quorum_counts() {
     fresh.handle_card(NOW, SOURCE, node.card(2).as_bytes());
     let market = gather(&[&fresh, &stale, &stale_too], 2);
     assert_eq!(market.cards[0].card.sequence, Sequence(1));
+}
+
+#[test]
+fn a_clock_that_is_wrong_by_hours_is_told_by_what_a_quorum_shows() {
+    const HOUR_S: u64 = 3_600;
+    let nodes = [Node::new(1), Node::new(2), Node::new(3)];
+    let all = with_cards(&nodes.iter().collect::<Vec<_>>());
+    let told = |now| gathering(now, &[(NOW, &all), (NOW, &all)]).wrong_clock(2);
+    // The cards begin a minute before now and live for twelve hours. One that only just ended says nothing.
+    let steps = [0, 900, 12 * HOUR_S, 12 * HOUR_S + 900];
+    for now in steps.map(|by_s| NOW.plus_s(by_s)) {
+        assert_eq!(told(now), None, "{now}");
+    }
+    assert_eq!(told(NOW.minus_s(900)), None);
+    let (untimely, cards) = (3, 3);
+    let behind = WrongClock::Behind {
+        by_s: 6 * HOUR_S - 60,
+        untimely,
+        cards,
+    };
+    assert_eq!(told(NOW.minus_s(6 * HOUR_S)), Some(behind));
+    assert!(behind.to_string().contains("6 h or more behind"));
+    let ahead = WrongClock::Ahead {
+        by_s: 13 * HOUR_S + 60,
+        untimely,
+        cards,
+    };
+    assert_eq!(told(NOW.plus_s(13 * HOUR_S)), Some(ahead));
+    assert!(ahead.to_string().contains("up to 13 h ahead"));
+}
+
+#[test]
+fn no_clock_seems_wrong_by_the_cards_of_one_liar() {
+    let honest = with_cards(&[&Node::new(1), &Node::new(2)]);
+    // Of nodes that the liar made up: cards that have ended for everybody else, and cards that have not begun.
+    for (at, is_behind) in [(NOW.minus_s(3_500), false), (NOW.plus_s(7_200), true)] {
+        let mut lie = directory();
+        for seed in 10..20 {
+            let node = Node::new(seed);
+            let mut card = node.plain_card(1);
+            (card.from, card.to) = (at, at.plus_s(60));
+            let verdict = lie.handle_card(at, SOURCE, node.sign(card).as_bytes());
+            assert!(matches!(verdict, Verdict::Accept), "{verdict:?}");
+        }
+        let sets = [(NOW, &honest), (NOW, &honest), (at, &lie)];
+        for agreeing in [&sets[1..], &sets] {
+            assert_eq!(gathering(NOW, agreeing).wrong_clock(2), None);
+        }
+        assert_eq!(gathering(NOW, &sets).compare(2).cards.len(), 2);
+        // Who asks for no quorum believes it.
+        let believed = gathering(NOW, &sets).wrong_clock(1);
+        let seems_behind = matches!(believed, Some(WrongClock::Behind { .. }));
+        assert!(
+            believed.is_some() && seems_behind == is_behind,
+            "{believed:?}"
+        );
+    }
 }
 
 #[test]
