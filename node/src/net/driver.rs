@@ -10,6 +10,8 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    error::Error as _,
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,7 +25,7 @@ use libp2p::{
     metrics::{Metrics, Recorder as _},
     ping,
     swarm::{
-        DialError, SwarmEvent,
+        DialError, StreamUpgradeError, SwarmEvent,
         dial_opts::{DialOpts, PeerCondition},
     },
 };
@@ -362,6 +364,11 @@ impl Driver {
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
                 self.learn(peer_id, info);
             }
+            BehaviourEvent::Identify(identify::Event::Error { peer_id, error, .. })
+                if is_malformed(&error) =>
+            {
+                self.punish(peer_id, Offence::Framing);
+            }
             BehaviourEvent::Kademlia(event) => {
                 if let Some(metrics) = &self.metrics {
                     metrics.record(&event);
@@ -477,6 +484,23 @@ impl Driver {
         {
             self.add_route(peer, [address]);
         }
+    }
+}
+
+/// Whether a neighbour sent what is no message of identify. That a stream broke, took too long or was never agreed on is nobody's
+/// fault. Gossipsub, Kademlia and ping do not tell such bytes from a stream that failed, so there they are held against nobody.
+fn is_malformed(error: &StreamUpgradeError<identify::UpgradeError>) -> bool {
+    let StreamUpgradeError::Apply(error) = error else {
+        return false;
+    };
+    match error {
+        // The codec tells bytes that it refuses from a stream that failed it by the kind of what is below.
+        identify::UpgradeError::Codec(error) => error
+            .source()
+            .and_then(|below| below.downcast_ref::<io::Error>())
+            .is_some_and(|below| below.kind() == io::ErrorKind::InvalidData),
+        identify::UpgradeError::Multiaddr(_) | identify::UpgradeError::PublicKey(_) => true,
+        identify::UpgradeError::Io(_) | identify::UpgradeError::StreamClosed => false,
     }
 }
 

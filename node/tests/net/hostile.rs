@@ -1,11 +1,15 @@
 //! Neighbours that keep to no rule: thrown out where they broke a rule themselves, and only there.
 
 use futures::AsyncWriteExt as _;
+use libp2p::StreamProtocol;
 use rand::RngExt as _;
 use souk_node::net::{NodeAddress, PROTOCOLS, Topic};
 use souk_sphinx::Frame;
 
 use crate::support::{Hostile, TestNode, client, config, frame, until};
+
+/// What libp2p calls the protocol by which a peer says anew who it is.
+const IDENTIFY_PUSH: StreamProtocol = StreamProtocol::new("/ipfs/id/push/1.0.0");
 
 /// Sends `bytes` on a fresh connection and waits to be thrown out.
 async fn is_thrown_out_for(address: &NodeAddress, what: &str, bytes: &[u8]) {
@@ -71,6 +75,24 @@ async fn a_frame_that_never_ends_ends_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_message_of_identify_ends_the_connection() {
+    let node = TestNode::start(config()).await;
+    let address = node.address("tcp").await;
+    // A length that never ends, one above the cap, and a message whose only field is of a type that does not exist.
+    for bytes in [&[0xff; 11][..], &[0xff, 0xff, 0x03], &[1, 0x07]] {
+        let mut hostile = Hostile::connect(&address).await;
+        let target = hostile.target();
+        let stream = hostile.control.open_stream(target, IDENTIFY_PUSH).await;
+        let mut stream = stream.unwrap();
+        // The node may close while we still write.
+        let _ = stream.write_all(bytes).await;
+        let _ = stream.flush().await;
+        hostile.thrown_out().await;
+    }
+    assert_eq!(node.metric("souk_net_offences_total"), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn packets_that_open_nothing_cost_their_carrier_nothing() {
     // A stranger can make an honest mix forward packets with a bad MAC, an old epoch, or twice: all of it is well framed.
     let mut node = TestNode::start(config()).await;
@@ -96,6 +118,14 @@ async fn a_stream_that_breaks_off_is_nobodys_fault() {
         // Three bytes of a length; for a link, the version and two bytes of the epoch.
         let first = u8::from(*what == "mix");
         stream.write_all(&[first, 0, 0]).await.unwrap();
+        stream.close().await.unwrap();
+    }
+    // Of identify nothing at all, and two bytes of a message of five.
+    for bytes in [&b""[..], &[5, 0x0a, 3]] {
+        let target = peer.target();
+        let stream = peer.control.open_stream(target, IDENTIFY_PUSH).await;
+        let mut stream = stream.unwrap();
+        stream.write_all(bytes).await.unwrap();
         stream.close().await.unwrap();
     }
     // The node still answers on the same connection.
@@ -138,9 +168,8 @@ async fn a_peer_that_keeps_breaking_the_rules_is_kept_out() {
     client.peers().snapshot_head(address.node()).await.unwrap();
 }
 
-fn hostile_protocol(what: &str) -> libp2p::StreamProtocol {
-    libp2p::StreamProtocol::try_from_owned(format!("/souk/{}/{what}/1", crate::support::network()))
-        .unwrap()
+fn hostile_protocol(what: &str) -> StreamProtocol {
+    StreamProtocol::try_from_owned(format!("/souk/{}/{what}/1", crate::support::network())).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
