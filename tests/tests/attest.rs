@@ -232,6 +232,83 @@ fn what_cannot_be_read_is_1_and_what_makes_no_sense_is_64() {
 }
 
 #[test]
+fn a_policy_is_explained_with_what_is_odd_about_it_at_a_day() {
+    let folder = TempDir::new().expect("a folder");
+    let policy = folder.path().join("policy.toml");
+    let any = ["mr_td", "rtmr0", "rtmr1", "rtmr2", "rtmr3"].map(|name| format!("{name} = \"any\""));
+    let text = format!(
+        r#"
+version = 1
+kinds = ["tdx", "sev-snp"]
+max_age_s = 1_209_600
+[tdx]
+min_tcb_status = "SWHardeningNeeded"
+min_tcb_evaluation = 17
+allow_debug = true
+[snp]
+min_microcode = 115
+require_crl = false
+[[advisory]]
+id = "INTEL-SA-00615"
+until = "2027-01-01T00:00:00Z"
+[[measurement]]
+name = "guest 1.0"
+tee = "tdx"
+not_before = "2026-01-01T00:00:00Z"
+not_after = "2026-06-01T00:00:00Z"
+{}
+"#,
+        any.join("\n")
+    );
+    fs::write(&policy, text).expect("written");
+    let policy = policy.to_str().expect("UTF-8");
+    let debug = "a guest of tdx under debug is accepted: its host can look into it";
+    for (day, odd) in [
+        ("2026-03-01T00:00:00Z", vec![debug]),
+        (
+            "2025-12-31T00:00:00Z",
+            vec![
+                debug,
+                "the reference value \"guest 1.0\" holds from 2026-01-01T00:00:00Z only",
+            ],
+        ),
+        (
+            "2027-02-01T00:00:00Z",
+            vec![
+                debug,
+                "INTEL-SA-00615 was tolerated until 2027-01-01T00:00:00Z and is refused now",
+                "the reference value \"guest 1.0\" held until 2026-06-01T00:00:00Z only",
+            ],
+        ),
+    ] {
+        let check = ["policy", "check", policy, "--at", day];
+        let (code, told) = json(&check);
+        assert_eq!((code, &told["at"]), (0, &day.into()));
+        assert_eq!(told["warnings"], Value::from(odd.clone()));
+        let output = attest(&check);
+        let screen = String::from_utf8_lossy(&output.stdout).into_owned();
+        let is_warning = |line: &&str| line.starts_with("warning");
+        assert_eq!(screen.lines().filter(is_warning).count(), odd.len());
+        for told in odd {
+            assert!(screen.contains(told), "{screen}");
+        }
+        for rule in [
+            "kind: tdx or sev-snp",
+            "tdx, debug: on or off",
+            "tdx, TCB status: SWHardeningNeeded or better",
+            "tdx, TCB evaluation: 17 or later",
+            "tdx, advisory: INTEL-SA-00615 tolerated until 2027-01-01T00:00:00Z",
+            "sev-snp, VMPL: at most 0",
+            "sev-snp, TCB: at least bootloader 0, tee 0, snp 0, microcode 115",
+            "sev-snp, revocation list: checked or not",
+            "age of the collateral: at most 1209600 s",
+        ] {
+            assert!(screen.contains(rule), "{rule} is missing in {screen}");
+        }
+    }
+}
+
+#[test]
 fn every_sample_has_its_exit_status() {
     let samples = package("dcap-qvl").join("sample");
     let mut seen = Vec::new();

@@ -131,17 +131,33 @@ async fn fetch(
     let base = base.as_deref().ok_or_else(|| FetchError::NoService {
         tee: evidence.tee().to_string(),
     })?;
-    let mut responses = Vec::new();
-    for request in plan::requests(evidence)? {
-        let response = http::get(base, &request, ANSWER_WITHIN)
-            .await
-            .map_err(|source| FetchError::Http {
-                path: request.path.clone(),
-                source,
-            })?;
-        responses.push(response);
+    let mut responses = ask(base, plan::requests(evidence)?).await;
+    let is_unknown = matches!(
+        &responses,
+        Err(FetchError::Http {
+            source: HttpError::Status { status: 404 },
+            ..
+        })
+    );
+    if is_unknown && let Some(others) = plan::other_requests(evidence) {
+        responses = ask(base, others).await;
     }
-    let collateral = plan::collateral(evidence, &responses, now)?;
+    let collateral = plan::collateral(evidence, &responses?, now)?;
     verify(evidence, &collateral, trust, now).map_err(FetchError::Unverified)?;
     Ok(collateral)
+}
+
+/// Asks for one after the other, until one brings nothing.
+async fn ask(base: &str, requests: Vec<Request>) -> Result<Vec<Response>, FetchError> {
+    let mut responses = Vec::new();
+    for request in requests {
+        match http::get(base, &request, ANSWER_WITHIN).await {
+            Ok(response) => responses.push(response),
+            Err(source) => {
+                let path = request.path;
+                return Err(FetchError::Http { path, source });
+            }
+        }
+    }
+    Ok(responses)
 }

@@ -34,7 +34,7 @@ mod x509;
 pub use bundle::{Bundle, MAX_BUNDLE_BYTES};
 pub use cache::{Answer, MAX_ANSWERS, REFUSAL_LIFE_S, VerifiedCache};
 pub use digest::{CollateralDigest, EvidenceDigest, HexError, Measurement, ReportData, RootId};
-pub use policy::{Decision, Expected, Line, MAX_POLICY_BYTES, Policy, Verdict};
+pub use policy::{Decision, Expected, Line, MAX_POLICY_BYTES, Policy, Rule, Verdict};
 pub use reference::{
     Believed, MAX_REFERENCE_BYTES, ReferenceError, ReferenceSignError, ReferenceValues, Seen,
     sign_reference, with_references,

@@ -9,14 +9,16 @@
 mod decision;
 mod parse;
 mod reader;
+mod rules;
 
 use souk_crypto::{UnixTime, Window};
 
 pub use decision::{Decision, Line, Verdict};
 pub(crate) use parse::check_values;
+pub use rules::Rule;
+use rules::{advisory_expected, crl_expected, debug_expected, migration_expected, smt_expected};
 
 use crate::{
-    date,
     digest::{Measurement, ReportData, RootId},
     reference::Believed,
     snp::{SnpFacts, SnpTcb},
@@ -76,7 +78,11 @@ struct Reference {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Values {
-    Tdx(Vec<(&'static str, Register)>),
+    Tdx {
+        registers: Vec<(&'static str, Register)>,
+        /// Bits of the guest by name; `None` leaves them unchecked.
+        bits: Vec<(&'static str, Option<[u8; 8]>)>,
+    },
     Snp {
         digests: Vec<(&'static str, Register)>,
         host_data: Option<[u8; 32]>,
@@ -163,13 +169,12 @@ impl Policy {
     }
 
     fn check_kind(&self, decision: &mut Decision, verified: &Verified) {
-        let names: Vec<_> = self.kinds.iter().map(ToString::to_string).collect();
         let kind = verified.kind();
         decision.check(
             "kind",
             "kind",
             self.kinds.contains(&kind),
-            names.join(" or "),
+            self.kinds_expected(),
             kind.as_str(),
         );
         if let Verified::Test(test) = verified {
@@ -210,21 +215,24 @@ impl Policy {
         }
         for advisory in facts.advisories() {
             let tolerated = self.advisories.iter().find(|found| &found.id == advisory);
-            let until = tolerated.map(|found| found.until);
             decision.check(
                 "advisory",
                 "advisory",
-                until.is_some_and(|until| now <= until),
-                match until {
-                    Some(until) => format!("tolerated until {}", date::format(until)),
-                    None => "none but those that the policy tolerates".to_owned(),
-                },
+                tolerated.is_some_and(|found| found.holds(now)),
+                advisory_expected(tolerated.map(|found| found.until)),
                 advisory.clone(),
             );
         }
         self.check_age(decision, Some(facts.issued()), now);
         self.check_measurement(decision, Tee::Tdx, now, |values| match values {
-            Values::Tdx(registers) => differing(registers, |name| tdx_register(facts, name)),
+            Values::Tdx { registers, bits } => {
+                let mut wrong = differing(registers, |name| tdx_register(facts, name));
+                let differs = |(name, wanted): &&(&str, Option<[u8; 8]>)| {
+                    wanted.is_some_and(|wanted| wanted != tdx_bits(facts, name))
+                };
+                wrong.extend(bits.iter().filter(differs).map(|(name, _)| *name));
+                wrong
+            }
             Values::Snp { .. } => vec!["tee"],
         });
     }
@@ -244,11 +252,7 @@ impl Policy {
             "migration",
             "migration",
             rules.allow_migration || !guest.migration(),
-            if rules.allow_migration {
-                "allowed or not"
-            } else {
-                "no migration agent"
-            },
+            migration_expected(rules.allow_migration),
             if guest.migration() {
                 "a migration agent is allowed"
             } else {
@@ -259,11 +263,7 @@ impl Policy {
             "SMT",
             "smt",
             rules.allow_smt || !guest.smt(),
-            if rules.allow_smt {
-                "allowed or not"
-            } else {
-                "not allowed"
-            },
+            smt_expected(rules.allow_smt),
             if guest.smt() {
                 "allowed"
             } else {
@@ -288,11 +288,7 @@ impl Policy {
             "revocation list",
             "revocation-unchecked",
             facts.revocation_checked() || !rules.require_crl,
-            if rules.require_crl {
-                "checked"
-            } else {
-                "checked or not"
-            },
+            crl_expected(rules.require_crl),
             if facts.revocation_checked() {
                 "checked"
             } else {
@@ -319,7 +315,7 @@ impl Policy {
                 }
                 wrong
             }
-            Values::Tdx(_) => vec!["tee"],
+            Values::Tdx { .. } => vec!["tee"],
         });
     }
 
@@ -383,10 +379,16 @@ impl Policy {
     }
 }
 
+impl Tolerated {
+    fn holds(&self, now: UnixTime) -> bool {
+        now <= self.until
+    }
+}
+
 impl Reference {
     const fn tee(&self) -> Tee {
         match self.values {
-            Values::Tdx(_) => Tee::Tdx,
+            Values::Tdx { .. } => Tee::Tdx,
             Values::Snp { .. } => Tee::SevSnp,
         }
     }
@@ -418,10 +420,6 @@ fn check_report_data(decision: &mut Decision, verified: &Verified, expected: Exp
         ),
         None => decision.not_asked("report data", found.to_string()),
     }
-}
-
-const fn debug_expected(allowed: bool) -> &'static str {
-    if allowed { "on or off" } else { "off" }
 }
 
 const fn debug_found(on: bool) -> &'static str {
@@ -459,6 +457,13 @@ fn tdx_register(facts: &TdxFacts, name: &str) -> Measurement {
         "mr_config_id" => td.mr_config_id,
         "mr_owner" => td.mr_owner,
         _ => td.mr_owner_config,
+    }
+}
+
+fn tdx_bits(facts: &TdxFacts, name: &str) -> [u8; 8] {
+    match name {
+        "attributes" => facts.td().attributes,
+        _ => facts.td().xfam,
     }
 }
 

@@ -40,4 +40,5 @@ pub use pieces::{Pieces, Put, Wanted};
 pub use policy_file::{PolicyError, read_policy};
 pub(crate) use source::Source;
 pub use source::SourceError;
+pub(crate) use verifier::Finding;
 pub use verifier::Verifier;

@@ -15,6 +15,7 @@ use std::{
 use souk_attest::{Blame, REFUSAL_LIFE_S, Refusal, Trust, VerifiedCache};
 use souk_crypto::{NodeId, UnixTime};
 use souk_market::{
+    card::MAX_EVIDENCE,
     directory::MAX_CARDS,
     units::{Digest, Tee},
 };
@@ -33,14 +34,17 @@ pub(crate) const MAX_BAD: u32 = 3;
 /// How long that is, in seconds.
 pub(crate) const FORGIVE_S: u64 = 3_600;
 
-/// What is to be said about one node.
+/// Findings that are kept of one node: about what its card names, and what the card before that named.
+const MAX_FINDINGS: usize = 2 * MAX_EVIDENCE;
+
+/// What is to be said about one node, by what was looked at last.
 #[derive(Clone, Debug)]
 pub(crate) struct Finding {
     /// The evidence and collateral that were looked at.
     pub(crate) names: Option<(Digest, Digest)>,
     /// Why they do not hold; `None` where they do.
     pub(crate) flaw: Option<Flaw>,
-    /// Different evidence of this node that did not hold by its own fault.
+    /// Different evidence and collateral of this node that did not hold by its own fault, until then.
     pub(crate) bad: u32,
     /// When.
     pub(crate) at: UnixTime,
@@ -60,8 +64,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// No more than a directory has cards.
-    found: BTreeMap<NodeId, Finding>,
+    /// Of no more nodes than a directory has cards; of each at least one and at most [`MAX_FINDINGS`], the latest at the end.
+    found: BTreeMap<NodeId, Vec<Finding>>,
     waiting: BTreeSet<(NodeId, Digest)>,
     verified: u64,
     refused: BTreeMap<&'static str, u64>,
@@ -86,8 +90,8 @@ impl Verifier {
         Ok(Self { queue, shared })
     }
 
-    /// Whether a claim should be looked at now: its node was not caught too often, and it is another one than was looked at, or a
-    /// clock may be right by now.
+    /// Whether a claim should be looked at now: its node was not caught too often, and it is another one than those that were looked
+    /// at, or a clock may be right by now.
     pub(crate) fn is_open(&self, claim: &Claim, now: UnixTime) -> bool {
         if self.is_barred(&claim.node, now) {
             return false;
@@ -99,13 +103,14 @@ impl Verifier {
         {
             return false;
         }
-        state.found.get(&claim.node).is_none_or(|found| {
+        let mut of_node = state.found.get(&claim.node).into_iter().flatten();
+        let found = of_node.find(|found| found.names == claim.names());
+        found.is_none_or(|found| {
             let by_clock = found
                 .flaw
                 .as_ref()
                 .is_some_and(|flaw| flaw.blame() == Blame::Clock);
-            let again = by_clock && now.since_s(found.at) >= REFUSAL_LIFE_S;
-            again || found.names != claim.names()
+            by_clock && now.since_s(found.at) >= REFUSAL_LIFE_S
         })
     }
 
@@ -115,6 +120,7 @@ impl Verifier {
         state
             .found
             .get(node)
+            .and_then(|found| found.last())
             .is_some_and(|found| found.bad >= MAX_BAD && now.since_s(found.at) < FORGIVE_S)
     }
 
@@ -137,13 +143,13 @@ impl Verifier {
             .retain(|node, _| known.contains(node));
     }
 
-    /// What is known of each node.
+    /// What was found about each node the last time.
     pub(crate) fn found(&self) -> Vec<(NodeId, Finding)> {
         let state = self.shared.state();
         state
             .found
             .iter()
-            .map(|(node, found)| (*node, found.clone()))
+            .filter_map(|(node, found)| Some((*node, found.last()?.clone())))
             .collect()
     }
 
@@ -191,28 +197,36 @@ impl State {
         if self.found.len() >= MAX_CARDS && !self.found.contains_key(&claim.node) {
             return;
         }
-        let before = self.found.get(&claim.node);
+        let of_node = self.found.entry(claim.node).or_default();
+        let before = of_node.last();
         let before = before.filter(|found| at.since_s(found.at) < FORGIVE_S);
         let bad = before.map_or(0, |found| found.bad);
         let bad = bad + u32::from(flaw.as_ref().is_some_and(|flaw| is_bad(claim, flaw)));
         let names = claim.names();
-        self.found.insert(
-            claim.node,
-            Finding {
-                names,
-                flaw,
-                bad,
-                at,
-            },
-        );
+        of_node.retain(|found| found.names != names);
+        if of_node.len() >= MAX_FINDINGS {
+            of_node.remove(0);
+        }
+        of_node.push(Finding {
+            names,
+            flaw,
+            bad,
+            at,
+        });
     }
 }
 
-/// Whether it counts against the node that published it. A test root that is not named here may be named elsewhere.
+/// Whether it counts against the node that published it. Its card signs the digests of evidence and collateral, and a node verifies
+/// both before it names them: one that does not fit the other is no accident, and one that has ended by now is. A test root that is
+/// not named here may be named elsewhere.
 fn is_bad(claim: &Claim, flaw: &Flaw) -> bool {
+    let by_its_fault = match flaw {
+        Flaw::Over | Flaw::Refused(Refusal::Expired { .. }) => false,
+        _ => matches!(flaw.blame(), Blame::Publisher | Blame::Collateral),
+    };
     let of_other_test = claim.reference.claimed() == Some(Tee::NoneTest)
         && matches!(flaw, Flaw::Refused(Refusal::UnknownRoot { .. }));
-    flaw.blame() == Blame::Publisher && !of_other_test
+    by_its_fault && !of_other_test
 }
 
 #[cfg(test)]
@@ -225,7 +239,7 @@ mod tests {
             minted::{Minted, card, clock, minted, minted_under, recipe},
             pieces::Wanted,
         },
-        market_support::{NOW, Node},
+        market_support::{NOW, Node, list},
     };
     use souk_market::shares::Source;
 
@@ -237,12 +251,17 @@ mod tests {
         (folder, Arc::new(pieces))
     }
 
-    /// The claim of a card that names this, with everything at hand.
-    fn claim(node: &Node, sequence: u64, made: &Minted, pieces: &Pieces) -> Claim {
+    /// Puts everything that it names at hand.
+    fn put(made: &Minted, pieces: &Pieces) {
         let wanted: Wanted = made.bytes.keys().map(|name| (*name, Source::Own)).collect();
         for bytes in made.bytes.values() {
             pieces.put(bytes, &wanted);
         }
+    }
+
+    /// The claim of a card that names this, with everything at hand.
+    fn claim(node: &Node, sequence: u64, made: &Minted, pieces: &Pieces) -> Claim {
+        put(made, pieces);
         let card = card(node, sequence, &made.reference);
         let claim = Claim::of_card(&card, &node.network, clock()).next();
         claim.expect("the card names evidence")
@@ -296,6 +315,75 @@ mod tests {
             verifier.found().is_empty(),
             "without a card nobody is remembered"
         );
+    }
+
+    #[test]
+    fn one_bad_piece_beside_a_good_one_counts_once_however_often_the_card_is_looked_at() {
+        let (_folder, pieces) = pieces();
+        let rng = ring::rand::SystemRandom::new();
+        let root = souk_attest::soft::TestRoot::new(NOW, &rng).expect("drawn");
+        let trust = Trust::with_test_roots([root.id()]);
+        let verifier = Verifier::start(trust, pieces.clone(), || NOW).expect("starts");
+        let node = Node::new(NODE);
+        let good = minted_under(&root, &node, recipe(), |_| ());
+        let bad = minted_under(&root, &node, recipe(), |b| b.attested_key = [7; 32]);
+        put(&good, &pieces);
+        put(&bad, &pieces);
+        let mut card = node.plain_card(1);
+        card.evidence = list(vec![good.reference, bad.reference]);
+        let card = node.sign(card);
+        for _look in 0..2 * MAX_BAD {
+            for claim in Claim::of_card(&card, &node.network, clock()) {
+                if verifier.is_open(&claim, NOW) && verifier.offer(claim) {
+                    until("it is looked at", || {
+                        verifier.shared.state().waiting.is_empty()
+                    });
+                }
+            }
+        }
+        let once = BTreeMap::from([("report-data", 1)]);
+        assert_eq!(verifier.totals(), (1, once));
+        assert_eq!(verifier.found()[0].1.bad, 1);
+        assert!(!verifier.is_barred(&node.node.public(), NOW));
+    }
+
+    #[test]
+    fn collateral_that_never_fitted_counts_against_who_names_it_and_none_that_has_ended_does() {
+        let (_folder, pieces) = pieces();
+        let rng = ring::rand::SystemRandom::new();
+        let root = souk_attest::soft::TestRoot::new(NOW, &rng).expect("drawn");
+        let trust = Trust::with_test_roots([root.id()]);
+        let verifier = Verifier::start(trust, pieces.clone(), || NOW).expect("starts");
+        let (forger, late) = (Node::new(NODE), Node::new(2));
+        let mut elsewhere = recipe();
+        elsewhere.collateral_fmspc[5] ^= 1;
+        let mut ended = recipe();
+        ended.issued = NOW.minus_s(100);
+        ended.next_update = NOW.minus_s(1);
+        for sequence in 0..u64::from(MAX_BAD) {
+            for (node, recipe) in [(&forger, &elsewhere), (&late, &ended)] {
+                let made = minted_under(&root, node, recipe.clone(), |_| ());
+                let claim = claim(node, sequence, &made, &pieces);
+                assert!(verifier.is_open(&claim, NOW) && verifier.offer(claim));
+            }
+        }
+        until("all are looked at", || {
+            verifier.shared.state().waiting.is_empty()
+        });
+        let count = u64::from(MAX_BAD);
+        let refused = BTreeMap::from([("other-platform", count), ("expired", count)]);
+        assert_eq!(verifier.totals(), (0, refused));
+        assert!(verifier.is_barred(&forger.node.public(), NOW));
+        let found: BTreeMap<_, _> = verifier.found().into_iter().collect();
+        assert_eq!(found[&late.node.public()].bad, 0);
+
+        // A report that was signed with a key of one's own, under a certificate of one's own.
+        let made = minted_under(&root, &forger, recipe(), |_| ());
+        let claim = claim(&forger, 9, &made, &pieces);
+        let part = souk_attest::Part::Vcek;
+        assert!(is_bad(&claim, &Flaw::Refused(Refusal::Signature { part })));
+        assert!(!is_bad(&claim, &Flaw::Refused(Refusal::TcbRevoked)));
+        assert!(!is_bad(&claim, &Flaw::Over));
     }
 
     #[test]

@@ -65,7 +65,20 @@ const KIB: usize = 1024;
 pub fn requests(evidence: &Evidence) -> Result<Vec<Request>, PlanError> {
     match evidence {
         Evidence::Tdx(quote) => tdx_requests(quote),
-        Evidence::Snp(report) => snp_requests(report),
+        Evidence::Snp(report) => Ok(snp_requests(report, first_product(report)?)),
+    }
+}
+
+/// What to ask for instead where the service knows nothing of the first; `None` where the evidence leaves nothing to guess. A report
+/// of version 2 with a long chip id is of a Milan, or of a Genoa with its first firmware.
+#[must_use]
+pub fn other_requests(evidence: &Evidence) -> Option<Vec<Request>> {
+    match evidence {
+        Evidence::Snp(report) if report.claimed_product().is_none() => {
+            let is_milan = first_product(report) == Ok(Product::Milan);
+            is_milan.then(|| snp_requests(report, Product::Genoa))
+        }
+        Evidence::Snp(_) | Evidence::Tdx(_) => None,
     }
 }
 
@@ -161,16 +174,21 @@ pub fn tdx(responses: &[Response]) -> Result<Collateral, PlanError> {
     Ok(Collateral::Tdx(Box::new(collateral)))
 }
 
-fn snp_requests(report: &SnpReport) -> Result<Vec<Request>, PlanError> {
+/// The product that a report names, or the first that it may be of.
+fn first_product(report: &SnpReport) -> Result<Product, PlanError> {
     let chip_id = report.chip_id();
     let is_short = chip_id[8..].iter().all(|byte| *byte == 0);
-    let product = match report.claimed_product() {
-        Some(product) => product,
-        // Version 2 names none. Only Turin has short ids; firmware of Genoa gives newer reports.
-        None if chip_id == [0; 64] => return Err(PlanError::UnknownProcessor),
-        None if is_short => Product::Turin,
-        None => Product::Milan,
-    };
+    match report.claimed_product() {
+        Some(product) => Ok(product),
+        // Version 2 names none. Only Turin has short ids.
+        None if chip_id == [0; 64] => Err(PlanError::UnknownProcessor),
+        None if is_short => Ok(Product::Turin),
+        None => Ok(Product::Milan),
+    }
+}
+
+fn snp_requests(report: &SnpReport, product: Product) -> Vec<Request> {
+    let chip_id = report.chip_id();
     let tcb = report.reported_tcb(product);
     let (id, fmc) = match tcb.fmc {
         Some(fmc) => (&chip_id[..8], format!("&fmcSPL={fmc:02}")),
@@ -181,7 +199,7 @@ fn snp_requests(report: &SnpReport) -> Result<Vec<Request>, PlanError> {
         header: None,
         max_bytes: kib * KIB,
     };
-    Ok(vec![
+    vec![
         get(
             format!(
                 "/vcek/v1/{product}/{}?blSPL={:02}&teeSPL={:02}&snpSPL={:02}&ucodeSPL={:02}{fmc}",
@@ -195,7 +213,7 @@ fn snp_requests(report: &SnpReport) -> Result<Vec<Request>, PlanError> {
         ),
         get(format!("/vcek/v1/{product}/cert_chain"), 32),
         get(format!("/vcek/v1/{product}/crl"), 256),
-    ])
+    ]
 }
 
 /// The text that was signed, byte for byte as it stands in the response, and its signature.

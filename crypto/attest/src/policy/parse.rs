@@ -28,6 +28,8 @@ const MAX_NAME_BYTES: usize = 64;
 /// Registers of TDX in a policy: what must be named, and what must be zero where it is not named.
 const TDX_REQUIRED: [&str; 5] = ["mr_td", "rtmr0", "rtmr1", "rtmr2", "rtmr3"];
 const TDX_ZERO: [&str; 3] = ["mr_config_id", "mr_owner", "mr_owner_config"];
+/// Bits of a guest of TDX, which are unchecked where they are not named.
+const TDX_BITS: [&str; 2] = ["attributes", "xfam"];
 const SNP_ZERO: [&str; 2] = ["id_key_digest", "author_key_digest"];
 
 const ROOT_KEYS: &[&str] = &[
@@ -70,6 +72,8 @@ const MEASUREMENT_KEYS: &[&str] = &[
     "mr_config_id",
     "mr_owner",
     "mr_owner_config",
+    "attributes",
+    "xfam",
     "measurement",
     "id_key_digest",
     "author_key_digest",
@@ -78,6 +82,8 @@ const MEASUREMENT_KEYS: &[&str] = &[
 ];
 
 const REGISTER_HINT: &str = r#"write 96 hex digits, or "any" to leave it unchecked"#;
+const BITS_HINT: &str =
+    r#"write the 16 hex digits that `souk attest show` prints, or "any" to leave it unchecked"#;
 const DATE_HINT: &str = "write a date such as \"2027-01-01T00:00:00Z\"";
 
 impl Policy {
@@ -312,7 +318,14 @@ fn tdx_values<'a>(reader: &mut Reader<'a>, section: &Section<'_, 'a>) -> Option<
             "min_guest_svn",
         ],
     );
-    complete(registers).map(Values::Tdx)
+    let bits = TDX_BITS.map(|key| {
+        let found = reader.parsed(section, key, BITS_HINT, guest_bits);
+        (key, found.flatten())
+    });
+    Some(Values::Tdx {
+        registers: complete(registers)?,
+        bits: bits.to_vec(),
+    })
 }
 
 fn snp_values<'a>(reader: &mut Reader<'a>, section: &Section<'_, 'a>) -> Option<Values> {
@@ -338,7 +351,7 @@ fn snp_values<'a>(reader: &mut Reader<'a>, section: &Section<'_, 'a>) -> Option<
         reader,
         section,
         Tee::SevSnp,
-        &[&TDX_REQUIRED[..], &TDX_ZERO[..], &["mr_seam"]].concat(),
+        &[&TDX_REQUIRED[..], &TDX_ZERO, &TDX_BITS, &["mr_seam"]].concat(),
     );
     Some(Values::Snp {
         digests: complete(digests)?,
@@ -375,6 +388,16 @@ fn register(text: &str) -> Option<Register> {
         "any" => Some(Register::Any),
         text => text.parse().ok().map(Register::Exactly),
     }
+}
+
+/// Eight bytes as they stand in a TD report; `None` inside leaves them unchecked.
+fn guest_bits(text: &str) -> Option<Option<[u8; 8]>> {
+    if text == "any" {
+        return Some(None);
+    }
+    let mut bytes = [0; 8];
+    let decoded = hex::decode_to_slice(text, &mut bytes);
+    decoded.ok().map(|()| Some(bytes))
 }
 
 fn name(text: &str) -> Option<String> {

@@ -1,4 +1,8 @@
 use super::*;
+use crate::{
+    soft::{TdxRecipe, TestTdx},
+    verified::{Collateral, Evidence, verify},
+};
 
 fn mistakes(text: &str) -> String {
     Policy::parse(text)
@@ -71,6 +75,92 @@ fn a_register_of_the_other_tee_is_a_mistake() {
         mistakes(&text),
         "line 7: `rtmr0` means nothing for sev-snp; take it out"
     );
+}
+
+#[test]
+fn bits_of_a_guest_are_sixteen_digits_or_any_and_mean_nothing_for_sev_snp() {
+    let tdx = format!(
+        "{RIGHT}[[measurement]]\nname = \"guest\"\ntee = \"tdx\"\nmr_td = \"any\"\nrtmr0 = \"any\"\nrtmr1 = \"any\"\nrtmr2 = \"any\"\nrtmr3 = \"any\"\n"
+    );
+    for key in ["attributes", "xfam"] {
+        for right in ["e700060000000000", "any"] {
+            assert!(Policy::parse(&format!("{tdx}{key} = \"{right}\"\n")).is_ok());
+        }
+        for wrong in ["", "e7", "e70006000000000000", "e70006000000000g"] {
+            let told = mistakes(&format!("{tdx}{key} = \"{wrong}\"\n"));
+            assert!(told.contains("write the 16 hex digits"), "{told}");
+        }
+        let snp = format!(
+            "{RIGHT}[[measurement]]\nname = \"guest\"\ntee = \"sev-snp\"\nmeasurement = \"any\"\n{key} = \"any\"\n"
+        );
+        let told = mistakes(&snp);
+        assert!(told.contains("means nothing for sev-snp"), "{told}");
+    }
+}
+
+/// The decision about a guest of the software TEE, under a policy of which the reference value also has `bits`.
+fn decide(change: impl FnOnce(&mut TdxRecipe), bits: &str) -> Decision {
+    let now = UnixTime(1_800_000_000);
+    let rng = ring::rand::SystemRandom::new();
+    let mut recipe = TdxRecipe::up_to_date(now);
+    change(&mut recipe);
+    let machine = TestTdx::new(recipe, &rng).expect("it mints");
+    let quote = machine.quote(ReportData([0; 64]), &rng);
+    let evidence = Evidence::parse(&quote.expect("it signs")).expect("it parses");
+    let collateral = Collateral::Tdx(Box::new(machine.collateral().clone()));
+    let root = machine.root();
+    let trust = Trust::with_test_roots([root]);
+    let verified = verify(&evidence, &collateral, &trust, now).expect("it verifies");
+    let text = format!(
+        "version = 1\nkinds = [\"none+test\"]\ntest_roots = [\"{root}\"]\n[[measurement]]\nname = \"guest\"\ntee = \"tdx\"\nmr_td = \"any\"\nrtmr0 = \"any\"\nrtmr1 = \"any\"\nrtmr2 = \"any\"\nrtmr3 = \"any\"\n{bits}"
+    );
+    let policy = Policy::parse(&text).expect("a right policy");
+    policy.decide(&verified, Expected::default(), now)
+}
+
+#[test]
+fn a_guest_with_one_other_bit_is_refused_where_the_policy_names_its_bits() {
+    const ATTRIBUTES: &str = "attributes = \"0000001000000000\"\n";
+    const XFAM: &str = "xfam = \"e700060000000000\"\n";
+    type Change = fn(&mut TdxRecipe);
+    assert!(decide(|_| (), &[ATTRIBUTES, XFAM].concat()).is_accepted());
+    let changes: [(&str, &str, Change); 4] = [
+        // Supervisor protection keys, and performance counters.
+        ("attributes", ATTRIBUTES, |of| of.td.attributes[3] ^= 0x40),
+        ("attributes", ATTRIBUTES, |of| of.td.attributes[7] ^= 0x80),
+        // AMX, and the first bit.
+        ("xfam", XFAM, |of| of.td.xfam[2] ^= 2),
+        ("xfam", XFAM, |of| of.td.xfam[0] ^= 1),
+    ];
+    for (name, bits, change) in changes {
+        let decision = decide(change, bits);
+        assert_eq!(decision.reasons().collect::<Vec<_>>(), ["measurement"]);
+        let last = decision.lines().last().expect("checks");
+        let differs = format!("differs in {name}");
+        assert!(last.found.ends_with(&differs), "{}", last.found);
+        assert!(decide(change, "").is_accepted(), "{name} was not named");
+        let any = format!("{name} = \"any\"\n");
+        assert!(decide(change, &any).is_accepted());
+    }
+}
+
+#[test]
+fn the_rules_of_a_policy_are_those_that_it_decides_by() {
+    let decision = decide(|_| (), "");
+    let root = decision
+        .lines()
+        .iter()
+        .find(|line| line.check == "test root");
+    let root = &root.expect("it is of a test").found;
+    let text = format!("version = 1\nkinds = [\"none+test\"]\ntest_roots = [\"{root}\"]\n");
+    let rules = Policy::parse(&text).expect("a right policy").rules();
+    for line in decision.lines() {
+        let by_caller = ["report data", "measurement", "test root"].contains(&line.check);
+        let is_told = |rule: &Rule| rule.check == line.check && rule.expected == line.expected;
+        assert!(by_caller || rules.iter().any(is_told), "{line:?}");
+    }
+    let real = Policy::parse(RIGHT).expect("a right policy").rules();
+    assert!(real.iter().all(|rule| rule.tee != Some(Tee::SevSnp)));
 }
 
 #[test]

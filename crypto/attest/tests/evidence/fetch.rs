@@ -247,6 +247,27 @@ async fn certificates_and_list_of_a_minted_chip_are_fetched() {
 }
 
 #[tokio::test]
+async fn a_report_that_does_not_name_its_processor_is_looked_for_among_milan_and_genoa() {
+    for (product, asked) in [(Product::Milan, 3), (Product::Genoa, 4)] {
+        let minted = mint_snp(product, 2, |_| {});
+        let (Evidence::Snp(report), Collateral::Snp(known)) =
+            (&minted.evidence, &minted.collateral)
+        else {
+            panic!("a report of SNP");
+        };
+        let service = Service::start(kds(product, &report.chip_id(), known)).await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let sources = sources(&service, &folder);
+        let trust = Trust::with_test_roots([minted.root]);
+        let fetched = fetch::collateral(&sources, &minted.evidence, &trust, now())
+            .await
+            .expect("fetched");
+        assert_eq!(fetched.collateral.digest(), minted.collateral.digest());
+        assert_eq!(service.asked(), asked, "{product}");
+    }
+}
+
+#[tokio::test]
 async fn what_does_not_verify_is_neither_given_nor_kept() {
     let folder = tempfile::tempdir().expect("a folder");
     let (quote, _) = tdx("tdx_quote");

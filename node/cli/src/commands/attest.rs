@@ -19,7 +19,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use souk_attest::{
     Decision, Evidence, Expected, MAX_POLICY_BYTES, Part, Policy, ReferenceError, Refusal,
-    ReportData, Trust, Verdict, Verified, date,
+    ReportData, Tee, Trust, Verdict, Verified, date,
     files::{self, FileError},
     verify, with_references,
 };
@@ -104,7 +104,9 @@ pub(crate) struct Verify {
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
     /// Explain every mistake of a policy, or say what it accepts.
-    #[command(after_help = "Example:\n  souk attest policy check policy.toml")]
+    #[command(
+        after_help = "Examples:\n  souk attest policy check policy.toml\n  souk attest policy check policy.toml --at 2027-01-01T00:00:00Z --json\n\nExit status: 0 right, with warnings or without, 1 a file cannot be read, 78 the policy has mistakes."
+    )]
     Check(Check),
 }
 
@@ -116,6 +118,9 @@ pub(crate) struct Check {
     /// Where the serials of signed reference values are remembered: none goes back
     #[arg(long, value_name = "FILE")]
     seen: Option<PathBuf>,
+    /// The instant at which its dates are looked at [default: now]
+    #[arg(long, value_name = "RFC3339", value_parser = instant)]
+    at: Option<UnixTime>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -185,47 +190,87 @@ impl Verify {
 
 impl Check {
     fn run(self) -> Result<ExitCode, Failure> {
-        #[derive(Serialize)]
-        struct Reference<'a> {
-            name: &'a str,
-            tee: String,
-            not_before: Option<String>,
-            not_after: Option<String>,
-        }
         let policy = read_policy(&self.file, self.seen.as_deref())?;
-        let references: Vec<_> = policy
-            .references()
-            .map(|(name, tee, not_before, not_after)| Reference {
-                name,
-                tee: tee.to_string(),
-                not_before: not_before.map(date::format),
-                not_after: not_after.map(date::format),
-            })
-            .collect();
-        let digest = hex::encode(policy.digest());
+        let told = PolicyTold::of(&policy, self.at.unwrap_or_else(unix_now));
         if self.json {
-            out::json(&serde_json::json!({ "digest": digest, "measurements": references }));
-            return DONE;
-        }
-        out::line(format_args!(
-            "{} is right, digest {digest}",
-            self.file.display()
-        ));
-        if references.is_empty() {
-            out::line("it has no reference value, so it accepts nothing");
-        }
-        for Reference {
-            name,
-            tee,
-            not_before,
-            not_after,
-        } in references
-        {
-            let from = not_before.map_or(String::new(), |date| format!(", from {date}"));
-            let to = not_after.map_or(String::new(), |date| format!(", to {date}"));
-            out::line(format_args!("  {tee}: {name}{from}{to}"));
+            out::json(&told);
+        } else {
+            out::line(told.text(&self.file));
         }
         DONE
+    }
+}
+
+/// What a policy accepts, as scripts read it.
+#[derive(Serialize)]
+struct PolicyTold {
+    digest: String,
+    /// The instant that the warnings are of.
+    at: String,
+    rules: Vec<RuleTold>,
+    measurements: Vec<ReferenceTold>,
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct RuleTold {
+    /// `tdx` or `sev-snp`; nothing where it is asked of all evidence.
+    tee: Option<&'static str>,
+    check: &'static str,
+    expected: String,
+}
+
+#[derive(Serialize)]
+struct ReferenceTold {
+    name: String,
+    tee: &'static str,
+    not_before: Option<String>,
+    not_after: Option<String>,
+}
+
+impl PolicyTold {
+    fn of(policy: &Policy, now: UnixTime) -> Self {
+        let rules = policy.rules().into_iter().map(|rule| RuleTold {
+            tee: rule.tee.map(Tee::as_str),
+            check: rule.check,
+            expected: rule.expected,
+        });
+        let measurements = policy.references();
+        let measurements = measurements.map(|(name, tee, from, to)| ReferenceTold {
+            name: name.to_owned(),
+            tee: tee.as_str(),
+            not_before: from.map(date::format),
+            not_after: to.map(date::format),
+        });
+        Self {
+            digest: hex::encode(policy.digest()),
+            at: date::format(now),
+            rules: rules.collect(),
+            measurements: measurements.collect(),
+            warnings: policy.warnings(now),
+        }
+    }
+
+    fn text(&self, path: &Path) -> String {
+        let mut text = format!("{} is right, digest {}", path.display(), self.digest);
+        for rule in &self.rules {
+            let tee = rule.tee.map_or(String::new(), |tee| format!("{tee}, "));
+            text += &format!("\n  {tee}{}: {}", rule.check, rule.expected);
+        }
+        for value in &self.measurements {
+            let from = value.not_before.as_ref();
+            let from = from.map_or(String::new(), |date| format!(", from {date}"));
+            let to = value.not_after.as_ref();
+            let to = to.map_or(String::new(), |date| format!(", to {date}"));
+            text += &format!("\n  {}, measurement: {}{from}{to}", value.tee, value.name);
+        }
+        if self.measurements.is_empty() {
+            text += "\nit has no reference value, so it accepts nothing";
+        }
+        for warning in &self.warnings {
+            text += &format!("\nwarning, at {}: {warning}", self.at);
+        }
+        text
     }
 }
 
