@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf, process::Command};
 
 use serde_json::Value;
-use souk_tests::{Network, Plan, Requester, eventually, souk, succeed};
+use souk_tests::{Network, Plan, Requester, eventually, needs, souk, succeed};
 
 /// The folder of the only lease that is not yet closed.
 fn open_folder(requester: &Requester, closed: &[PathBuf]) -> Option<PathBuf> {
@@ -25,6 +25,7 @@ fn row(requester: &Requester, name: &str) -> Value {
 
 #[test]
 fn a_rent_that_is_killed_anywhere_resumes_to_one_lease_and_one_entry() {
+    needs!(Leases, OpenSsh);
     let network = Network::start(&Plan::default());
     let requester = network.requester("requester", None);
     let provider_has = |leases: u64| {
@@ -94,6 +95,16 @@ fn a_rent_that_is_killed_anywhere_resumes_to_one_lease_and_one_entry() {
         let ended = requester.json(&["end", "--json", lease]);
         assert_eq!(ended["proof_verified"], true, "{ended}");
         assert_eq!(row(&requester, &name)["stage"], "closed");
+        if round == 0 {
+            // As after a crash between the account and the agreement to it: the next end sends it.
+            let acknowledged = folder.join("acknowledged");
+            let _ = fs::remove_file(&acknowledged);
+            eventually("the provider has the agreement", || {
+                let again = requester.json(&["end", "--json", lease]);
+                assert_eq!(again["usage"], ended["usage"], "{again}");
+                acknowledged.exists().then_some(())
+            });
+        }
         let provider = network.provider().id();
         let log = requester.json(&["log", "verify", "--json", provider]);
         assert_eq!(log["size"], round + 1, "{moment}: {log}");
@@ -114,6 +125,7 @@ fn offline(args: &[&str]) -> String {
 
 #[test]
 fn a_provider_that_serves_an_issuer_alone_leases_to_the_holder_of_its_grant_once() {
+    needs!(Leases, OpenSsh);
     let keys = tempfile::tempdir().expect("a folder");
     let path = |name: &str| keys.path().join(name).to_string_lossy().into_owned();
     let issuer = offline(&["issuer", "key", "new", &path("issuer.key")]);
@@ -167,6 +179,7 @@ fn a_provider_that_serves_an_issuer_alone_leases_to_the_holder_of_its_grant_once
 
 #[test]
 fn a_provider_that_asks_for_work_leases_to_whoever_does_it() {
+    needs!(Leases, OpenSsh);
     let network = Network::start(&Plan {
         policy: "work_bits = 12".to_owned(),
         ..Plan::default()

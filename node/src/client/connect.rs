@@ -6,8 +6,9 @@
 //!
 //! Who only looks stays a [`Visitor`]: an entry has few mailboxes for one address.
 //!
-//! Threats: an entry sees the address of its client, so a client that takes a new one each time is seen by all of them in the
-//! end; a session that can be joined to an earlier one by its identity or its mailbox, so both are drawn anew.
+//! Threats: an entry that is the provider as well and sees both ends, so none is taken at which this client has a lease, as far as
+//! there are others (which one is kept: [`super::entries`]); a session that can be joined to an earlier one by its identity or its
+//! mailbox, so both are drawn anew.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -18,7 +19,7 @@ use souk_market::{
     quorum::Market,
 };
 use souk_sphinx::{
-    EpochClock, Hop, HopAddress, MixPublic, Session, Topology, delay::MixDelay, route::MIXES,
+    EpochClock, Group, Hop, HopAddress, MixPublic, Session, Topology, delay::MixDelay, route::MIXES,
 };
 use tokio::{
     sync::{OnceCell, mpsc, watch},
@@ -27,20 +28,16 @@ use tokio::{
 };
 
 use super::{
-    Client, JudgeError, Judgements, MarketError, Progress, StateError, Watch, evidence, market,
-    state::Home, unix_now,
+    Client, JudgeError, Judgements, Lease, MarketError, Progress, Stage, StateError, Watch,
+    entries::Entries, evidence, market, unix_now,
 };
 use crate::{
     mix::{MailboxCollector, Messenger, MessengerParts},
-    net::{self, Client as NetClient, ConnectError as PeerError, MailboxError, NodeAddress},
+    net::{self, Client as NetClient, ConnectError as PeerError, MailboxError},
 };
 
-/// An entry is kept for so long: changing it often would show the requester to every entry in the end.
-const ENTRY_LIFE_S: u64 = 30 * 86_400;
-/// Entries that are tried before giving up.
+/// Entries that are tried, beside those on record, before giving up.
 const ENTRY_ATTEMPTS: usize = 3;
-/// File of the chosen entry.
-const ENTRY: &str = "entry";
 /// Frames between mailbox and session; the session is quick, so this is one batch and some room.
 const FRAME_QUEUE: usize = 32;
 /// How often it is looked whether an epoch has begun; epochs overlap by far more.
@@ -104,13 +101,6 @@ pub enum ConnectError {
     Mailbox(#[source] MailboxError),
 }
 
-/// The entry that was chosen, and when.
-#[derive(Clone, Debug)]
-pub(super) struct KeptEntry {
-    pub(super) address: NodeAddress,
-    since: UnixTime,
-}
-
 impl Visitor {
     pub(super) async fn new(client: Client, watch: Watch<'_>) -> Result<Self, MarketError> {
         let net = NetClient::start(&client.net_config());
@@ -164,11 +154,16 @@ impl Visitor {
         self.judged.get_or_try_init(judge).await.map(Some)
     }
 
-    /// Chooses an entry and opens a mix session through it.
+    /// Chooses an entry and opens a mix session through it. Nobody talks to a provider over that provider: where there is another entry,
+    /// it is none of `providers`, and none at which this client has a lease that is not over.
     ///
     /// # Errors
     /// [`ConnectError`].
-    pub async fn connect(self, watch: Watch<'_>) -> Result<Connected, ConnectError> {
+    pub async fn connect(
+        self,
+        providers: &[NodeId],
+        watch: Watch<'_>,
+    ) -> Result<Connected, ConnectError> {
         let (client, net, market) = (&self.client, &self.net, &self.market);
         let clock = EpochClock::of(&client.config.params);
         let wanted = client.config.evidence.as_ref();
@@ -193,7 +188,7 @@ impl Visitor {
             });
         }
 
-        let (card, mailbox) = open_entry(client, net, &renewal, &topology).await?;
+        let (card, mailbox) = open_entry(client, net, &renewal, &topology, providers).await?;
         let entry = card.node;
         watch(Progress::Entry { node: entry });
         net.links()
@@ -235,13 +230,15 @@ impl Connected {
         &self.visitor.market
     }
 
-    /// Ends the session and gives its mailbox back: else it takes a place at the entry until that needs it.
+    /// Ends the session and gives its mailbox back: else it takes a place at the entry until that needs it. Where packets were changed on
+    /// their way, that is noted beside the entry.
     pub async fn close(self) {
+        let is_tampered = self.tampered() > 0;
         let Self {
             visitor,
             messenger,
+            entry,
             collecting,
-            ..
         } = self;
         drop(messenger);
         if tokio::time::timeout(RELEASE_PATIENCE, collecting)
@@ -249,6 +246,11 @@ impl Connected {
             .is_err()
         {
             tracing::debug!("the entry does not take the mailbox back in time");
+        }
+        if is_tampered
+            && let Err(error) = Entries::note_tampered(&visitor.client.home, entry, unix_now())
+        {
+            tracing::warn!(%error, "changed packets cannot be noted beside the entry");
         }
         drop(visitor);
     }
@@ -265,7 +267,8 @@ impl Connected {
         self.visitor.local()
     }
 
-    /// Packets that were changed on their way to the mailbox; many of them speak against the entry.
+    /// Packets that were changed on their way to the mailbox. An entry behind which that happens in several sessions is left; a mix or the
+    /// provider may have done it as well.
     #[must_use]
     pub fn tampered(&self) -> u64 {
         self.messenger.tampered()
@@ -277,58 +280,61 @@ pub(super) fn hop(node: &NodeId) -> HopAddress {
     HopAddress(*node.as_bytes())
 }
 
-/// The entry on record, if there is one.
-pub(super) fn kept_entry(home: &Home) -> Result<Option<KeptEntry>, StateError> {
-    let Some(text) = home.read_text(ENTRY)? else {
-        return Ok(None);
-    };
-    let parse = |text: &str| {
-        let (address, since) = text.trim_end().split_once(' ')?;
-        Some(KeptEntry {
-            address: address.parse().ok()?,
-            since: UnixTime(since.parse().ok()?),
-        })
-    };
-    // A record that does not read is no reason to fail: another entry is chosen.
-    Ok(parse(&text))
-}
-
-/// Opens a mailbox at the kept entry, or at a new one.
+/// Opens a mailbox at the kept entry, or at another one.
 async fn open_entry(
     client: &Client,
     net: &NetClient,
     renewal: &Renewal,
     topology: &Topology,
+    providers: &[NodeId],
 ) -> Result<(Arc<VerifiedCard>, MailboxCollector), ConnectError> {
     let now = unix_now();
-    let kept = kept_entry(&client.home)?.filter(|kept| now.since_s(kept.since) < ENTRY_LIFE_S);
-    let kept = kept.map(|kept| kept.address.node());
-    let candidates = candidates(renewal, topology, kept);
+    let mut entries = Entries::read(&client.home, now)?;
+    let mut avoided = open_providers(client, now)?;
+    avoided.extend(providers);
+    // An entry that this command does not trust is not away.
+    avoided.extend(entries.nodes().filter(|node| !renewal.trusts(node)));
+    let candidates = candidates(renewal, topology, &entries, &avoided);
+    let attempts = entries.nodes().count() + ENTRY_ATTEMPTS;
     let mut error = ConnectError::NoEntry {
         cards: renewal.market.cards.len(),
         epoch: topology.epoch().0,
     };
-    for card in candidates.into_iter().take(ENTRY_ATTEMPTS) {
-        let node = card.node;
+    for card in candidates.into_iter().take(attempts) {
         match open_at(net, &card).await {
             Ok(mailbox) => {
-                if kept != Some(node) {
-                    keep(&client.home, &card, now)?;
+                let before = entries.clone();
+                entries.note_reached(card.node, &avoided, now);
+                if entries != before {
+                    entries.write(&client.home)?;
                 }
                 return Ok((card, mailbox));
             }
             Err(failed) => error = failed,
         }
     }
+    // Where nobody is reached, the fault may be here: no entry is noted as away.
     Err(error)
 }
 
-/// Entries in the order in which they are tried: the kept one, then others at random. One that is also a provider comes
-/// last, because nobody can rent from the own entry.
+/// Providers of leases that are not over, which this client may still have to talk to.
+pub(super) fn open_providers(
+    client: &Client,
+    now: UnixTime,
+) -> Result<BTreeSet<NodeId>, StateError> {
+    let is_open = |lease: &Lease| !matches!(lease.stage(now), Stage::Closed | Stage::Refused(_));
+    let leases = client.leases()?.into_iter().flatten();
+    let open = leases.filter(is_open);
+    Ok(open.map(|lease| lease.provider()).collect())
+}
+
+/// Entries in the order in which they are tried: those on record, then others at random, and what is to be avoided last. Of the others
+/// one that is also a provider comes last, because nobody can rent from the own entry.
 fn candidates(
     renewal: &Renewal,
     topology: &Topology,
-    kept: Option<NodeId>,
+    entries: &Entries,
+    avoided: &BTreeSet<NodeId>,
 ) -> Vec<Arc<VerifiedCard>> {
     let usable = |card: &&Arc<VerifiedCard>| {
         card.has_role(Role::Entry)
@@ -339,7 +345,10 @@ fn candidates(
     let cards = renewal.market.cards.iter().map(|listed| &listed.card);
     let mut found: Vec<_> = cards.filter(usable).cloned().collect();
     found.shuffle(&mut rand::rng());
-    found.sort_by_key(|card| (Some(card.node) != kept, card.has_role(Role::Provider)));
+    found.sort_by_key(|card| {
+        let order = entries.order(card.node, avoided);
+        (order, card.has_role(Role::Provider))
+    });
     found
 }
 
@@ -352,18 +361,6 @@ async fn open_at(net: &NetClient, card: &VerifiedCard) -> Result<MailboxCollecto
     MailboxCollector::open(peers.clone(), card.node, addresses)
         .await
         .map_err(ConnectError::Mailbox)
-}
-
-fn keep(home: &Home, card: &VerifiedCard, now: UnixTime) -> Result<(), StateError> {
-    let addresses = market::addresses(card);
-    let address = addresses
-        .into_iter()
-        .find_map(|a| NodeAddress::new(card.node, a).ok());
-    match address {
-        Some(address) => home.write_text(ENTRY, &format!("{address} {now}\n")),
-        // Without an address that can be written it is chosen anew next time.
-        None => Ok(()),
-    }
 }
 
 /// What the session knows of the nodes, renewed when an epoch begins.
@@ -399,7 +396,11 @@ impl Renewal {
             let wanted = cards.filter(move |card| mixing(card) == mixes);
             wanted.filter_map(|card| node(card))
         };
-        Topology::new(epoch, hops_of(true)).with_ends(hops_of(false))
+        let cards = self.market.cards.iter().map(|listed| &listed.card);
+        let operators = cards.filter_map(|card| Some((hop(&card.node), Group(card.operator?.0))));
+        Topology::new(epoch, hops_of(true))
+            .with_ends(hops_of(false))
+            .with_groups(operators)
     }
 
     async fn run(self, topology: watch::Sender<Arc<Topology>>) {

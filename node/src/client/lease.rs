@@ -1,9 +1,10 @@
 //! A lease as its holder knows it: what was sent, what was answered, and how to get in.
 //!
 //! ```text
-//!  requested ─┬─ receipt ─► active ─ end, valid_to ─► ended ─ statement ─► closed
-//!             ├─ refusal ─► refused
-//!             └─ too late ► lapsed
+//!  requested ─┬─ receipt ──► active ─┬─ told so ─► draining ─┬─► ended ─ statement ─► closed
+//!             │                      └─ valid_to, told so ───┘
+//!             ├─ refusal ──► refused
+//!             └─ too late ─► unanswered ─ nothing of it can run any more ─► lapsed
 //! ```
 //!
 //! Threats: a process that is killed at any point, so where a lease stands is what the signed answers in its folder say; an answer
@@ -12,15 +13,15 @@
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use souk_crypto::{
-    CardPublicKey, HolderKey, NetworkId, NodeId, ReplyKey, UnixTime, Verified, keyfile,
+    CardPublicKey, HolderKey, MAX_SKEW_S, NetworkId, NodeId, ReplyKey, UnixTime, Verified, keyfile,
     sign::{self, OpenError},
 };
 use souk_market::{
     card::{VerifiedCard, is_public},
     envelope::VerifiedEnvelope,
     refusal::Reason,
-    reply::{Body, Endpoint, Notice, Receipt, Reply},
-    units::{Counter, LeaseId, RelayToken, Tee},
+    reply::{Body, Endpoint, LeaseState, Notice, Receipt, Reply, Status},
+    units::{Counter, Digest, LeaseId, RelayToken, Tee},
 };
 
 use super::{
@@ -35,6 +36,10 @@ pub(super) const COUNTER: &str = "counter";
 pub(super) const RECEIPT: &str = "receipt";
 pub(super) const REFUSAL: &str = "refusal";
 pub(super) const STATEMENT: &str = "statement";
+/// The last answer that says where the lease stands.
+pub(super) const STATUS: &str = "status";
+/// Digest of the statement of which the provider has the holder's agreement.
+pub(super) const ACKNOWLEDGED: &str = "acknowledged";
 /// The evidence of the instance.
 pub(super) const QUOTE: &str = "quote";
 /// What it was checked with.
@@ -58,15 +63,19 @@ pub(super) const DIRECT: &str = "direct";
 /// Where a lease stands, as far as its holder knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// The request is stored and may have left; no answer came yet. Resume it: nothing can start twice.
+    /// The request is stored and may have left; no receipt came yet. Resume it: nothing can start twice.
     Requested,
-    /// The request was not answered, and by now it cannot be accepted any more.
+    /// The request was not answered, and by now it cannot be accepted any more. It may have been, so a machine may run.
+    Unanswered,
+    /// The request was not answered, and by now nothing of it can run.
     Lapsed,
     /// The provider said no.
     Refused(Reason),
     /// There is a receipt, and its time is not over.
     Active,
-    /// Its time is over; the final statement has not come yet.
+    /// The provider said that it is being ended.
+    Draining,
+    /// Its time is over, or the provider said that it has ended; the final statement has not come yet.
     Ended,
     /// The final statement is here and proven.
     Closed,
@@ -78,9 +87,11 @@ impl Stage {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Requested => "requested",
+            Self::Unanswered => "unanswered",
             Self::Lapsed => "lapsed",
             Self::Refused(_) => "refused",
             Self::Active => "active",
+            Self::Draining => "draining",
             Self::Ended => "ended",
             Self::Closed => "closed",
         }
@@ -100,8 +111,12 @@ pub struct Lease {
     pub(super) receipt_key: Option<CardPublicKey>,
     pub(super) refusal: Option<Reason>,
     pub(super) statement: Option<ProvenStatement>,
+    /// Where the provider said last that it stands, and in answer to which request.
+    pub(super) status: Option<(Counter, Status)>,
     /// What the provider said last beside its answers, and when.
     pub(super) notice: Option<(UnixTime, Notice)>,
+    /// Messages in a row, by this process, of which nothing was acknowledged.
+    pub(super) unheard: u32,
 }
 
 /// How to reach an instance.
@@ -160,14 +175,16 @@ impl Lease {
             receipt_key: None,
             refusal: None,
             statement: None,
+            status: None,
             notice: None,
+            unheard: 0,
         };
         if let Some(bytes) = lease.folder.read(NOTICE)? {
             let reply = lease.open_stored(&bytes);
             let reply = reply.map_err(|e| lease.folder.damaged(NOTICE, &e))?;
             lease.notice = reply.notice.map(|notice| (reply.at, notice));
         }
-        for name in [RECEIPT, REFUSAL, STATEMENT] {
+        for name in [RECEIPT, REFUSAL, STATEMENT, STATUS] {
             if let Some(bytes) = lease.folder.read(name)? {
                 let damaged = |e: &dyn fmt::Display| lease.folder.damaged(name, &e.to_string());
                 let reply = lease.open_stored(&bytes).map_err(|e| damaged(&e))?;
@@ -257,6 +274,12 @@ impl Lease {
         self.statement.as_ref()
     }
 
+    /// Where the provider said last that it stands, if it said so.
+    #[must_use]
+    pub fn status(&self) -> Option<Status> {
+        self.status.map(|(_, status)| status)
+    }
+
     /// What the provider has to say to all of its holders, if it said something last: that it leaves, most often.
     #[must_use]
     pub fn notice(&self) -> Option<Notice> {
@@ -272,20 +295,60 @@ impl Lease {
         if let Some(reason) = self.refusal {
             return Stage::Refused(reason);
         }
-        match &self.receipt {
-            Some(receipt) if now < receipt.valid_to => Stage::Active,
-            Some(_) => Stage::Ended,
-            None if now
-                < self
-                    .envelope
-                    .grant
-                    .accept_by
-                    .plus_s(souk_crypto::MAX_SKEW_S) =>
-            {
-                Stage::Requested
-            }
-            None => Stage::Lapsed,
+        let state = self.status().map(|status| status.state);
+        let is_over = now >= self.may_run_until();
+        match (&self.receipt, state) {
+            (_, Some(LeaseState::Closed)) => Stage::Ended,
+            (None, None) if is_over => Stage::Lapsed,
+            _ if is_over => Stage::Ended,
+            (_, Some(LeaseState::Draining)) => Stage::Draining,
+            (Some(_), _) => Stage::Active,
+            (None, None) if now >= self.accept_until() => Stage::Unanswered,
+            (None, _) => Stage::Requested,
         }
+    }
+
+    /// First instant at which nothing of it can run: as promised, or, where nothing was, after its duration from when the request
+    /// could be accepted at the latest.
+    #[must_use]
+    pub fn may_run_until(&self) -> UnixTime {
+        let promised = self.receipt.as_ref().map(|receipt| receipt.valid_to);
+        let told = self.status().map(|status| status.valid_to);
+        let duration_s = self.envelope.grant.duration.0.into();
+        promised
+            .or(told)
+            .unwrap_or_else(|| self.accept_until().plus_s(duration_s))
+    }
+
+    /// Whether the envelope may be sent again at `now`: its receipt has not come, and the provider would still take it.
+    pub(super) fn may_be_sent(&self, now: UnixTime) -> bool {
+        self.stage(now) == Stage::Requested && now < self.accept_until()
+    }
+
+    /// First instant at which the request is accepted by no clock.
+    fn accept_until(&self) -> UnixTime {
+        self.envelope.grant.accept_by.plus_s(MAX_SKEW_S)
+    }
+
+    /// Digest of the final statement, where the provider is not known to have the holder's agreement to it.
+    ///
+    /// # Errors
+    /// [`StateError`] where the record of the agreement cannot be read.
+    pub fn unacknowledged(&self) -> Result<Option<Digest>, StateError> {
+        let Some(proven) = &self.statement else {
+            return Ok(None);
+        };
+        let bytes = proven.statement.to_bytes();
+        let statement = Digest(*blake3::hash(&bytes).as_bytes());
+        let kept = self.folder.read(ACKNOWLEDGED)?;
+        let is_known = kept.is_some_and(|kept| kept == statement.to_string().as_bytes());
+        Ok((!is_known).then_some(statement))
+    }
+
+    /// Keeps that the provider has the holder's agreement to this statement.
+    pub(super) fn keep_acknowledged(&self, statement: Digest) -> Result<(), StateError> {
+        let text = statement.to_string();
+        self.folder.write(ACKNOWLEDGED, text.as_bytes())
     }
 
     /// The ways to the instance, in the order in which they are tried: of a direct lease the one to its provider, of any other those
@@ -359,6 +422,7 @@ impl Lease {
                 REFUSAL
             }
             Body::Statement(_) => STATEMENT,
+            Body::Status(status) if self.is_news(reply.counter, *status) => STATUS,
             Body::Refusal(_) | Body::Status(_) | Body::Evidence(_) => return Ok(()),
         };
         if let Err(error) = self.take(reply) {
@@ -385,6 +449,14 @@ impl Lease {
         Ok(())
     }
 
+    /// Whether this says something else than the status that is kept, and is no older. Answers overtake each other; of those to one
+    /// request the lease only goes on.
+    fn is_news(&self, counter: Counter, status: Status) -> bool {
+        self.status.is_none_or(|(kept_counter, kept)| {
+            status != kept && (counter, status.state) >= (kept_counter, kept.state)
+        })
+    }
+
     fn open_stored(&self, bytes: &[u8]) -> Result<Verified<Reply>, StoredError> {
         let reply: Verified<Reply> = sign::open(bytes, &self.network).map_err(StoredError::Open)?;
         self.envelope
@@ -404,7 +476,8 @@ impl Lease {
                 self.receipt_key = Some(*reply.signer());
             }
             Body::Refusal(refusal) => self.refusal = Some(refusal.reason),
-            Body::Status(_) | Body::Evidence(_) => {}
+            Body::Status(status) => self.status = Some((reply.counter, *status)),
+            Body::Evidence(_) => {}
             Body::Statement(claimed) => {
                 let lease = self.id().unwrap_or(claimed.lease);
                 let log_key = self.card.sub_keys().log_key.as_ref();

@@ -1,9 +1,9 @@
 //! Taking the market: card sets of several entries, compared.
 //!
 //! Threats: an entry that shows this client cards of its own, or leaves some out, to recognise it later by what it does; an entry
-//! that answers slowly, or sends what does not hold together. Sets are taken whole, and a quorum of the *configured* entries
-//! decides. Nobody else is asked, whoever shows its card: an honest entry shows the card of a liar's friend as well as any
-//! other, and with it one liar would be a quorum.
+//! that answers slowly, or sends what does not hold together; one that shows cards of another time, so that the clock here seems
+//! wrong. Sets are taken whole, and a quorum of the *configured* entries decides. Nobody else is asked, whoever shows its card: an
+//! honest entry shows the card of a liar's friend as well as any other, and with it one liar would be a quorum.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use rand::seq::SliceRandom as _;
 use souk_crypto::{NodeId, UnixTime};
 use souk_market::{
     card::VerifiedCard,
-    quorum::{Gathering, MAX_ENTRIES, Market, SetError},
+    quorum::{Gathering, MAX_ENTRIES, Market, SetError, WrongClock},
     units::Digest,
 };
 use tokio::{task::JoinSet, time::timeout};
@@ -51,6 +51,9 @@ pub enum MarketError {
     /// The configuration names nobody to ask.
     #[error("no node to ask for cards is configured")]
     NobodyToAsk,
+    /// The clock of this machine does not fit the cards on which the nodes agree.
+    #[error(transparent)]
+    Clock(#[from] WrongClock),
 }
 
 /// Why an entry was of no use.
@@ -137,6 +140,10 @@ pub(super) async fn gather(
             needed,
             last,
         });
+    }
+    // By a clock that is wrong by hours nearly all cards are over or not begun, and nobody would seem to sell.
+    if let Some(wrong) = gathering.wrong_clock(config.quorum) {
+        return Err(wrong.into());
     }
     let market = gathering.compare(config.quorum);
     let (cards, unanimous) = (market.cards.len(), market.is_unanimous());

@@ -19,6 +19,7 @@
 
 mod audit;
 mod connect;
+mod entries;
 mod evidence;
 mod instance;
 mod lease;
@@ -224,7 +225,7 @@ impl Client {
     /// # Errors
     /// [`StateError`] where the record cannot be read.
     pub fn entry(&self) -> Result<Option<NodeId>, StateError> {
-        Ok(connect::kept_entry(&self.home)?.map(|kept| kept.address.node()))
+        Ok(entries::Entries::read(&self.home, unix_now())?.kept())
     }
 
     /// All leases, the youngest last. A damaged one fails alone.

@@ -4,6 +4,8 @@
 //! envelope leaves, and the same envelope is the same lease; a provider that draws all requesters by being cheapest, so one of the
 //! cheapest is taken at random.
 
+use std::collections::HashSet;
+
 use rand::{RngExt as _, seq::SliceRandom as _};
 use souk_crypto::{HolderKey, IssuerPublicKey, NodeId, ReplyKey, Verified, keyfile, sign};
 use souk_market::{
@@ -39,6 +41,8 @@ use crate::{mix::Replies, net::NodeAddress};
 const ENVELOPE_SURBS: usize = 4;
 /// Envelopes and polls that are sent before a receipt is given up for now.
 const RECEIPT_ATTEMPTS: u32 = 16;
+/// Requests in a row of which nothing was acknowledged before a provider counts as away: its card outlives it by hours.
+const SILENT_ATTEMPTS: u32 = 3;
 /// Providers that are asked one after the other when they have no room.
 const PROVIDER_ATTEMPTS: usize = 3;
 /// How long a request may take to arrive, at least.
@@ -116,6 +120,16 @@ pub enum RentError {
     /// The provider could not be talked to. The lease may run all the same: resume it.
     #[error("the provider could not be asked")]
     Talk(#[source] TalkError),
+    /// The provider seems to be away.
+    #[error(
+        "provider {provider} does not answer: none of {SILENT_ATTEMPTS} requests in a row was acknowledged; should one have arrived, lease {name} runs: resume it"
+    )]
+    Silent {
+        /// The lease.
+        name: String,
+        /// The provider.
+        provider: NodeId,
+    },
     /// No receipt came. The lease may run all the same: resume it.
     #[error("no receipt came for {name}; it may run all the same: resume it")]
     NoReceipt {
@@ -124,9 +138,17 @@ pub enum RentError {
     },
     /// No answer came, and it is too late to send the request again.
     #[error(
-        "no answer came for {name}, and it is too old to be sent again: if it never arrived, nothing runs and nothing is owed; if the provider is only away, resume it later"
+        "no answer came for {name}, and it is too old to be sent again: if it never arrived, nothing runs and nothing is owed; if it did, it may run until its time is over: resume it later, or end it"
     )]
     Lapsed {
+        /// The lease.
+        name: String,
+    },
+    /// Its time is over, or it is being ended.
+    #[error(
+        "lease {name} is over or being ended, and its account has not come: end it to ask again"
+    )]
+    Over {
         /// The lease.
         name: String,
     },
@@ -182,6 +204,12 @@ impl VoucherFile {
     pub fn issuer(&self) -> IssuerPublicKey {
         self.voucher.issuer
     }
+
+    /// The one provider that it is good at, where it names one.
+    #[must_use]
+    pub fn provider(&self) -> Option<NodeId> {
+        self.voucher.provider
+    }
 }
 
 impl Connected {
@@ -209,6 +237,7 @@ impl Connected {
         let (mut found, others) = candidates(&self.visitor.market, &wanted);
         // A route cannot end where it begins.
         found.retain(|candidate| candidate.card.node != self.entry());
+        self.pass_over_silent(&mut found)?;
         let mut refused = None;
         for _ in 0..PROVIDER_ATTEMPTS {
             let Some(candidate) = draw(&mut found) else {
@@ -233,6 +262,21 @@ impl Connected {
             }
         }
         Err(refused.unwrap_or(RentError::NoMatch { others }))
+    }
+
+    /// Leaves out the providers that still owe this requester an answer, where there are others.
+    fn pass_over_silent(&self, found: &mut Vec<Candidate>) -> Result<(), StateError> {
+        let now = unix_now();
+        let asked = self.visitor.client.leases()?.into_iter().flatten();
+        let silent: HashSet<_> = asked
+            .filter(|lease| matches!(lease.stage(now), Stage::Requested | Stage::Unanswered))
+            .map(|lease| lease.provider())
+            .collect();
+        let is_silent = |candidate: &Candidate| silent.contains(&candidate.card.node);
+        if !found.iter().all(is_silent) {
+            found.retain(|candidate| !is_silent(candidate));
+        }
+        Ok(())
     }
 
     /// Draws the keys, does the work, makes the envelope, and puts all of it on the disk.
@@ -406,8 +450,7 @@ impl Connected {
                         .map_err(RentError::Talk)?
                 }
             };
-            let is_in_time = lease.stage(unix_now()) == Stage::Requested;
-            step = step.after(body.as_ref(), is_in_time);
+            step = step.after(body.as_ref(), lease.may_be_sent(unix_now()));
             match body {
                 Some(Body::Receipt(_)) => {
                     self.prove_or_end(&mut lease, watch).await?;
@@ -422,10 +465,18 @@ impl Connected {
                 }
                 Some(Body::Status(_) | Body::Evidence(_)) | None => {}
             }
+            if lease.unheard >= SILENT_ATTEMPTS {
+                break;
+            }
         }
         let name = lease.name();
         Err(match lease.stage(unix_now()) {
-            Stage::Lapsed => RentError::Lapsed { name },
+            Stage::Unanswered | Stage::Lapsed => RentError::Lapsed { name },
+            Stage::Draining | Stage::Ended => RentError::Over { name },
+            _ if lease.unheard >= SILENT_ATTEMPTS => RentError::Silent {
+                name,
+                provider: lease.provider(),
+            },
             _ => RentError::NoReceipt { name },
         })
     }
@@ -521,14 +572,19 @@ fn most(wanted: &Wanted, candidate: &Candidate) -> Money {
         .map_or(candidate.price, |(_, most)| *most)
 }
 
-/// One of the cheapest candidates at random, so that nobody can buy all who come by being the very first.
-fn draw(found: &mut Vec<Candidate>) -> Option<Candidate> {
-    let cheapest = found.first()?.price;
-    let count = found
-        .iter()
-        .take_while(|candidate| candidate.price == cheapest)
-        .count();
-    Some(found.remove(rand::rng().random_range(0..count)))
+/// One of the cheapest candidates at random, so that nobody can buy all who come by being the very first. Of these first such as have
+/// said within minutes how much room they have: the card of one that is away lasts for hours.
+pub(super) fn draw(found: &mut Vec<Candidate>) -> Option<Candidate> {
+    let first = found.first()?;
+    let of = |is_heard: bool| {
+        let alike = found.iter().enumerate();
+        let alike =
+            alike.filter(|(_, c)| c.costs_as_much_as(first) && c.level.is_some() == is_heard);
+        alike.map(|(at, _)| at).collect::<Vec<_>>()
+    };
+    let heard = of(true);
+    let drawn = if heard.is_empty() { of(false) } else { heard };
+    Some(found.remove(drawn[rand::rng().random_range(0..drawn.len())]))
 }
 
 /// Whether another provider may well say yes.

@@ -1,7 +1,7 @@
 //! What a requester's client keeps: one folder, everything in it readable by its owner only.
 //!
 //! ```text
-//!  <home>/entry                        the chosen entry and since when
+//!  <home>/entry                        the entries on record ([`super::entries`])
 //!  <home>/ssh_config                   includes the fragments of all leases
 //!  <home>/logs/<provider>/             what providers signed of their logs ([`super::logs`])
 //!  <home>/evidence/                    what they signed that cannot all be true
@@ -10,6 +10,8 @@
 //!      card envelope                   what was accepted and what was sent, as signed
 //!      counter                         the last counter used; written before a request with it leaves
 //!      receipt refusal statement       what the provider answered, as signed
+//!      status                          the answer that says last where it stands, as signed
+//!      acknowledged                    digest of the statement of which the provider has the holder's agreement
 //!      disputed                        a receipt or final statement that does not hold, as signed
 //!      notice                          the answer in which the provider said last that it leaves, as signed
 //!      way                             over relays, or straight

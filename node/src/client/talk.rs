@@ -15,7 +15,6 @@ use souk_market::{
     reply::{Body, LeaseState, Refusal, Reply},
     request::{Action, HolderRequest},
     sealed::{ReplyError, SealRequestError, open_reply, seal_holder_request},
-    units::Digest,
     wire::{Blob, List},
     work::{MessageTo, MessageWork},
 };
@@ -149,21 +148,33 @@ impl Connected {
             .statement
             .clone()
             .expect("a statement was just recorded");
-        self.acknowledge(lease, &proven).await?;
         Ok(Ended::Proven(Box::new(proven)))
     }
 
-    /// Signs that the statement was received. The provider keeps it beside its log; nothing depends on its arrival.
-    async fn acknowledge(&self, lease: &Lease, proven: &ProvenStatement) -> Result<(), TalkError> {
-        let bytes = proven.statement.to_bytes();
-        let statement = Digest(*blake3::hash(&bytes).as_bytes());
+    /// Sends the holder's agreement to the final statement again, where it is not known to have arrived: whoever was killed
+    /// between the two has not sent it. What is known of the log may say otherwise by now, and is asked first.
+    ///
+    /// # Errors
+    /// [`TalkError`]; [`TalkError::Log`] where the statement is not agreed to.
+    pub async fn acknowledge(&self, lease: &Lease) -> Result<(), TalkError> {
+        let _lock = lease.folder.lock()?;
+        self.compare_log(lease)?;
+        self.agree(lease).await
+    }
+
+    /// Signs that the statement was received, unless that is known to have arrived. The provider keeps it beside its log; nothing
+    /// depends on its arrival.
+    async fn agree(&self, lease: &Lease) -> Result<(), TalkError> {
+        let Some(statement) = lease.unacknowledged()? else {
+            return Ok(());
+        };
         let frame = self.request(lease, Action::Acknowledge { statement }, List::empty())?;
         let message = self.outgoing(lease, frame, &mut |_| ()).await?;
-        if !matches!(
-            timeout(COURTESY, self.messenger.send(message)).await,
-            Ok(Ok(()))
-        ) {
-            tracing::debug!("the acknowledgement of a statement is not known to have arrived");
+        match timeout(COURTESY, self.messenger.send(message)).await {
+            Ok(Ok(())) => lease.keep_acknowledged(statement)?,
+            _ => {
+                tracing::debug!("the acknowledgement of a statement is not known to have arrived");
+            }
         }
         Ok(())
     }
@@ -229,9 +240,9 @@ impl Connected {
             .ok_or(TalkError::NoSealKey)
     }
 
-    /// Sends a sealed request and waits for an answer that counts, which is then recorded. After an answer that
-    /// `is_interim` waiting goes on, since a better one comes by another SURB of the same request; where none does, the
-    /// interim one is what came. `None` where nothing came.
+    /// Sends a sealed request and waits for an answer that counts, which is then recorded; a final statement is agreed to.
+    /// After an answer that `is_interim` waiting goes on, since a better one comes by another SURB of the same request; where
+    /// none does, the interim one is what came. `None` where nothing came.
     pub(super) async fn exchange(
         &self,
         lease: &mut Lease,
@@ -258,9 +269,12 @@ impl Connected {
             tokio::select! {
                 sent = &mut sending, if give_up.is_none() => {
                     match sent {
-                        Ok(()) => watch(Progress::Delivered),
+                        Ok(()) => {
+                            lease.unheard = 0;
+                            watch(Progress::Delivered);
+                        }
                         // It may have arrived all the same.
-                        Err(SendError::NotAcknowledged) => {}
+                        Err(SendError::NotAcknowledged) => lease.unheard += 1,
                         Err(error) => return Err(TalkError::Send(error)),
                     }
                     give_up = Some(Instant::now() + patience);
@@ -269,9 +283,11 @@ impl Connected {
                     let Some(reply) = reply else { return Ok(interim) };
                     let bytes = reply.into_bytes();
                     let Some(reply) = self.open(lease, &bytes)? else { continue };
+                    lease.unheard = 0;
                     lease.record(&reply)?;
                     if matches!(reply.body, Body::Statement(_)) {
                         self.compare_log(lease)?;
+                        self.agree(lease).await?;
                     }
                     if !is_interim(&reply.body) {
                         watch(Progress::Answered { bytes: bytes.len() });

@@ -1,23 +1,28 @@
 //! A client's folder and what is read back from it, without a network.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
 use rand::{SeedableRng as _, rngs::StdRng};
 use souk_crypto::{
-    CardKey, HolderKey, LogKey, MixKey, MixPublicKey, NetworkId, NetworkParams, NodeId, NodeKey,
-    ReplyKey, SealKey, SubKeys, UnixTime, Window, keyfile, sign,
+    CardKey, HolderKey, LogKey, MAX_SKEW_S, MixKey, MixPublicKey, NetworkId, NetworkParams, NodeId,
+    NodeKey, ReplyKey, SealKey, SubKeys, UnixTime, Window, keyfile, sign,
 };
 use souk_market::{
+    capacity::Level,
     card::{Card, Policy, Role, VerifiedCard},
     envelope::{Envelope, Grant, Typed, VerifiedEnvelope, accept_by},
     log::{
         Checkpoint, Entry, Hash, HourBucket, LeaseEntry, Opening, OutcomeClass, leaf_hash, origin,
     },
+    matching::Candidate,
     refusal::Reason,
-    reply::{Body, Endpoint, FinalStatement, Notice, NoticeKind, Receipt, Refusal, Reply},
+    reply::{
+        Body, Endpoint, FinalStatement, LeaseState, Notice, NoticeKind, Receipt, Refusal, Reply,
+        Status,
+    },
     statement::{Outcome, Statement},
     units::{
-        Counter, DurationS, HostKey, ImageHash, LeaseId, Limits, Meter, Money, RelayToken,
+        Counter, Digest, DurationS, HostKey, ImageHash, LeaseId, Limits, Meter, Money, RelayToken,
         RequestId, Resources, Sequence, SshPublicKey,
     },
     wire::{Blob, List},
@@ -25,8 +30,9 @@ use souk_market::{
 
 use super::{
     Client, ClientConfig, Dispute, Lease, RecordError, Stage, StateError, StatementError,
-    lease::{CARD, ENVELOPE, HOLDER_KEY, RELAYS, REPLY_KEY, WAY},
-    rent::Step,
+    connect::open_providers,
+    lease::{CARD, ENVELOPE, HOLDER_KEY, RELAYS, REPLY_KEY, STATUS, WAY},
+    rent::{Step, draw},
     state::{Home, LeaseFolder},
     verify_statement,
 };
@@ -136,8 +142,17 @@ impl Provider {
     }
 
     fn answer(&self, lease: &Lease, body: Body) -> souk_crypto::Verified<Reply> {
+        self.answer_to(Counter(0), lease, body)
+    }
+
+    fn answer_to(
+        &self,
+        counter: Counter,
+        lease: &Lease,
+        body: Body,
+    ) -> souk_crypto::Verified<Reply> {
         let expected = lease.envelope().expected_reply();
-        let reply = expected.reply(Counter(0), NOW, body);
+        let reply = expected.reply(counter, NOW, body);
         sign::sign(reply, &self.key, &self.network).expect("valid")
     }
 
@@ -215,6 +230,14 @@ fn receipt(relay: NodeId) -> Body {
     })
 }
 
+fn status(state: LeaseState, valid_to: UnixTime) -> Body {
+    Body::Status(Status {
+        lease: LEASE,
+        state,
+        valid_to,
+    })
+}
+
 fn client(home: &Path) -> Client {
     let (network, params) = network();
     let config = ClientConfig::new(network, params, Vec::new(), "/usr/bin/souk".into());
@@ -267,6 +290,102 @@ fn a_lease_moves_on_with_the_answers_that_are_stored() {
         .expect("proven");
     assert_eq!(load().stage(NOW), Stage::Closed);
     assert_eq!(load().statement().expect("proven").log_size, 1);
+}
+
+#[test]
+fn a_request_without_an_answer_lapses_only_once_nothing_of_it_can_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (client, provider) = (client(&folder.path().join("home")), Provider::new());
+    provider.request(&client.home, 1);
+    let mut lease = client.leases().expect("listed").remove(0).expect("loads");
+    let too_late = lease.envelope().grant.accept_by.plus_s(MAX_SKEW_S);
+    let over = too_late.plus_s(60);
+    let stages = |lease: &Lease| {
+        [too_late.minus_s(1), too_late, over.minus_s(1), over].map(|now| lease.stage(now))
+    };
+    assert_eq!(
+        stages(&lease),
+        [
+            Stage::Requested,
+            Stage::Unanswered,
+            Stage::Unanswered,
+            Stage::Lapsed
+        ]
+    );
+    assert_eq!(lease.may_run_until(), over);
+    assert!(lease.may_be_sent(too_late.minus_s(1)) && !lease.may_be_sent(too_late));
+
+    // Who says where it stands has accepted it, and says until when.
+    let valid_to = too_late.plus_s(30);
+    lease
+        .record(&provider.answer(&lease, status(LeaseState::Active, valid_to)))
+        .expect("stored");
+    assert_eq!(
+        stages(&lease),
+        [
+            Stage::Requested,
+            Stage::Requested,
+            Stage::Ended,
+            Stage::Ended
+        ]
+    );
+    assert_eq!(lease.may_run_until(), valid_to);
+    assert!(!lease.may_be_sent(too_late));
+}
+
+#[test]
+fn what_a_provider_says_of_an_end_is_kept_and_no_older_word_undoes_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (client, provider) = (client(&folder.path().join("home")), Provider::new());
+    provider.request(&client.home, 1);
+    let load = || client.leases().expect("listed").remove(0).expect("loads");
+    let take = |counter: u64, body: Body| {
+        let mut lease = load();
+        lease
+            .record(&provider.answer_to(Counter(counter), &lease, body))
+            .expect("stored");
+        assert_eq!(lease.stage(NOW), load().stage(NOW));
+        load().stage(NOW)
+    };
+    let say = |counter, state| take(counter, status(state, NOW.plus_s(60)));
+    assert_eq!(say(0, LeaseState::Provisioning), Stage::Requested);
+    assert_eq!(take(0, receipt(relay())), Stage::Active);
+    assert_eq!(say(1, LeaseState::Active), Stage::Active);
+    assert_eq!(say(3, LeaseState::Draining), Stage::Draining);
+    assert_eq!(load().stage(NOW.plus_s(60)), Stage::Ended);
+    assert_eq!(say(2, LeaseState::Active), Stage::Draining);
+    assert_eq!(say(3, LeaseState::Closed), Stage::Ended);
+    assert_eq!(say(3, LeaseState::Draining), Stage::Ended);
+
+    // It says nothing of another lease.
+    let said = load().folder.read(STATUS).expect("readable");
+    let other = provider.request(&client.home, 2);
+    other.write(STATUS, &said.expect("kept")).expect("written");
+    let error = client.find(&other.name()).expect_err("it is not its own");
+    assert!(matches!(error, StateError::Damaged { path, .. } if path.ends_with(STATUS)));
+}
+
+#[test]
+fn an_agreement_to_a_statement_is_owed_until_it_is_known_to_have_arrived() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (client, provider) = (client(&folder.path().join("home")), Provider::new());
+    provider.request(&client.home, 1);
+    let load = || client.leases().expect("listed").remove(0).expect("loads");
+    let owed = || load().unacknowledged().expect("readable");
+    assert_eq!(owed(), None);
+    let claimed = provider.statement();
+    let digest = Digest(*blake3::hash(&claimed.statement).as_bytes());
+    let mut lease = load();
+    lease
+        .record(&provider.answer(&lease, Body::Statement(claimed)))
+        .expect("proven");
+    assert_eq!(owed(), Some(digest));
+    lease
+        .keep_acknowledged(Digest([0; 32]))
+        .expect("of another statement");
+    assert_eq!(owed(), Some(digest));
+    lease.keep_acknowledged(digest).expect("written");
+    assert_eq!(owed(), None);
 }
 
 #[test]
@@ -568,4 +687,55 @@ fn a_damaged_lease_fails_alone_and_says_which_file() {
         .find_map(Result::err)
         .expect("one is broken");
     assert!(matches!(error, StateError::Damaged { path, .. } if path.ends_with(ENVELOPE)));
+}
+
+#[test]
+fn of_the_cheapest_those_are_drawn_first_that_have_said_how_much_room_they_have() {
+    let card = Arc::new(Provider::new().card);
+    let candidate = |price, level| Candidate {
+        card: Arc::clone(&card),
+        offer: 0,
+        class: 0,
+        level,
+        price: Money(price),
+        work_bits: 0,
+    };
+    for _ in 0..100 {
+        let mut found = vec![
+            candidate(1, Some(Level::Some)),
+            candidate(1, Some(Level::Plenty)),
+            candidate(1, None),
+            candidate(2, Some(Level::Plenty)),
+        ];
+        let drawn: Vec<_> = std::iter::from_fn(|| draw(&mut found))
+            .map(|drawn| (drawn.price.0, drawn.level.is_some()))
+            .collect();
+        assert_eq!(drawn, [(1, true), (1, true), (1, false), (2, true)]);
+    }
+}
+
+#[test]
+fn the_provider_of_a_lease_that_is_not_over_is_none_to_enter_by() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (client, provider) = (client(&folder.path().join("home")), Provider::new());
+    let open = || open_providers(&client, NOW.plus_s(86_400)).expect("listed");
+    assert!(open().is_empty());
+    provider.request(&client.home, 1);
+    let own = BTreeSet::from([provider.node.public()]);
+    assert_eq!(open(), own, "it may still have to be asked");
+    let take = |body| {
+        let mut lease = client.leases().expect("listed").remove(0).expect("loads");
+        let answer = provider.answer(&lease, body);
+        lease.record(&answer).expect("stored");
+    };
+    take(receipt(relay()));
+    assert_eq!(open(), own, "its account has not come");
+    take(Body::Statement(provider.statement()));
+    assert!(open().is_empty());
+
+    // A damaged lease bars nobody, and hides no other.
+    provider.request(&client.home, 2);
+    let damaged = provider.request(&client.home, 3);
+    damaged.write(ENVELOPE, b"nothing").expect("written");
+    assert_eq!(open(), own);
 }

@@ -12,7 +12,7 @@ use souk_node::{
 
 use super::{
     DONE,
-    requester::{self, Requester},
+    requester::{self, Opened, Requester},
     wait,
 };
 use crate::{
@@ -74,7 +74,10 @@ impl End {
         let client = self.requester.open()?;
         let mut lease = requester::find(&client, &self.lease)?;
         let account = match lease.statement() {
-            Some(proven) => account(&lease, proven),
+            Some(proven) => Account {
+                client_peer_id: acknowledge_again(&client, &lease)?,
+                ..account(&lease, proven)
+            },
             None => wait(async {
                 let progress = Progress::start("asking for cards");
                 let patience = Duration::from_secs(self.wait_s);
@@ -102,6 +105,35 @@ impl End {
         }
         DONE
     }
+}
+
+/// Sends the agreement to an account that came before, where it is not known to have arrived; the account stands whatever comes of
+/// it. Gives the network identity of the session, where there was one.
+fn acknowledge_again(client: &Opened, lease: &Lease) -> Result<Option<String>, Failure> {
+    let owed = lease.unacknowledged();
+    if owed.map_err(|error| requester::state(&error))?.is_none() {
+        return Ok(None);
+    }
+    let outcome = wait(async {
+        let progress = Progress::start("asking for cards");
+        let visitor = client.visit(&progress).await?;
+        let told = requester::session(visitor, &progress, async |connected| {
+            let told = connected.acknowledge(lease).await;
+            Ok((told.map_err(|error| unended(&error)), connected.local()))
+        });
+        told.await
+    });
+    let (told, local) = match outcome {
+        Ok((told, local)) => (told, Some(peer_id(&local).to_string())),
+        Err(failure) => (Err(failure), None),
+    };
+    if let Err(failure) = told {
+        out::note(format_args!(
+            "warning: the provider was not told that its account has come: {}",
+            failure.in_one_line()
+        ));
+    }
+    Ok(local)
 }
 
 fn account(lease: &Lease, proven: &ProvenStatement) -> Account {
@@ -135,8 +167,10 @@ fn account(lease: &Lease, proven: &ProvenStatement) -> Account {
 }
 
 fn pending(lease: &Lease, state: &str) -> Account {
+    // Where the receipt was lost, the status names it.
+    let id = lease.id().or(lease.status().map(|status| status.lease));
     Account {
-        lease: lease.id().map(|id| id.to_string()).unwrap_or_default(),
+        lease: id.map(|id| id.to_string()).unwrap_or_default(),
         state: state.to_owned(),
         usage: None,
         proof_verified: false,

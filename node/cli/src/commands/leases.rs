@@ -1,6 +1,6 @@
 //! `souk leases`.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 use serde::Serialize;
@@ -12,7 +12,7 @@ use souk_node::{
 };
 
 use super::{
-    DONE, orphans,
+    DONE, NodeHere, orphans,
     requester::{self, Requester},
 };
 use crate::{failure::Failure, out};
@@ -28,6 +28,9 @@ pub(crate) struct Leases {
     /// Of the provider on this machine: show the instances that no lease owns
     #[arg(long)]
     orphans: bool,
+    /// With --orphans: the control socket of the node, in place of the configuration's; the one for monitoring too
+    #[arg(long, value_name = "PATH", requires = "orphans")]
+    socket: Option<PathBuf>,
     /// Print one JSON array; with --orphans one JSON object
     #[arg(long)]
     json: bool,
@@ -37,11 +40,14 @@ pub(crate) struct Leases {
 struct Row {
     name: String,
     lease: Option<String>,
+    /// As [`Stage`] describes them.
     stage: &'static str,
     refusal: Option<&'static str>,
     provider: String,
     image: String,
     valid_to_unix_s: Option<u64>,
+    /// Where there is no receipt: what may run of it, without a word of it here, ends then at the latest.
+    may_run_until_unix_s: Option<u64>,
     /// When it ended, by its final statement.
     ended_unix_s: Option<u64>,
     ssh_alias: Option<String>,
@@ -62,7 +68,11 @@ struct Notice {
 impl Leases {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         if self.orphans {
-            return orphans::run(self.requester.config(), self.json);
+            let node = NodeHere {
+                config: self.requester.config().clone(),
+                socket: self.socket,
+            };
+            return orphans::run(&node, self.json);
         }
         let client = self.requester.open()?;
         let mut rows = Vec::new();
@@ -77,11 +87,7 @@ impl Leases {
             return DONE;
         }
         let now = unix_now();
-        let unfinished: Vec<_> = rows
-            .iter()
-            .filter(|row| row.stage == "requested" || row.stage == "active" && !row.ready)
-            .map(|row| row.name.clone())
-            .collect();
+        let hints: Vec<_> = rows.iter().filter_map(|row| hint(row, now)).collect();
         let leaving: Vec<_> = rows
             .iter()
             .filter(|row| row.stage == "active")
@@ -101,10 +107,35 @@ impl Leases {
         for line in leaving {
             out::note(line);
         }
-        for name in unfinished {
-            out::note(format_args!("not finished: souk rent --resume {name}"));
+        for hint in hints {
+            out::note(hint);
         }
         DONE
+    }
+}
+
+/// What is left to do about a lease, and what may be true of it meanwhile.
+fn hint(row: &Row, now: UnixTime) -> Option<String> {
+    let name = &row.name;
+    match row.stage {
+        "requested" | "active" if !row.ready => {
+            Some(format!("not finished: souk rent --resume {name}"))
+        }
+        "unanswered" => {
+            let until = row.may_run_until_unix_s.map_or_else(String::new, |until| {
+                format!(" until {}", out::time(UnixTime(until), now))
+            });
+            Some(format!(
+                "{name}: no answer came; it may run all the same{until}: souk rent --resume {name}, or souk end {name}"
+            ))
+        }
+        "draining" => Some(format!(
+            "{name}: its provider is ending it: souk end {name} brings its account"
+        )),
+        "ended" => Some(format!(
+            "{name}: it is over, and its account has not come: souk end {name}"
+        )),
+        _ => None,
     }
 }
 
@@ -127,6 +158,7 @@ fn text(rows: Vec<Row>, now: UnixTime) -> String {
 
 fn row(lease: &Lease) -> Row {
     let stage = lease.stage(unix_now());
+    let may_run = matches!(stage, Stage::Requested | Stage::Unanswered | Stage::Lapsed);
     Row {
         name: lease.name(),
         lease: lease.id().map(|id| id.to_string()),
@@ -138,6 +170,7 @@ fn row(lease: &Lease) -> Row {
         provider: peer_id(&lease.provider()).to_string(),
         image: lease.envelope().image.to_string(),
         valid_to_unix_s: lease.receipt().map(|receipt| receipt.valid_to.0),
+        may_run_until_unix_s: may_run.then(|| lease.may_run_until().0),
         ended_unix_s: lease.statement().map(|proven| proven.statement.to.0),
         ssh_alias: lease.ssh_alias(),
         ready: stage == Stage::Active && lease.is_ready(),
@@ -161,6 +194,7 @@ mod tests {
             provider: "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA".to_owned(),
             image: "0".repeat(64),
             valid_to_unix_s: Some(1_795_200_240),
+            may_run_until_unix_s: None,
             ended_unix_s,
             ssh_alias: Some("souk-5f3c0a91".to_owned()),
             ready: true,
@@ -183,5 +217,30 @@ mod tests {
         5f3c0a91  souk-5f3c0a91  closed  2026-11-20 18:30:00 UTC, 10 min ago
           at 12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA
         ");
+    }
+
+    #[test]
+    fn a_lease_that_may_run_or_owes_an_account_says_what_is_left_to_do() {
+        let told = |stage: Stage, ready: bool| {
+            let row = Row {
+                ready,
+                may_run_until_unix_s: Some(1_795_200_240),
+                ..row(stage.as_str(), None)
+            };
+            hint(&row, UnixTime(1_795_200_000)).unwrap_or_default()
+        };
+        let resume = "not finished: souk rent --resume 5f3c0a91";
+        assert_eq!(told(Stage::Requested, false), resume);
+        assert_eq!(told(Stage::Active, false), resume);
+        insta::assert_snapshot!(told(Stage::Unanswered, false), @"5f3c0a91: no answer came; it may run all the same until 2026-11-20 18:44:00 UTC, in 4 min: souk rent --resume 5f3c0a91, or souk end 5f3c0a91");
+        insta::assert_snapshot!(told(Stage::Draining, false), @"5f3c0a91: its provider is ending it: souk end 5f3c0a91 brings its account");
+        insta::assert_snapshot!(told(Stage::Ended, false), @"5f3c0a91: it is over, and its account has not come: souk end 5f3c0a91");
+        for (stage, ready) in [
+            (Stage::Active, true),
+            (Stage::Lapsed, false),
+            (Stage::Closed, false),
+        ] {
+            assert_eq!(told(stage, ready), "");
+        }
     }
 }

@@ -6,12 +6,14 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use souk_crypto::{HolderKey, NodeId, UnixTime, keyfile};
 use souk_market::{
-    matching::{Mismatch, Wanted},
+    matching::{Mismatch, Wanted, candidates},
     quorum::Market,
     units::{Asset, DurationS, ImageHash, Limit, Limits, Money, Resources},
 };
 use souk_node::{
-    client::{self, Client, Connected, Lease, RentError, RentRequest, TalkError, VoucherFile},
+    client::{
+        self, Client, Connected, Lease, RentError, RentRequest, TalkError, Visitor, VoucherFile,
+    },
     net::peer_id,
     unix_now,
 };
@@ -157,7 +159,15 @@ impl Rent {
             let mut seen = Seen::default();
             let start = Instant::now();
             let visitor = client.visit(&progress).await?;
-            requester::session(visitor, &progress, async |connected| {
+            let only = match resumed {
+                Some(_) => None,
+                None => {
+                    self.only_provider(&visitor, provider, voucher.as_ref())
+                        .await?
+                }
+            };
+            let only = only.as_slice();
+            requester::session_avoiding(visitor, only, &progress, async |connected| {
                 seen.part("market", start);
                 let lease = self
                     .rent(connected, resumed, provider, voucher, &progress, &mut seen)
@@ -212,6 +222,27 @@ impl Rent {
             }
         };
         outcome.map_err(|error| unrented(&error))
+    }
+
+    /// The provider that will be asked, where no other can be: it must not be the entry as well.
+    async fn only_provider(
+        &self,
+        visitor: &Visitor,
+        provider: Option<NodeId>,
+        voucher: Option<&VoucherFile>,
+    ) -> Result<Option<NodeId>, Failure> {
+        let mut wanted = self.wanted(visitor.market(), provider)?;
+        wanted.issuer = voucher.map(VoucherFile::issuer);
+        wanted.provider = wanted.provider.or(voucher.and_then(VoucherFile::provider));
+        // Where nobody can be judged, renting tells why.
+        if let Ok(Some(judged)) = visitor.judgements().await {
+            wanted.attested = Some(judged.accepted().collect());
+        }
+        let (found, _) = candidates(visitor.market(), &wanted);
+        Ok(match &found[..] {
+            [only] => Some(only.card.node),
+            _ => None,
+        })
     }
 
     fn wanted(&self, market: &Market, provider: Option<NodeId>) -> Result<Wanted, Failure> {
@@ -416,6 +447,14 @@ pub(super) fn unrented(error: &RentError) -> Failure {
             false => failure.hint(format_args!("souk end {name}")),
         }
         .code(UNAVAILABLE),
+        RentError::Silent { name, .. } => failure
+            .hint(format_args!(
+                "souk rent again takes another provider, where there is one; souk rent --resume {name} asks this one again"
+            ))
+            .code(UNAVAILABLE),
+        RentError::Over { name } => failure
+            .hint(format_args!("souk end {name}"))
+            .code(UNAVAILABLE),
         RentError::NoReceipt { name } => failure
             .hint(format_args!("souk rent --resume {name}"))
             .code(UNAVAILABLE),
@@ -428,5 +467,17 @@ pub(super) fn unrented(error: &RentError) -> Failure {
             .hint("`souk leases` shows what was stored; `souk rent --resume` goes on with it")
             .code(UNAVAILABLE),
         _ => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_resumes_a_lease_that_is_over_is_told_to_end_it() {
+        let name = "5f3c0a91".to_owned();
+        let failure = unrented(&RentError::Over { name });
+        assert_eq!(failure.advice(), Some("souk end 5f3c0a91"));
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::Args;
+use souk_crypto::NodeId;
 use souk_node::{
     client::{
         self, Client, ClientConfig, Connected, EvidencePolicy, JudgeError, Lease, StateError,
@@ -199,12 +200,29 @@ pub(crate) async fn session<T>(
     progress: &Progress,
     work: impl AsyncFnOnce(&Connected) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
+    session_avoiding(visitor, &[], progress, work).await
+}
+
+/// As [`session`], over an entry that is none of `providers` where there is another.
+pub(crate) async fn session_avoiding<T>(
+    visitor: Visitor,
+    providers: &[NodeId],
+    progress: &Progress,
+    work: impl AsyncFnOnce(&Connected) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let connected = visitor
-        .connect(&mut |step| progress.step(&step_text(&step)))
+        .connect(providers, &mut |step| progress.step(&step_text(&step)))
         .await
         .map_err(|error| unconnected(&error))?;
     let outcome = work(&connected).await;
+    let changed = connected.tampered();
     connected.close().await;
+    if changed > 0 {
+        out::note(format_args!(
+            "warning: {} changed on the way here: the entry, a mix or the provider may mark them to recognise them; where it happens again, another entry is chosen",
+            out::count(changed, "packet was", "packets were")
+        ));
+    }
     outcome
 }
 
@@ -308,6 +326,9 @@ fn no_market(error: &client::MarketError) -> Failure {
         client::MarketError::TooFewConfigured { .. } => failure
             .hint("name more nodes, of different operators, under node.bootstrap in souk.toml")
             .code(CONFIG),
+        client::MarketError::Clock(_) => failure
+            .hint("set the clock, by NTP for example")
+            .code(UNAVAILABLE),
         _ => failure.hint(CHECK).code(UNAVAILABLE),
     }
 }

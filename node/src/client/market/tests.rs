@@ -119,13 +119,18 @@ impl Entry {
 
 /// Takes the market as a client that has these nodes configured.
 async fn gather_from(entries: Vec<NodeAddress>) -> Result<Market, MarketError> {
+    gather_at(NOW, entries).await
+}
+
+/// The same by another clock.
+async fn gather_at(now: UnixTime, entries: Vec<NodeAddress>) -> Result<Market, MarketError> {
     let params = NetworkParams::new(50, 10_000, 3_600, true).expect("in bounds");
     let config = ClientConfig::new(network(), params, entries, "/usr/bin/souk".into());
     let net = NetClient::start(&crate::net::ClientConfig {
         network: network(),
         allow_private_addresses: true,
     });
-    gather(&net, &config, NOW, &mut |_| ()).await
+    gather(&net, &config, now, &mut |_| ()).await
 }
 
 fn shown(market: &Market) -> Vec<NodeId> {
@@ -245,5 +250,24 @@ async fn an_entry_that_hides_or_marks_cards_is_outvoted() {
     assert_eq!(
         market.left_out,
         [(trap.node, LeftOut::NoQuorum { seen: 1 })]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn by_a_clock_that_is_wrong_by_hours_there_is_an_error_and_no_empty_market() {
+    let (one, two) = (Entry::start(1).await, Entry::start(2).await);
+    let cards = [&one.card(1), &two.card(1)];
+    one.show(&cards);
+    two.show(&cards);
+    let entries = [&one, &two].map(|entry| entry.address.clone());
+    let late = gather_at(NOW.minus_s(6 * 3_600), entries.to_vec()).await;
+    assert!(
+        matches!(late, Err(MarketError::Clock(WrongClock::Behind { .. }))),
+        "{late:?}"
+    );
+    let early = gather_at(NOW.plus_s(13 * 3_600), entries.to_vec()).await;
+    assert!(
+        matches!(early, Err(MarketError::Clock(WrongClock::Ahead { .. }))),
+        "{early:?}"
     );
 }
