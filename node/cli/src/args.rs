@@ -183,6 +183,28 @@ mod tests {
     }
 
     #[test]
+    fn all_that_asks_the_node_here_takes_its_socket() {
+        let ask = |args: &[&str]| {
+            let socket = ["--socket", "/run/souk/monitor.sock"];
+            Cli::try_parse_from([&["souk"], args, &socket].concat())
+        };
+        for command in [
+            &["status"][..],
+            &["top"],
+            &["doctor"],
+            &["leases", "--orphans"],
+            &["node", "leases"],
+            &["node", "market"],
+            &["node", "metrics"],
+            &["node", "drain"],
+        ] {
+            assert!(ask(command).is_ok(), "{command:?}");
+        }
+        assert!(ask(&["leases"]).is_err(), "nobody is asked");
+        assert!(ask(&["top", "--replay", "evening.jsonl"]).is_err());
+    }
+
+    #[test]
     fn a_request_for_nothing_is_refused_at_once() {
         let ask = |args: &[&str]| Cli::try_parse_from([&["souk", "rent"], args].concat());
         assert!(ask(&["--duration-s", "1"]).is_ok());

@@ -42,11 +42,14 @@ pub(crate) fn wait<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<
     result
 }
 
+/// The configuration of the node that the system runs, as the Debian package has it.
+const OF_THE_SYSTEM: &str = "/etc/souk/souk.toml";
+
 /// Which configuration holds.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ConfigFile {
     /// The configuration [default: souk.toml here, or else the one in $SOUK_HOME, $XDG_DATA_HOME/souk or
-    /// ~/.local/share/souk, the first that is set]
+    /// ~/.local/share/souk, the first that is set, or else /etc/souk/souk.toml]
     #[arg(short, long, value_name = "FILE", env = "SOUK_CONFIG")]
     config: Option<PathBuf>,
 }
@@ -56,15 +59,11 @@ impl ConfigFile {
     pub(crate) fn load(&self) -> Result<Config, Failure> {
         let path = match &self.config {
             Some(path) => path.clone(),
-            None => {
-                let here = PathBuf::from("souk.toml");
-                let home = home().join("souk.toml");
-                if !here.exists() && home.exists() {
-                    home
-                } else {
-                    here
-                }
-            }
+            None => first_of([
+                PathBuf::from("souk.toml"),
+                home().join("souk.toml"),
+                PathBuf::from(OF_THE_SYSTEM),
+            ]),
         };
         Config::load(&path).map_err(|error| config::explain(&error))
     }
@@ -74,11 +73,41 @@ impl ConfigFile {
         let load = |path: &PathBuf| Config::load(path).map_err(|error| config::explain(&error));
         self.config.as_ref().map(load).transpose()
     }
+}
 
-    /// Connects to the node that runs with it.
+/// The first file that exists; where none does, the first, so that what is said of it is true of the nearest.
+fn first_of(places: [PathBuf; 3]) -> PathBuf {
+    let at = places.iter().position(|place| place.exists());
+    let [here, home, system] = places;
+    match at {
+        Some(1) => home,
+        Some(2) => system,
+        _ => here,
+    }
+}
+
+/// Which node of this machine is asked.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct NodeHere {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// The control socket of the node, in place of the configuration's; the one for monitoring too, which changes nothing
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+impl NodeHere {
+    /// Where it answers. A configuration is read only where no socket is named: who may watch a node need not see its files.
+    pub(crate) fn socket(&self) -> Result<PathBuf, Failure> {
+        match &self.socket {
+            Some(socket) => Ok(socket.clone()),
+            None => Ok(self.config.load()?.control_socket),
+        }
+    }
+
+    /// Connects to it.
     pub(crate) async fn connect(&self) -> Result<control::Client, Failure> {
-        let socket = self.load()?.control_socket;
-        control::Client::connect(&socket)
+        control::Client::connect(&self.socket()?)
             .await
             .map_err(|error| unreached(&error))
     }
@@ -116,3 +145,19 @@ pub(crate) fn unreached(error: &control::ClientError) -> Failure {
 
 /// The work is done.
 pub(crate) const DONE: Result<ExitCode, Failure> = Ok(ExitCode::SUCCESS);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_configuration_holds_and_that_of_the_system_last() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let places = ["here", "home", "system"].map(|name| folder.path().join(name));
+        assert_eq!(first_of(places.clone()), places[0]);
+        for nearer in places.iter().rev() {
+            std::fs::write(nearer, "").expect("written");
+            assert_eq!(first_of(places.clone()), *nearer);
+        }
+    }
+}

@@ -29,5 +29,37 @@ pub const VERSION: u32 = 1;
 /// The metadata key that carries it.
 pub const VERSION_KEY: &str = "souk-control-version";
 
+/// The commit that the program was built from, with `-dirty` behind it where files were changed since; `None` where the build
+/// was not told.
+pub const REVISION: Option<&str> = option_env!("SOUK_REVISION");
+
+/// The version of the program as people and other programs are told it: with the commit behind a plus, where it is known, so that
+/// two builds of one version can be told apart.
+#[must_use]
+pub fn program() -> String {
+    named(REVISION)
+}
+
+fn named(revision: Option<&str>) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    revision.map_or_else(
+        || version.to_owned(),
+        |revision| format!("{version}+{revision}"),
+    )
+}
+
 /// A reply is no larger, in bytes: 10,000 offers of 1 KiB fit.
 pub const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_of_one_version_are_told_apart_where_their_commits_are_known() {
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(named(None), version);
+        assert_eq!(named(Some("5f3c")), format!("{version}+5f3c"));
+        assert_ne!(named(Some("5f3c")), named(Some("5f3c-dirty")));
+    }
+}

@@ -23,7 +23,7 @@ pub use server::{
     Access, ChangeRefused, EndError, Operations, PauseError, ReapError, Serving, serve,
 };
 pub use socket::{Socket, SocketError};
-pub use souk_control::{Client, ClientError, Updates, VERSION, v1};
+pub use souk_control::{Client, ClientError, REVISION, Updates, VERSION, program, v1};
 use souk_control::{MAX_REPLY_BYTES, VERSION_KEY};
 
 /// Calls that are served at once on one connection; an operator's scripts need few.

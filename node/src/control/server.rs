@@ -15,8 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
-    Happenings, MAX_CALLS, MAX_REPLY_BYTES, MAX_REQUEST_BYTES, Socket, VERSION, VERSION_KEY,
+    Happenings, MAX_CALLS, MAX_REPLY_BYTES, MAX_REQUEST_BYTES, REVISION, Socket, VERSION,
+    VERSION_KEY,
     feed::{self, MAX_WATCHERS, Snapshots},
+    program,
     v1::{self, control_server},
 };
 
@@ -267,8 +269,9 @@ impl control_server::Control for Service {
         _: Request<v1::VersionRequest>,
     ) -> Result<Response<v1::VersionReply>, Status> {
         Ok(Response::new(v1::VersionReply {
-            program: env!("CARGO_PKG_VERSION").to_owned(),
+            program: program(),
             control: VERSION,
+            revision: REVISION.unwrap_or_default().to_owned(),
         }))
     }
 
@@ -465,6 +468,6 @@ fn same_version(metadata: &MetadataMap) -> Result<(), Status> {
     Err(Status::failed_precondition(format!(
         "this node is souk {program} and speaks control version {VERSION}, the caller speaks version {theirs}; \
          use the `souk` that belongs to the node",
-        program = env!("CARGO_PKG_VERSION"),
+        program = program(),
     )))
 }

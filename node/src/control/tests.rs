@@ -132,7 +132,9 @@ async fn every_call_is_answered_and_shutdown_ends_the_service() {
     let path = folder.path().join("run/control.sock");
     let service = served(&path);
     let mut client = Client::connect(&path).await.expect("connects");
-    assert_eq!(client.version().await.expect("answers").control, VERSION);
+    let version = client.version().await.expect("answers");
+    assert_eq!((version.control, version.program), (VERSION, program()));
+    assert_eq!(version.revision, REVISION.unwrap_or_default());
     assert_eq!(client.status().await.expect("answers").peers, 3);
     assert_eq!(client.leases().await.expect("answers").len(), 1);
     let error = client.orphans().await.expect_err("is no provider");

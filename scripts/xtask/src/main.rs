@@ -3,8 +3,9 @@
 //! ```text
 //! cargo xtask build              souk and its static agent, into target/release/
 //! cargo xtask demo [args…]       build, then `souk demo args…`
-//! cargo xtask package             build, then a Debian package (needs cargo-deb)
-//! cargo xtask reproduce           build twice from different folders, and compare byte by byte
+//! cargo xtask ship               both programs as they are packaged: they tell their commit, and not where they were built
+//! cargo xtask package             ship, then a Debian package (needs cargo-deb)
+//! cargo xtask reproduce           ship twice from different folders, and compare byte by byte
 //! cargo xtask test [filter…]     build, then all tests against those binaries
 //! cargo xtask lint               fmt, clippy, doc, deny, deps, file lengths
 //! cargo xtask deps               crate dependencies point down only
@@ -35,8 +36,9 @@ usage: cargo xtask <command>
 
   build              build souk and its static agent into target/release/
   demo [args…]       build, then run `souk demo args…`
-  package            build, then pack a Debian package (needs cargo-deb)
-  reproduce          build from two checkouts, and compare the programs byte by byte
+  ship               build both programs as they are packaged: they tell their commit, and not where they were built
+  package            ship, then pack a Debian package (needs cargo-deb)
+  reproduce          ship from two checkouts, and compare the programs byte by byte
   test [filter…]     build, then run all tests (CI=true: a skipped test is a failure)
   lint               fmt, clippy, doc, deny, deps, file lengths
   deps               check that crate dependencies point down only
@@ -65,6 +67,7 @@ fn command(args: &[String]) -> Result<ExitCode> {
     match name.as_str() {
         "build" => build::all().map(|_| ExitCode::SUCCESS),
         "demo" => build::demo(rest),
+        "ship" => build::shipped().map(|_| ExitCode::SUCCESS),
         "package" => package::deb().map(|()| ExitCode::SUCCESS),
         "reproduce" => package::reproduce().map(|()| ExitCode::SUCCESS),
         "test" => test::all(rest).map(|()| ExitCode::SUCCESS),

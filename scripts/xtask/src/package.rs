@@ -10,12 +10,12 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     build,
-    run::{cargo, output, root, run, target_dir},
+    run::{cargo, cargo_home, output, root, run, target_dir},
 };
 
-/// Builds the programs, their manual and completions, and packs them. Needs cargo-deb.
+/// Builds the programs as they are shipped, their manual and completions, and packs them. Needs cargo-deb.
 pub(crate) fn deb() -> Result<()> {
-    let programs = build::all()?;
+    let programs = build::shipped()?;
     let manual = target_dir().join("release/manual");
     // Pages of commands that there are no more would be packed too.
     if manual.exists() {
@@ -43,15 +43,20 @@ fn compress(pages: &Path) -> Result<()> {
     run(gzip)
 }
 
-/// Builds the two programs from two checkouts, in folders of different names, and compares them byte by byte.
+/// Builds the two programs as they are shipped from two checkouts, and compares them byte by byte: source, target folder and the
+/// home of cargo lie elsewhere each time.
 pub(crate) fn reproduce() -> Result<()> {
     let folder = target_dir().join("reproduce");
     if folder.exists() {
         fs::remove_dir_all(&folder)
             .with_context(|| format!("cannot remove {}", folder.display()))?;
     }
-    let one = checkout(&folder.join("one"))?;
-    let other = checkout(&folder.join("the-other/and-deeper"))?;
+    let one = folder.join("one");
+    let other = folder.join("the-other/and-deeper");
+    let one = checkout(&one, &one.join("source/target"), &cargo_home()?)?;
+    // After the first, which has fetched what was missing.
+    let home = copied_home(&other)?;
+    let other = checkout(&other, &other.join("built/here"), &home)?;
     for program in ["souk", "souk-agent"] {
         let read = |built: &Path| {
             let path = built.join(program);
@@ -69,8 +74,8 @@ pub(crate) fn reproduce() -> Result<()> {
     Ok(())
 }
 
-/// Builds what is committed, in a checkout of its own with a target folder of its own; says where the programs are.
-fn checkout(folder: &Path) -> Result<PathBuf> {
+/// Builds what is committed, in a checkout of its own; says where the programs are.
+fn checkout(folder: &Path, target: &Path, home: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let source = folder.join("source");
     let mut clone = Command::new("git");
@@ -79,11 +84,27 @@ fn checkout(folder: &Path) -> Result<PathBuf> {
         .arg(root())
         .arg(&source);
     run(clone)?;
-    let target = folder.join("target");
-    let mut build = cargo(&["xtask", "build"]);
-    build.current_dir(&source).env("CARGO_TARGET_DIR", &target);
+    let mut build = cargo(&["xtask", "ship"]);
+    build
+        .current_dir(&source)
+        .env("CARGO_TARGET_DIR", target)
+        .env("CARGO_HOME", home);
     run(build)?;
     Ok(target.join("release"))
+}
+
+/// A home of cargo with what was fetched, at another path. A link would not do: rustc looks through it.
+fn copied_home(folder: &Path) -> Result<PathBuf> {
+    let (from, home) = (cargo_home()?, folder.join("cargo"));
+    fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
+    for part in ["registry", "config.toml"].map(|part| from.join(part)) {
+        if part.exists() {
+            let mut copy = Command::new("cp");
+            copy.args(["-a", "--reflink=auto"]).arg(part).arg(&home);
+            run(copy)?;
+        }
+    }
+    Ok(home)
 }
 
 /// When the last commit was made, in Unix seconds.

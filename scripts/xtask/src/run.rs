@@ -25,6 +25,20 @@ pub(crate) fn target_dir() -> PathBuf {
     }
 }
 
+/// Where cargo keeps what it fetched.
+///
+/// # Errors
+/// If neither `CARGO_HOME` nor `HOME` is set.
+pub(crate) fn cargo_home() -> Result<PathBuf> {
+    match env::var_os("CARGO_HOME") {
+        Some(home) => Ok(root().join(home)),
+        None => {
+            let home = env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?;
+            Ok(Path::new(&home).join(".cargo"))
+        }
+    }
+}
+
 /// The cargo that runs this tool, started in the root of the workspace.
 pub(crate) fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -14,7 +14,7 @@ use serde::Serialize;
 use souk_backend::LeaseId;
 use souk_node::control::v1;
 
-use super::{ConfigFile, DONE, unreached, wait};
+use super::{DONE, NodeHere, unreached, wait};
 use crate::{failure::Failure, out};
 
 #[derive(Debug, Subcommand)]
@@ -79,7 +79,9 @@ pub(crate) enum Node {
     )]
     Reap(act::Reap),
     /// Print the metrics of the node in OpenMetrics text.
-    #[command(after_help = "Example:\n  souk node metrics | grep souk_mix")]
+    #[command(
+        after_help = "Examples:\n  souk node metrics | grep souk_mix\n  souk node metrics --socket /run/souk/monitor.sock"
+    )]
     Metrics(Bare),
     /// Stop the node on this machine, as SIGTERM does.
     #[command(after_help = "Example:\n  souk node stop")]
@@ -89,13 +91,13 @@ pub(crate) enum Node {
 #[derive(Args, Debug)]
 pub(crate) struct Bare {
     #[command(flatten)]
-    config: ConfigFile,
+    node: NodeHere,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct Leases {
     #[command(flatten)]
-    config: ConfigFile,
+    node: NodeHere,
     /// Print one JSON array
     #[arg(long)]
     json: bool,
@@ -104,7 +106,7 @@ pub(crate) struct Leases {
 #[derive(Args, Debug)]
 pub(crate) struct End {
     #[command(flatten)]
-    config: ConfigFile,
+    node: NodeHere,
     /// The lease, as `souk node leases` shows it
     lease: String,
 }
@@ -118,10 +120,9 @@ impl Node {
             Self::Resume(resume) => return resume.run(),
             Self::Retire(retire) => return retire.run(),
             Self::Succeed(succeed) => return succeed.run(),
-            Self::Market(Leases { config, json }) => {
+            Self::Market(Leases { node, json }) => {
                 let offers = wait(async {
-                    config
-                        .connect()
+                    node.connect()
                         .await?
                         .offers()
                         .await
@@ -129,10 +130,9 @@ impl Node {
                 })?;
                 show_offers(offers, json);
             }
-            Self::Leases(Leases { config, json }) => {
+            Self::Leases(Leases { node, json }) => {
                 let leases = wait(async {
-                    config
-                        .connect()
+                    node.connect()
                         .await?
                         .leases()
                         .await
@@ -140,11 +140,10 @@ impl Node {
                 })?;
                 show(leases, json);
             }
-            Self::End(End { config, lease }) => {
+            Self::End(End { node, lease }) => {
                 let lease = lease_id(&lease)?;
                 wait(async {
-                    config
-                        .connect()
+                    node.connect()
                         .await?
                         .end(lease.to_string())
                         .await
@@ -152,10 +151,9 @@ impl Node {
                 })?;
                 out::line(format_args!("lease {lease} is ending"));
             }
-            Self::RefreshCard(Bare { config }) => {
+            Self::RefreshCard(Bare { node }) => {
                 wait(async {
-                    config
-                        .connect()
+                    node.connect()
                         .await?
                         .refresh_card()
                         .await
@@ -166,10 +164,9 @@ impl Node {
             Self::Pause(backend) => return backend.pause(true),
             Self::Unpause(backend) => return backend.pause(false),
             Self::Reap(reap) => return reap.run(),
-            Self::Metrics(Bare { config }) => {
+            Self::Metrics(Bare { node }) => {
                 let text = wait(async {
-                    config
-                        .connect()
+                    node.connect()
                         .await?
                         .metrics()
                         .await
@@ -177,10 +174,9 @@ impl Node {
                 })?;
                 out::line(text.trim_end());
             }
-            Self::Stop(Bare { config }) => {
+            Self::Stop(Bare { node }) => {
                 wait(async {
-                    config
-                        .connect()
+                    node.connect()
                         .await?
                         .shutdown()
                         .await

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 use souk_node::control::v1;
 
-use super::{ConfigFile, DONE, unreached, wait};
+use super::{DONE, NodeHere, unreached, wait};
 use crate::{failure::Failure, out};
 
 #[derive(Serialize)]
@@ -33,10 +33,10 @@ struct Orphan {
     failed: u32,
 }
 
-/// Asks the node of this configuration, and shows what it says.
-pub(crate) fn run(config: &ConfigFile, json: bool) -> Result<ExitCode, Failure> {
+/// Asks the node, and shows what it says.
+pub(crate) fn run(of: &NodeHere, json: bool) -> Result<ExitCode, Failure> {
     let reply = wait(async {
-        let mut node = config.connect().await?;
+        let mut node = of.connect().await?;
         node.orphans().await.map_err(|error| unreached(&error))
     })?;
     if json {

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Args;
 use souk_tui::{Options, Source, Theme, TopError};
 
-use super::{ConfigFile, DONE, wait};
+use super::{DONE, NodeHere, wait};
 use crate::failure::Failure;
 
 /// Watch the node on this machine, and act on it.
@@ -15,24 +15,20 @@ use crate::failure::Failure;
 )]
 pub(crate) struct Top {
     #[command(flatten)]
-    config: ConfigFile,
-    /// The control socket to watch, in place of the configuration's; the one for monitoring too
-    #[arg(long, value_name = "PATH", conflicts_with = "replay")]
-    socket: Option<PathBuf>,
+    node: NodeHere,
     /// Write the session to a new file
     #[arg(long, value_name = "FILE", conflicts_with = "replay")]
     record: Option<PathBuf>,
     /// Show a session that was written down, in place of a node
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "socket")]
     replay: Option<PathBuf>,
 }
 
 impl Top {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        let source = match (self.replay, self.socket) {
-            (Some(recording), _) => Source::Recording(recording),
-            (None, Some(socket)) => Source::Node(socket),
-            (None, None) => Source::Node(self.config.load()?.control_socket),
+        let source = match self.replay {
+            Some(recording) => Source::Recording(recording),
+            None => Source::Node(self.node.socket()?),
         };
         let options = Options {
             source,

@@ -21,6 +21,8 @@ pub(crate) struct Version {
 #[derive(Serialize)]
 struct Versions {
     souk: &'static str,
+    /// The commit that it was built from, where the build was told.
+    revision: Option<&'static str>,
     control: u32,
 }
 
@@ -28,6 +30,7 @@ impl Version {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let versions = Versions {
             souk: env!("CARGO_PKG_VERSION"),
+            revision: control::REVISION,
             control: control::VERSION,
         };
         if self.json {
@@ -35,7 +38,8 @@ impl Version {
         } else {
             out::line(format_args!(
                 "souk {}, control API {}",
-                versions.souk, versions.control
+                control::program(),
+                versions.control
             ));
         }
         DONE

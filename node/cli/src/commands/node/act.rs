@@ -7,7 +7,7 @@ use souk_market::units::BackendName;
 
 use super::lease_id;
 use crate::{
-    commands::{ConfigFile, DONE, unreached, wait},
+    commands::{DONE, NodeHere, unreached, wait},
     failure::{Failure, USAGE},
     out,
 };
@@ -15,7 +15,7 @@ use crate::{
 #[derive(Args, Debug)]
 pub(crate) struct Backend {
     #[command(flatten)]
-    config: ConfigFile,
+    node: NodeHere,
     /// The backend, as `souk leases --orphans` names it
     backend: String,
 }
@@ -32,7 +32,7 @@ impl Backend {
     pub(crate) fn pause(self, paused: bool) -> Result<ExitCode, Failure> {
         let backend = self.named()?;
         wait(async {
-            let mut node = self.config.connect().await?;
+            let mut node = self.node.connect().await?;
             let paused = node.pause_backend(backend.clone(), paused).await;
             paused.map_err(|error| unreached(&error))
         })?;
@@ -59,7 +59,7 @@ impl Reap {
         let backend = self.backend.named()?;
         let lease = lease_id(&self.lease)?;
         wait(async {
-            let mut node = self.backend.config.connect().await?;
+            let mut node = self.backend.node.connect().await?;
             let reaped = node.reap(backend.clone(), lease.to_string()).await;
             reaped.map_err(|error| unreached(&error))
         })?;

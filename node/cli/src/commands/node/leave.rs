@@ -19,7 +19,7 @@ use souk_node::{
 };
 
 use crate::{
-    commands::{ConfigFile, DONE, unreached, wait},
+    commands::{DONE, NodeHere, unreached, wait},
     failure::{Failure, USAGE},
     out,
     progress::Progress,
@@ -31,7 +31,7 @@ const LOOK: Duration = Duration::from_secs(1);
 #[derive(Args, Debug)]
 pub(crate) struct Drain {
     #[command(flatten)]
-    config: ConfigFile,
+    node: NodeHere,
     /// End the leases that are still open so long from now: 90s, 30m, 12h or 7d [default: each runs to its own end]
     #[arg(long, value_name = "SPAN")]
     deadline: Option<Span>,
@@ -46,7 +46,7 @@ pub(crate) struct Drain {
 #[derive(Args, Debug)]
 pub(crate) struct Resume {
     #[command(flatten)]
-    config: ConfigFile,
+    node: NodeHere,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -55,7 +55,7 @@ pub(crate) struct Resume {
 #[derive(Args, Debug)]
 pub(crate) struct Retire {
     #[command(flatten)]
-    config: ConfigFile,
+    node: NodeHere,
     /// The peer id of the node that takes over
     #[arg(long, value_name = "ID", requires = "agreement")]
     successor: Option<String>,
@@ -79,7 +79,7 @@ pub(crate) struct Retire {
 #[derive(Args, Debug)]
 pub(crate) struct Succeed {
     #[command(flatten)]
-    config: ConfigFile,
+    node: NodeHere,
     /// The peer id of the node that retires
     old: String,
     /// Where the agreement is written
@@ -114,7 +114,7 @@ impl From<v1::StandingReply> for Json {
 impl Drain {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let reply = wait(async {
-            let mut node = self.config.connect().await?;
+            let mut node = self.node.connect().await?;
             let deadline = self.deadline.map(|span| span.after_now().0);
             let began = node.drain(deadline).await;
             let began = began.map_err(|error| unreached(&error))?;
@@ -140,7 +140,7 @@ impl Drain {
 impl Resume {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let reply = wait(async {
-            let mut node = self.config.connect().await?;
+            let mut node = self.node.connect().await?;
             node.resume().await.map_err(|error| unreached(&error))
         })?;
         show(reply, self.json);
@@ -151,7 +151,7 @@ impl Resume {
 impl Retire {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let reply = wait(async {
-            let mut node = self.config.connect().await?;
+            let mut node = self.node.connect().await?;
             if !self.yes {
                 let now = node.standing().await.map_err(|error| unreached(&error))?;
                 out::note(plan(
@@ -196,7 +196,7 @@ impl Retire {
 impl Succeed {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let agreement = wait(async {
-            let mut node = self.config.connect().await?;
+            let mut node = self.node.connect().await?;
             let agreed = node.agree(self.old.clone()).await;
             agreed.map_err(|error| unreached(&error))
         })?;
