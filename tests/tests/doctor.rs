@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::Value;
 use souk_tests::{
-    Network, NodeUnderTest, Plan, eventually, eventually_or_why, skipped, souk, succeed,
+    Network, NodeUnderTest, Plan, eventually, eventually_or_why, needs, skipped, souk, succeed,
 };
 
 /// Names of checks that found something, with how grave it is: `bad` or `note`.
@@ -101,6 +101,7 @@ impl Ended {
 
 #[test]
 fn what_is_broken_on_the_machine_of_a_node_that_does_not_start_is_found_by_its_name() {
+    needs!(Leases);
     let (_network, node) = Ended::within(&[]);
     let is_down = ("node".to_owned(), "bad".to_owned());
     assert!(node.healthy.contains(&is_down), "{:?}", node.healthy);
@@ -135,14 +136,8 @@ fn what_is_broken_on_the_machine_of_a_node_that_does_not_start_is_found_by_its_n
 
 #[test]
 fn a_machine_without_room_or_namespaces_is_found_needs_userns() {
+    needs!(Leases);
     let as_root = ["unshare", "--map-root-user", "--mount", "sh", "-c"];
-    let tried = Command::new(as_root[0])
-        .args(&as_root[1..])
-        .arg("true")
-        .output();
-    if !tried.is_ok_and(|output| output.status.success()) {
-        return skipped("needs user namespaces");
-    }
     let after = |script: &str| format!("{script} && exec \"$0\" \"$@\"");
     let healthy = after("true");
     let mut within = as_root.to_vec();
@@ -215,6 +210,7 @@ impl Running {
 
 #[test]
 fn what_is_broken_at_a_running_provider_is_found_by_its_name_and_gone_when_it_is_mended() {
+    needs!(Leases);
     let node = Running::start(&Plan {
         mixes: 3,
         ..Plan::default()
@@ -261,7 +257,37 @@ fn what_is_broken_at_a_running_provider_is_found_by_its_name_and_gone_when_it_is
 }
 
 #[test]
+fn a_provider_that_says_no_more_often_than_yes_is_told_so_and_why() {
+    needs!(Leases);
+    let node = Running::start(&Plan {
+        mixes: 2,
+        policy: "anonymous_max_leases = 1".to_owned(),
+        ..Plan::default()
+    });
+    let requester = node.network.requester("requester", None);
+    let _ = requester.rent(&[]);
+    let another = "rent --json --duration-s 600 --cpu-millicores 500 --memory-mib 320";
+    let another: Vec<_> = another.split(' ').collect();
+    for _ in 0..2 {
+        let output = requester.souk(&another).output().expect("it runs");
+        assert!(!output.status.success(), "there is one place: {output:?}");
+    }
+    let config = node.provider().folder().join("souk.toml");
+    let wanted = &one("room", "note") | &one("requests", "note");
+    eventually_or_why("it is full, and says no for that reason", || {
+        let report = examined(&[], &config);
+        let mut findings = report["findings"].as_array().expect("findings").iter();
+        let requests = findings.find(|finding| finding["check"] == "requests");
+        let what = requests.and_then(|finding| finding["what"].as_str());
+        let is_why = what.is_some_and(|what| what.contains("anonymous-concurrent"));
+        let is_it = is_why && wanted.is_subset(&found(&report));
+        is_it.then_some(()).ok_or(report)
+    });
+}
+
+#[test]
 fn what_is_wrong_in_how_a_provider_is_configured_is_found_once_it_runs() {
+    needs!(Leases);
     let folder = tempfile::TempDir::new().expect("a folder");
     let mut node = Running::start(&Plan {
         mixes: 2,
@@ -342,6 +368,7 @@ fn what_is_wrong_in_how_a_provider_is_configured_is_found_once_it_runs() {
 
 #[test]
 fn a_provider_whose_network_is_gone_is_told_so() {
+    needs!(Leases);
     let mut node = Running::start(&Plan {
         mixes: 2,
         ..Plan::default()

@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::Value;
-use souk_tests::{Clock, Network, Plan, Requester, eventually, skipped, souk, succeed};
+use souk_tests::{Clock, Network, Plan, Requester, eventually, needs, skipped, souk, succeed};
 use tempfile::TempDir;
 
 /// How long the nodes use card and seal keys, in seconds.
@@ -92,6 +92,7 @@ fn fails(command: &mut Command) -> String {
 
 #[test]
 fn a_lease_under_a_policy_that_names_the_test_root_and_none_under_one_that_does_not() {
+    needs!(Leases, OpenSsh);
     let folder = TempDir::new().expect("a folder");
     let (minted, other) = (folder.path().join("minted"), folder.path().join("other"));
     let (policy, foreign) = (mint(&minted), mint(&other));
@@ -141,6 +142,7 @@ fn a_lease_under_a_policy_that_names_the_test_root_and_none_under_one_that_does_
 
 #[test]
 fn an_instance_that_the_policy_accepts_no_more_is_not_connected_to() {
+    needs!(Leases, OpenSsh);
     let folder = TempDir::new().expect("a folder");
     let minted = folder.path().join("minted");
     let policy = mint(&minted);
@@ -188,6 +190,7 @@ fn an_instance_that_the_policy_accepts_no_more_is_not_connected_to() {
 
 #[test]
 fn a_provider_without_a_source_is_asked_for_no_evidence_of_instances() {
+    needs!(Leases);
     let folder = TempDir::new().expect("a folder");
     let policy = mint(&folder.path().join("minted"));
     let network = Network::start(&Plan::default());
@@ -202,6 +205,7 @@ fn a_provider_without_a_source_is_asked_for_no_evidence_of_instances() {
 
 #[test]
 fn a_policy_that_is_gone_fails_only_what_asks_it() {
+    needs!(Leases, OpenSsh);
     let folder = TempDir::new().expect("a folder");
     let minted = folder.path().join("minted");
     let policy = mint(&minted);
@@ -230,6 +234,7 @@ fn a_policy_that_is_gone_fails_only_what_asks_it() {
 
 #[test]
 fn no_card_of_a_node_with_a_source_goes_out_without_evidence() {
+    needs!(Leases);
     let folder = TempDir::new().expect("a folder");
     let minted = folder.path().join("minted");
     let policy = mint(&minted);
@@ -240,6 +245,7 @@ fn no_card_of_a_node_with_a_source_goes_out_without_evidence() {
 
 #[test]
 fn keys_that_turn_while_a_provider_sells_cost_no_lease_and_no_evidence() {
+    needs!(Leases, OpenSsh);
     let folder = TempDir::new().expect("a folder");
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.expect("after 1970").as_secs();
@@ -286,6 +292,7 @@ fn keys_that_turn_while_a_provider_sells_cost_no_lease_and_no_evidence() {
 
 #[test]
 fn routes_over_attested_mixes_need_enough_of_them_and_say_how_many_there_are() {
+    needs!(Leases);
     let folder = TempDir::new().expect("a folder");
     let (minted, other) = (folder.path().join("minted"), folder.path().join("other"));
     let (policy, foreign) = (mint(&minted), mint(&other));
@@ -306,6 +313,7 @@ fn routes_over_attested_mixes_need_enough_of_them_and_say_how_many_there_are() {
 
 #[test]
 fn every_node_has_all_evidence_verified_and_warns_of_none() {
+    needs!(Leases);
     let folder = TempDir::new().expect("a folder");
     let minted = folder.path().join("minted");
     let policy = mint(&minted);
@@ -321,9 +329,11 @@ fn every_node_has_all_evidence_verified_and_warns_of_none() {
             (verified >= 4).then_some(())
         });
         let status = node.status().expect("it answers");
-        let warnings = status["warnings"].as_array().expect("a list");
         let told = |w: &&Value| w.as_str().is_some_and(|w| w.contains("evidence"));
-        assert_eq!(warnings.iter().find(told), None);
+        for list in ["warnings", "others"] {
+            let words = status[list].as_array().expect("a list");
+            assert_eq!(words.iter().find(told), None);
+        }
     }
     // The provider was not asked above: it looks at the others' in its own time.
     let kept = network.provider().folder().join("data/attestation");

@@ -231,16 +231,24 @@ impl Cards {
         while directory.poll_contradiction().is_some() {}
     }
 
-    /// What is to be said about providers that contradict themselves, this node among them.
-    pub(super) fn log_warnings(&self) -> Vec<String> {
+    /// What others can prove against this node, if anything.
+    pub(super) fn log_warning(&self) -> Option<String> {
+        let against = self.directory().contradiction(&self.local).cloned()?;
+        Some(format!(
+            "others have proof against this node: {}",
+            against.how()
+        ))
+    }
+
+    /// What is to be said about other providers that contradict themselves. Strangers can bring about as much of it as is kept, so
+    /// it is no warning of this node.
+    pub(super) fn unreliable(&self) -> Vec<String> {
         let all = self.contradictions();
-        all.iter()
-            .map(|evidence| {
-                let (node, how) = (evidence.node(), evidence.how());
-                match node == self.local {
-                    true => format!("others have proof against this node: {how}"),
-                    false => format!("do not rely on provider {}: {how}", peer_id(&node)),
-                }
+        let others = all.iter().filter(|against| against.node() != self.local);
+        others
+            .map(|against| {
+                let (node, how) = (peer_id(&against.node()), against.how());
+                format!("do not rely on provider {node}: {how}")
             })
             .collect()
     }
@@ -617,15 +625,17 @@ mod tests {
     }
 
     fn claim(keys: &Keys, signer: &Keys, network: &NetworkId, size: u64) -> Option<Vec<u8>> {
+        let root = Digest([1; 32]);
+        claim_of(keys, signer, network, LogHead { size, root })
+    }
+
+    fn claim_of(keys: &Keys, signer: &Keys, network: &NetworkId, head: LogHead) -> Option<Vec<u8>> {
         let capacity = Capacity {
             node: keys.node.public(),
             card: Sequence(1),
             at: NOW,
             levels: List::empty(),
-            log: Some(LogHead {
-                size,
-                root: Digest([1; 32]),
-            }),
+            log: Some(head),
         };
         let capacity = sign::sign(capacity, &signer.dated().keys.card, network).expect("signs");
         let list = signer.list(network, &signer.dated(), true, Vec::new(), 1, NOW);
@@ -659,5 +669,34 @@ mod tests {
         take(claim(&own, &own, &network, 8));
         take(claim(&own, &own, &network, 6));
         assert_eq!(size(), 8, "the largest counts");
+    }
+
+    #[test]
+    fn a_contradiction_of_a_stranger_is_no_warning_and_one_of_this_node_is() {
+        let (network, clock) = (network(), EpochClock::of(&params()));
+        let folders = [(); 2].map(|()| tempfile::tempdir().expect("temporary folder"));
+        let [own, stranger] = folders
+            .each_ref()
+            .map(|data| Keys::open(data.path(), NOW).expect("makes keys"));
+        let cards = Cards::new(own.node.public(), &network, true, clock, || NOW);
+        let forks = |keys: &Keys| {
+            for root in [1, 2] {
+                let root = Digest([root; 32]);
+                let claim = claim_of(keys, keys, &network, LogHead { size: 7, root });
+                cards.take(&claim.expect("a claim"), Source::Neighbour(1));
+            }
+        };
+        forks(&stranger);
+        assert_eq!(cards.log_warning(), None);
+        let others = cards.unreliable();
+        let [told] = &others[..] else {
+            panic!("it is told once: {others:?}");
+        };
+        let id = peer_id(&stranger.node.public()).to_string();
+        assert!(told.contains(&id), "{told}");
+        forks(&own);
+        let warning = cards.log_warning().expect("it is of this node");
+        assert!(warning.contains("against this node"), "{warning}");
+        assert_eq!(cards.unreliable(), others);
     }
 }

@@ -1,6 +1,9 @@
 //! What the control API shows of a running node, and its metrics: one reading for both.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use libp2p::PeerId;
@@ -9,7 +12,7 @@ use souk_crypto::{NetworkId, NodeId, Signed, UnixTime, with_causes};
 use souk_market::{
     account::Ledger,
     card::{Role, VerifiedCard},
-    price::Prices,
+    price::{MAX_EXPONENT, Prices},
     retirement::Succession,
     standing::Standing,
     units::{self, BackendName, Meter},
@@ -27,7 +30,7 @@ use super::{
     standing::{ChangeError, Desk},
 };
 use crate::{
-    attest::Verifier,
+    attest::{Finding, Verifier},
     clock::unix_ms,
     control::{
         ChangeRefused, EndError, Happening, Happenings, Operations, PauseError, ReapError, v1,
@@ -107,11 +110,12 @@ impl Running {
             .collect()
     }
 
-    fn warnings(&self, peers: u32) -> Vec<String> {
+    /// What the operator should look at: of this node alone, as whoever brings a node about could write it full otherwise.
+    fn warnings(&self, peers: u32, evidence: Option<String>) -> Vec<String> {
         let mut warnings: Vec<_> = self.cards.clock_warning().into_iter().collect();
         warnings.extend(self.rivals.borrow().warning(unix_now()));
-        warnings.extend(self.cards.log_warnings());
-        warnings.extend(evidence_warnings(self.peers.local(), &self.verifier));
+        warnings.extend(self.cards.log_warning());
+        warnings.extend(evidence);
         let refusal = self.refusal.borrow();
         warnings.extend(refusal.iter().map(|why| {
             format!("no checkpoints are signed, and leases go on without their proofs: {why}")
@@ -157,10 +161,11 @@ impl Operations for Running {
         let info = self.peers.info().await;
         let peers = u32::try_from(info.peers).unwrap_or(u32::MAX);
         let provider = self.provider.borrow().clone();
-        let mix = self.mix.all().map(|(name, _, value)| v1::Counter {
-            name: name.to_owned(),
-            value,
-        });
+        let mix = self.mix.all().map(|(name, _, value)| counter(name, value));
+        let found = self.verifier.found();
+        let (own_evidence, evidence_of_others) = evidence_words(self.peers.local(), found);
+        let mut others = self.cards.unreliable();
+        others.extend(evidence_of_others);
         v1::StatusReply {
             node_id: peer_id(&self.peers.local()).to_string(),
             network_id: self.network.to_string(),
@@ -177,8 +182,10 @@ impl Operations for Running {
             leases: u32::try_from(self.open_leases().len()).unwrap_or(u32::MAX),
             refusals: provider.as_ref().map(refusals).unwrap_or_default(),
             log: provider.as_ref().map(log_status),
-            warnings: self.warnings(peers),
+            warnings: self.warnings(peers, own_evidence),
             standing: self.desk.standing().borrow().as_str().to_owned(),
+            others,
+            provider: provider.as_ref().map(counters).unwrap_or_default(),
         }
     }
 
@@ -312,30 +319,36 @@ impl Operations for Running {
     }
 }
 
-/// So many nodes with bad evidence are told of; the metric counts the others.
-const MAX_EVIDENCE_WARNINGS: usize = 8;
+/// So many other nodes with bad evidence are told of; the metric counts the rest.
+const MAX_WITH_BAD_EVIDENCE: usize = 8;
 
-/// What is to be said about nodes whose evidence does not hold by their own fault, this node among them.
-fn evidence_warnings(local: NodeId, verifier: &Verifier) -> Vec<String> {
-    let found = verifier.found().into_iter();
-    // Evidence that only others accept is no fault of a neighbour. Of one's own it is worth knowing.
-    let bad = found
-        .filter(|(node, finding)| finding.bad > 0 || (*node == local && finding.flaw.is_some()));
-    let told = bad.take(MAX_EVIDENCE_WARNINGS).map(|(node, finding)| {
-        let why = finding.flaw.map_or_else(
+/// What is to be said about evidence that does not hold by the fault of its node: about that of this one, and about others.
+fn evidence_words(local: NodeId, found: Vec<(NodeId, Finding)>) -> (Option<String>, Vec<String>) {
+    let (own, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|(node, _)| *node == local);
+    let why = |finding: &Finding| {
+        finding.flaw.as_ref().map_or_else(
             || "it held the last time".to_owned(),
             |flaw| format!("{}: {flaw}", flaw.reason()),
-        );
-        match node == local {
-            true => format!("the evidence of this node does not hold: {why}"),
-            false => format!(
-                "provider {} published evidence that does not hold ({} times): {why}",
-                peer_id(&node),
-                finding.bad
-            ),
-        }
+        )
+    };
+    // Evidence that only others accept is no fault of a neighbour. Of one's own it is worth knowing.
+    let own = own
+        .iter()
+        .find(|(_, finding)| finding.bad > 0 || finding.flaw.is_some())
+        .map(|(_, finding)| {
+            let why = why(finding);
+            format!("the evidence of this node does not hold: {why}")
+        });
+    let bad = others.iter().filter(|(_, finding)| finding.bad > 0);
+    let told = bad.take(MAX_WITH_BAD_EVIDENCE).map(|(node, finding)| {
+        format!(
+            "provider {} published evidence that does not hold ({} times): {}",
+            peer_id(node),
+            finding.bad,
+            why(finding)
+        )
     });
-    told.collect()
+    (own, told.collect())
 }
 
 fn successor(successor: v1::Successor) -> Result<(NodeId, Signed<Succession>), ChangeRefused> {
@@ -407,15 +420,32 @@ fn orphan(backend: &BackendName, orphan: &OrphanView) -> v1::Orphan {
     }
 }
 
+fn counter(name: &str, value: u64) -> v1::Counter {
+    v1::Counter {
+        name: name.to_owned(),
+        value,
+    }
+}
+
 fn refusals(provider: &Provider) -> Vec<v1::Counter> {
     let totals = provider.refusals();
     totals
         .iter()
-        .map(|(reason, value)| v1::Counter {
-            name: reason.as_str().to_owned(),
-            value,
-        })
+        .map(|(reason, value)| counter(reason.as_str(), value))
         .collect()
+}
+
+fn counters(provider: &Provider) -> Vec<v1::Counter> {
+    let counters = provider.counters();
+    [
+        ("replies", &counters.replies),
+        ("unanswered", &counters.unanswered),
+        ("unreadable", &counters.unreadable),
+        ("strays", &counters.strays),
+        ("dropped", &counters.dropped),
+    ]
+    .map(|(name, total)| counter(name, total.load(Ordering::Relaxed)))
+    .into()
 }
 
 fn log_status(provider: &Provider) -> v1::LogStatus {
@@ -435,7 +465,8 @@ pub(super) fn offers<'a>(
     card.offers.iter().enumerate().map(move |(at, offer)| {
         let largest = offer.classes.last();
         let level = capacity.and_then(|capacity| capacity.level(at, 0));
-        let price = card.prices.as_ref().map_or_else(
+        let prices = card.prices.as_ref();
+        let price = prices.map_or_else(
             || "free".to_owned(),
             |prices| format!("{} a core and hour", prices.display(prices.core_hour)),
         );
@@ -460,6 +491,71 @@ pub(super) fn offers<'a>(
                 .collect(),
             expires_unix_s: card.to.0,
             warning: warning.clone(),
+            asset: prices.map_or_else(String::new, |prices| prices.asset.to_string()),
+            core_hour: core_hour(prices).to_string(),
         }
     })
+}
+
+/// The price of a core and hour in the finest unit that an asset can have: cards may give one asset different decimal places.
+pub(super) fn core_hour(prices: Option<&Prices>) -> u128 {
+    prices.map_or(0, |prices| {
+        let finer = MAX_EXPONENT.saturating_sub(prices.exponent);
+        // 2^64 · 10^18 is below 2^128.
+        u128::from(prices.core_hour.0) * 10_u128.pow(finer.into())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use souk_crypto::NodeKey;
+    use souk_market::{
+        price::Rounding,
+        units::{DurationS, Money},
+    };
+
+    use super::*;
+
+    #[test]
+    fn bad_evidence_of_strangers_is_told_apart_from_that_of_this_node_and_does_not_push_it_out() {
+        let finding = |bad| Finding {
+            names: None,
+            flaw: None,
+            bad,
+            at: UnixTime(0),
+        };
+        let node = || NodeKey::generate(&mut rand::rng()).public();
+        let local = node();
+        let mut found: Vec<_> = (0..20).map(|_| (node(), finding(3))).collect();
+        let (own, others) = evidence_words(local, found.clone());
+        assert_eq!((own, others.len()), (None, MAX_WITH_BAD_EVIDENCE));
+        found.push((local, finding(1)));
+        let (own, told) = evidence_words(local, found);
+        let own = own.expect("it is told");
+        assert!(own.contains("the evidence of this node"), "{own}");
+        assert_eq!(told, others);
+        assert_eq!(
+            evidence_words(local, vec![(node(), finding(0))]),
+            (None, Vec::new())
+        );
+    }
+
+    #[test]
+    fn one_price_is_the_same_with_whatever_decimal_places_it_is_told() {
+        let of = |exponent, amount| Prices {
+            asset: "EUR".parse().expect("an asset"),
+            exponent,
+            core_hour: Money(amount),
+            memory_gib_hour: Money(0),
+            disk_gib_hour: Money(0),
+            increment: DurationS(1),
+            minimum: DurationS(1),
+            rounding: Rounding::Up,
+        };
+        let price = |exponent, amount| core_hour(Some(&of(exponent, amount)));
+        assert_eq!(price(2, 150), price(6, 1_500_000));
+        assert!(price(6, 9_000) < price(2, 1));
+        assert!(price(0, u64::MAX) > price(1, u64::MAX), "it fits");
+        assert_eq!(core_hour(None), 0);
+    }
 }

@@ -18,7 +18,10 @@ use souk_market::{
 use tokio::sync::watch;
 
 use super::{directory::Cards, rivals::Rivals};
-use crate::{attest::Verifier, mix::MixCounters, process::Usage, provider::Provider, unix_now};
+use crate::{
+    attest::Verifier, control::REVISION, mix::MixCounters, process::Usage, provider::Provider,
+    unix_now,
+};
 
 /// What is asked of a node that is to be called ready.
 #[derive(Clone)]
@@ -96,10 +99,12 @@ impl Collector for Readings {
 impl Readings {
     fn of_node(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let version = env!("CARGO_PKG_VERSION");
-        let help = "1, labelled with the version of the program";
+        let revision = REVISION.unwrap_or("unknown");
+        let help = "1, labelled with the version of the program and the commit it was built from";
         let mut family =
             encoder.encode_descriptor("souk_build_info", help, None, MetricType::Gauge)?;
-        ConstGauge::new(1i64).encode(family.encode_family(&[("version", version)])?)?;
+        let labels = [("version", version), ("revision", revision)];
+        ConstGauge::new(1i64).encode(family.encode_family(&labels)?)?;
         let readiness = &self.readiness;
         gauge(
             encoder,

@@ -7,7 +7,8 @@ use souk_market::{
     account::Sum,
     card::{Role, VerifiedCard},
     log::{Entry, HourBucket, OutcomeClass},
-    units::{BackendName, Resources, Tee},
+    price::Prices,
+    units::{Asset, BackendName, Resources, Tee},
 };
 use souk_sphinx::{delay::POOL_CAPACITY, packet::PACKET_LEN};
 
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{
     clock::unix_ms,
-    control::{Operations as _, v1},
+    control::{Operations as _, program, v1},
     net::{NetInfo, peer_id},
     provider::{LeaseView, Provider},
     unix_now,
@@ -42,7 +43,7 @@ pub(super) async fn snapshot(node: &Running) -> v1::Snapshot {
     let anonymous = own.as_ref().and_then(|card| card.policy.anonymous.as_ref());
     v1::Snapshot {
         at_unix_ms: unix_ms(),
-        program: env!("CARGO_PKG_VERSION").to_owned(),
+        program: program(),
         standing: Some(node.standing()),
         evidence: Some(evidence(own.as_deref(), node.cards.contradictions().len())),
         max_leases: provider
@@ -160,12 +161,14 @@ fn orphans(reply: Option<v1::OrphansReply>) -> Vec<v1::Orphan> {
 
 fn market(node: &Running, cards: &[Listed]) -> v1::Market {
     let with = |role| to_u32(cards.iter().filter(|(card, _)| card.has_role(role)).count());
-    let price = |(card, _): &&Listed| card.prices.as_ref().map_or(0, |prices| prices.core_hour.0);
     let mut selling: Vec<_> = cards
         .iter()
         .filter(|(card, _)| !card.offers.is_empty())
         .collect();
-    selling.sort_by_key(price);
+    let own = &node.prices.asset;
+    selling.sort_by(|(one, _), (other, _)| {
+        rank(one.prices.as_ref(), own).cmp(&rank(other.prices.as_ref(), own))
+    });
     selling.truncate(MAX_ROWS);
     let mut offers = node.offers_of(selling.into_iter());
     offers.truncate(MAX_ROWS);
@@ -177,6 +180,13 @@ fn market(node: &Running, cards: &[Listed]) -> v1::Market {
         entries: with(Role::Entry),
         offers,
     }
+}
+
+/// What offers are sorted by: those that can be held against ours come before those in other assets, and the cheapest first.
+fn rank<'a>(prices: Option<&'a Prices>, own: &Asset) -> (Option<&'a Asset>, u128) {
+    let asset = prices.map(|prices| &prices.asset);
+    let foreign = asset.filter(|asset| *asset != own);
+    (foreign, operations::core_hour(prices))
 }
 
 fn account(node: &Running) -> Option<v1::Account> {
@@ -257,4 +267,42 @@ fn entry(index: u64, entry: &Entry) -> v1::LogEntry {
 
 fn to_u32(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use souk_market::{
+        price::Rounding,
+        units::{DurationS, Money},
+    };
+
+    use super::*;
+
+    #[test]
+    fn offers_in_other_assets_come_behind_those_that_can_be_compared_however_few_units_they_ask() {
+        let prices = |asset: &str, exponent, amount| Prices {
+            asset: asset.parse().expect("an asset"),
+            exponent,
+            core_hour: Money(amount),
+            memory_gib_hour: Money(0),
+            disk_gib_hour: Money(0),
+            increment: DurationS(1),
+            minimum: DurationS(1),
+            rounding: Rounding::Up,
+        };
+        let cheapest_first = [
+            None,
+            Some(prices("EUR", 6, 9_000)),
+            Some(prices("EUR", 2, 1)),
+            Some(prices("EUR", 4, 200)),
+            Some(prices("SAT", 0, 1)),
+            Some(prices("USD", 6, 1)),
+        ];
+        let own: Asset = "EUR".parse().expect("an asset");
+        let mut offers: Vec<_> = cheapest_first.iter().map(Option::as_ref).collect();
+        offers.reverse();
+        offers.sort_by_key(|prices| rank(*prices, &own));
+        let sorted: Vec<_> = cheapest_first.iter().map(Option::as_ref).collect();
+        assert_eq!(offers, sorted);
+    }
 }

@@ -9,9 +9,12 @@
 //!
 //! Threat: what a neighbour or a file says is shown; it goes through the same cleaning as all output.
 
+#[cfg(test)]
+mod fixture;
 mod machine;
 mod node;
 mod outside;
+mod work;
 
 use std::process::ExitCode;
 
@@ -20,7 +23,7 @@ use serde::Serialize;
 use souk_market::units::Resources;
 use souk_node::control;
 
-use super::{ConfigFile, unreached, wait};
+use super::{NodeHere, unreached, wait};
 use crate::{
     failure::{FAILED, Failure},
     out,
@@ -34,7 +37,7 @@ use crate::{
 )]
 pub(crate) struct Doctor {
     #[command(flatten)]
-    config: ConfigFile,
+    node: NodeHere,
     /// Rent a small machine from this node, as anybody would, and end it; the usage log gets an entry for it
     #[arg(long)]
     lease: bool,
@@ -173,7 +176,7 @@ impl Doctor {
 
     async fn look(&self) -> Vec<Finding> {
         let progress = Progress::start("looking at this machine");
-        let config = match self.config.load() {
+        let config = match self.node.config.load() {
             Ok(config) => config,
             Err(failure) => {
                 let why = "the node does not start with it, and nothing else can be looked at";
@@ -182,7 +185,8 @@ impl Doctor {
         };
         let mut findings = machine::look(&config);
         progress.step("asking the node");
-        let snapshot = match control::Client::connect(&config.control_socket).await {
+        let socket = self.node.socket.as_ref().unwrap_or(&config.control_socket);
+        let snapshot = match control::Client::connect(socket).await {
             Ok(mut node) => super::status::first(&mut node).await,
             Err(error) => {
                 let why = "nothing is sold and nothing forwarded while it does not run";

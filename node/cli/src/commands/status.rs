@@ -12,7 +12,7 @@ use souk_node::{
     unix_now,
 };
 
-use super::{ConfigFile, DONE, unreached, wait};
+use super::{DONE, NodeHere, unreached, wait};
 use crate::{failure::Failure, out};
 
 /// Between two snapshots; only the first is read.
@@ -20,10 +20,12 @@ const PERIOD_MS: u32 = 60_000;
 
 /// Show how the node on this machine stands, once: what `souk top` shows at a glance.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  souk status --config ~/node/souk.toml --json")]
+#[command(
+    after_help = "Examples:\n  souk status --config ~/node/souk.toml --json\n  souk status --socket /run/souk/monitor.sock"
+)]
 pub(crate) struct Status {
     #[command(flatten)]
-    config: ConfigFile,
+    node: NodeHere,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -32,7 +34,7 @@ pub(crate) struct Status {
 impl Status {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let snapshot = wait(async {
-            let mut node = self.config.connect().await?;
+            let mut node = self.node.connect().await?;
             let status = node.status().await.map_err(|error| unreached(&error))?;
             // Where too many watch already, what every client is told has to do.
             let watched = first(&mut node).await.unwrap_or_default();
@@ -76,6 +78,10 @@ pub(crate) struct Json {
     log: Option<LogJson>,
     warnings: Vec<String>,
     standing: String,
+    /// What is known against other nodes.
+    others: Vec<String>,
+    /// What the provider counted since the start; empty where the node is none.
+    provider: BTreeMap<String, u64>,
     /// All that the dashboard shows, as the control API names it; without what stands above.
     overview: v1::Snapshot,
 }
@@ -111,6 +117,8 @@ impl From<v1::Snapshot> for Json {
             }),
             warnings: status.warnings,
             standing: status.standing,
+            others: status.others,
+            provider: counters(status.provider),
             overview: snapshot,
         }
     }
@@ -159,7 +167,12 @@ fn text(snapshot: &v1::Snapshot, now_unix_s: u64) -> String {
         .into_iter()
         .map(|(name, value)| vec![name.to_owned(), value])
         .collect();
-    out::table(&rows)
+    let own = out::table(&rows);
+    if status.others.is_empty() {
+        return own;
+    }
+    let others: Vec<_> = status.others.into_iter().map(|word| vec![word]).collect();
+    format!("{own}\n\nOther nodes\n{}", out::table(&others))
 }
 
 #[cfg(test)]
@@ -188,6 +201,8 @@ mod tests {
             }),
             warnings: vec!["the clock is behind".to_owned()],
             standing: "open".to_owned(),
+            others: Vec::new(),
+            provider: vec![counter("unreadable", 1)],
         };
         let amount = |leases, revenue: &str, cost: &str| v1::Sum {
             leases,
@@ -216,6 +231,17 @@ mod tests {
     #[test]
     fn a_status_is_shown_for_people() {
         insta::assert_snapshot!(text(&provider(), 1_800_003_600));
+    }
+
+    #[test]
+    fn what_is_known_against_other_nodes_stands_below_a_heading_of_its_own() {
+        let alone = provider();
+        let mut accused = alone.clone();
+        let word = "do not rely on provider 12D3KooWOther".to_owned();
+        accused.status.as_mut().expect("there").others = vec![word.clone()];
+        let own = text(&alone, 1_800_003_600);
+        let all = text(&accused, 1_800_003_600);
+        assert_eq!(all, format!("{own}\n\nOther nodes\n{word}"));
     }
 
     #[test]

@@ -1,14 +1,15 @@
-//! What a running node shows of itself.
+//! What a running node shows of itself and of what it offers.
 
-use souk_node::control::v1;
+use souk_node::control::{self, v1};
 
-use super::{Finding, SMALLEST};
+use super::{Finding, work};
+use crate::out;
 
 /// A card that expires sooner was not made again in time, in seconds.
 const SOON_S: u64 = 15 * 60;
 
 /// Limits that a careful requester asks for.
-const LIMITS: [&str; 4] = ["cpu", "memory", "processes", "disk"];
+pub(super) const LIMITS: [&str; 4] = ["cpu", "memory", "processes", "disk"];
 
 pub(super) fn look(snapshot: &v1::Snapshot, now_unix_s: u64) -> Vec<Finding> {
     let status = snapshot.status.clone().unwrap_or_default();
@@ -28,15 +29,30 @@ pub(super) fn look(snapshot: &v1::Snapshot, now_unix_s: u64) -> Vec<Finding> {
     if sells {
         findings.extend(offers(snapshot));
         findings.extend(backends(snapshot));
-        findings.push(room(snapshot));
-        findings.push(refusals(&status, snapshot));
-        findings.extend(prices(snapshot));
+        findings.extend(work::look(snapshot, &status, now_unix_s));
     }
+    findings.extend(others(&status));
     findings
 }
 
+/// What the node says of others. It can come from any stranger, so it is no fault of this one, however much it is.
+fn others(status: &v1::StatusReply) -> Option<Finding> {
+    let told = status.others.len();
+    (told > 0).then(|| {
+        Finding::note(
+            "others",
+            format!(
+                "{} about other nodes",
+                out::count(told, "warning", "warnings")
+            ),
+            "who rents should not rely on those; nothing of it stands in the way of this node",
+            "nothing is to be mended here; `souk status` says what is known",
+        )
+    })
+}
+
 fn version(program: &str) -> Finding {
-    let ours = env!("CARGO_PKG_VERSION");
+    let ours = control::program();
     if program == ours {
         return Finding::fine("version", format!("the node runs souk {program}"));
     }
@@ -230,177 +246,15 @@ fn backends(snapshot: &v1::Snapshot) -> Vec<Finding> {
     findings
 }
 
-fn room(snapshot: &v1::Snapshot) -> Finding {
-    const CHECK: &str = "room";
-    const REFUSED: &str = "new requests are refused for want of room";
-    let (open, most) = (snapshot.leases.len(), snapshot.max_leases);
-    if u32::try_from(open).unwrap_or(u32::MAX) >= most {
-        return Finding::note(
-            CHECK,
-            format!("{open} of {most} leases are open"),
-            REFUSED,
-            "no node holds more; start another one on another machine",
-        );
-    }
-    let placing = snapshot.backends.iter().filter(|backend| !backend.paused);
-    let mut placing = placing.peekable();
-    if placing.peek().is_some() && !placing.any(has_room) {
-        return Finding::note(
-            CHECK,
-            format!("{open} leases are open, and nothing is left of the machine for another"),
-            REFUSED,
-            "raise what provider sells, if the machine has more; else it earns what it can",
-        );
-    }
-    Finding::fine(CHECK, format!("{open} of {most} leases are open"))
-}
-
-/// Whether the smallest machine that is worth renting still fits.
-fn has_room(backend: &v1::Backend) -> bool {
-    let (Some(total), Some(used)) = (&backend.total, &backend.used) else {
-        return false;
-    };
-    let fits = |total: u32, used: u32, wanted| total.saturating_sub(used) >= wanted;
-    fits(
-        total.cpu_millicores,
-        used.cpu_millicores,
-        SMALLEST.cpu_millicores,
-    ) && fits(total.memory_mib, used.memory_mib, SMALLEST.memory_mib)
-        && fits(total.disk_mib, used.disk_mib, SMALLEST.disk_mib)
-        && fits(
-            total.max_processes,
-            used.max_processes,
-            SMALLEST.max_processes,
-        )
-}
-
-/// Why no work: what came, and what became of it.
-fn refusals(status: &v1::StatusReply, snapshot: &v1::Snapshot) -> Finding {
-    const CHECK: &str = "requests";
-    let mut refused: Vec<_> = status.refusals.iter().filter(|c| c.value > 0).collect();
-    refused.sort_by_key(|counter| std::cmp::Reverse(counter.value));
-    let total: u64 = refused.iter().map(|counter| counter.value).sum();
-    let closed = snapshot
-        .account
-        .as_ref()
-        .and_then(|account| account.lifetime.as_ref())
-        .map_or(0, |sum| sum.leases);
-    let open = snapshot.leases.len();
-    let what = format!(
-        "{open} leases are open, {closed} have closed, {total} requests were refused since the start"
-    );
-    let reasons: Vec<_> = refused
-        .iter()
-        .map(|counter| format!("{} {}", counter.value, counter.name))
-        .collect();
-    match (total, open) {
-        (0, 0) if closed == 0 => Finding::note(
-            CHECK,
-            "no request ever came",
-            "nobody's wish matches this card, or nobody knows it yet",
-            "compare it with `souk node market`: price, limits, image, anonymous; then `souk doctor --lease`",
-        ),
-        (0, _) => Finding::fine(CHECK, what),
-        (_, 0) => Finding::note(
-            CHECK,
-            format!("{what}: {}", reasons.join(", ")),
-            "requests come, and this node says no",
-            "the reasons are explained in docs/lease-messages.md",
-        ),
-        _ => Finding::fine(CHECK, format!("{what}: {}", reasons.join(", "))),
-    }
-}
-
-/// What others ask, where that can be said.
-fn prices(snapshot: &v1::Snapshot) -> Option<Finding> {
-    let own = snapshot.card.as_ref()?.offers.first()?;
-    let market = snapshot.market.as_ref()?;
-    let others: Vec<_> = market
-        .offers
-        .iter()
-        .filter(|offer| offer.node_id != own.node_id)
-        .collect();
-    // They come with the lowest price of a core first, ours among them.
-    let before = market
-        .offers
-        .iter()
-        .take_while(|offer| offer.node_id != own.node_id)
-        .count();
-    Some(match (others.len(), before) {
-        (0, _) => Finding::fine(
-            "price",
-            format!("{}; nobody else offers anything", own.price),
-        ),
-        (all, before) => Finding::fine(
-            "price",
-            format!(
-                "{}; {before} of {all} other offers ask less for a core",
-                own.price
-            ),
-        ),
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{super::State, *};
-
-    const NOW: u64 = 1_800_000_000;
-
-    /// A provider with nothing to mend.
-    fn healthy() -> v1::Snapshot {
-        let offer = v1::Offer {
-            node_id: "us".to_owned(),
-            price: "1.00 EUR a core-hour".to_owned(),
-            anonymous: true,
-            enforced: LIMITS.map(str::to_owned).to_vec(),
-            images: vec!["image".to_owned()],
-            ..v1::Offer::default()
-        };
-        let backend = v1::Backend {
-            state: Some(v1::BackendState {
-                backend: "sandbox".to_owned(),
-                ..v1::BackendState::default()
-            }),
-            total: Some(v1::Resources {
-                cpu_millicores: 4_000,
-                memory_mib: 4_096,
-                disk_mib: 8_192,
-                max_processes: 4_096,
-            }),
-            used: Some(v1::Resources::default()),
-            ..v1::Backend::default()
-        };
-        v1::Snapshot {
-            program: env!("CARGO_PKG_VERSION").to_owned(),
-            status: Some(v1::StatusReply {
-                roles: vec!["provider".to_owned()],
-                peers: 3,
-                cards: 4,
-                standing: "open".to_owned(),
-                ..v1::StatusReply::default()
-            }),
-            card: Some(v1::OwnCard {
-                expires_unix_s: NOW + 3_600,
-                offers: vec![offer.clone()],
-                ..v1::OwnCard::default()
-            }),
-            max_leases: 8,
-            backends: vec![backend],
-            leases: vec![v1::Lease::default()],
-            market: Some(v1::Market {
-                offers: vec![offer],
-                ..v1::Market::default()
-            }),
-            network: Some(v1::Network {
-                subscribers: 3,
-                reachable: true,
-                dialled_in: 3,
-                ..v1::Network::default()
-            }),
-            ..v1::Snapshot::default()
-        }
-    }
+    use super::{
+        super::{
+            State,
+            fixture::{NOW, healthy},
+        },
+        *,
+    };
 
     #[test]
     fn nothing_is_invented_on_a_healthy_node() {
@@ -420,8 +274,9 @@ mod tests {
         fn offer(snapshot: &mut v1::Snapshot) -> &mut v1::Offer {
             &mut snapshot.card.as_mut().expect("there").offers[0]
         }
-        let broken: [(&str, State, Break); 18] = [
+        let broken: [(&str, State, Break); 17] = [
             ("version", State::Note, |s| s.program = "0.0.1".to_owned()),
+            ("version", State::Note, |s| s.program.push_str("+other")),
             ("warning", State::Bad, |s| {
                 status(s).warnings = vec!["the clock is behind".to_owned()];
             }),
@@ -457,16 +312,9 @@ mod tests {
             ("backends", State::Bad, |s| {
                 s.orphans = vec![v1::Orphan::default()];
             }),
-            ("room", State::Note, |s| s.max_leases = 1),
-            ("room", State::Note, |s| {
-                s.backends[0].used = s.backends[0].total;
-            }),
-            ("requests", State::Note, |s| {
-                s.leases.clear();
-                status(s).refusals = vec![v1::Counter {
-                    name: "no-room".to_owned(),
-                    value: 4,
-                }];
+            ("others", State::Note, |s| {
+                let word = |n| format!("do not rely on provider {n}");
+                status(s).others = (0..72).map(word).collect();
             }),
         ];
         for (at, (check, state, break_it)) in broken.into_iter().enumerate() {
@@ -478,14 +326,5 @@ mod tests {
             assert_eq!((told[0].check, told[0].state), (check, state), "{at}");
             assert!(!told[0].why.is_empty() && !told[0].fix.is_empty(), "{at}");
         }
-    }
-
-    #[test]
-    fn who_was_never_asked_is_told_so_apart_from_who_says_no() {
-        let mut quiet = healthy();
-        quiet.leases.clear();
-        let found = look(&quiet, NOW);
-        let requests = found.iter().find(|f| f.check == "requests").expect("there");
-        assert_eq!(requests.what, "no request ever came");
     }
 }

@@ -130,9 +130,11 @@ pub(super) async fn look(
     if lease {
         findings.push(if market.card(&own).is_some() {
             progress.step("renting from this node");
-            let lease = requester::session(visitor, progress, async |connected| {
-                rented(connected, own).await
-            });
+            let avoided = [own];
+            let lease =
+                requester::session_avoiding(visitor, &avoided, progress, async |connected| {
+                    rented(connected, own).await
+                });
             match lease.await {
                 Ok(what) => Finding::fine("lease", what),
                 Err(failure) => {
