@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::duration;
+
 /// What the shell is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -41,6 +43,12 @@ pub enum Deed {
     EndLease {
         /// Its id.
         lease: String,
+        /// Where it runs.
+        backend: String,
+        /// Since it was accepted, when it was asked.
+        age_s: u64,
+        /// Until it ends by itself, when it was asked.
+        left_s: u64,
     },
 }
 
@@ -57,7 +65,17 @@ impl Deed {
             Self::Reap { backend, lease } => {
                 format!("Remove the instance {} at {backend}?", short(lease))
             }
-            Self::EndLease { lease } => format!("End the lease {}?", short(lease)),
+            Self::EndLease {
+                lease,
+                backend,
+                age_s,
+                left_s,
+            } => format!(
+                "End the lease {} at {backend}, {} old, {} left?",
+                short(lease),
+                duration(*age_s),
+                duration(*left_s)
+            ),
         }
     }
 
@@ -97,7 +115,7 @@ impl Deed {
             Self::Pause { backend } => format!("no new leases are placed at {backend}"),
             Self::Unpause { backend } => format!("new leases are placed at {backend} again"),
             Self::Reap { lease, .. } => format!("the instance {} is being removed", short(lease)),
-            Self::EndLease { lease } => format!("the lease {} is ending", short(lease)),
+            Self::EndLease { lease, .. } => format!("the lease {} is ending", short(lease)),
         }
     }
 }

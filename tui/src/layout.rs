@@ -32,8 +32,13 @@ pub(crate) fn screen(state: &State) -> Rect {
 
 /// Where the page is.
 pub(crate) fn body(state: &State) -> Rect {
-    let height = state.height.saturating_sub(ABOVE + BELOW);
-    Rect::new(0, ABOVE.min(state.height), state.width, height)
+    body_of(screen(state))
+}
+
+/// Where the page is on a screen of this size.
+pub(crate) fn body_of(screen: Rect) -> Rect {
+    let height = screen.height.saturating_sub(ABOVE + BELOW);
+    Rect::new(0, ABOVE.min(screen.height), screen.width, height)
 }
 
 /// Rows that the head of a page takes.

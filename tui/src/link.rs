@@ -112,7 +112,7 @@ async fn ask(mut client: Client, deed: &Deed) -> Result<(), ClientError> {
         Deed::Pause { backend } => client.pause_backend(backend, true).await,
         Deed::Unpause { backend } => client.pause_backend(backend, false).await,
         Deed::Reap { backend, lease } => client.reap(backend, lease).await,
-        Deed::EndLease { lease } => client.end(lease).await,
+        Deed::EndLease { lease, .. } => client.end(lease).await,
     }
 }
 

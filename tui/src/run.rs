@@ -105,12 +105,11 @@ pub async fn run(options: Options) -> Result<(), TopError> {
         Source::Node(socket) => drop(tokio::spawn(link::run(socket, told, to_do))),
         Source::Recording(path) => replay(&path, told)?,
     }
+    let screen = Screen::take().map_err(TopError::Terminal)?;
+    let (width, height) = Screen::size().map_err(TopError::Terminal)?;
     let mut session = Session {
-        screen: Screen::take().map_err(TopError::Terminal)?,
-        state: {
-            let (width, height) = Screen::size().map_err(TopError::Terminal)?;
-            State::new(width, height)
-        },
+        screen,
+        state: State::new(width, height),
         theme: options.theme,
         drawn: Instant::now(),
     };
@@ -125,38 +124,38 @@ pub async fn run(options: Options) -> Result<(), TopError> {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let began = Instant::now();
+    // What a click or a page down means depends on it.
+    write(&mut recorder, began, &Event::Resize { width, height })?;
     loop {
         let event = tokio::select! {
             Some(event) = from_terminal.recv() => match event {
-                // The size is that of this terminal, and the rest is as it was.
-                Event::Key(Key::Char('q') | Key::Esc) if is_replay => Event::Key(Key::Interrupt),
-                Event::Key(Key::Interrupt) | Event::Resize { .. } => event,
-                _ if is_replay => continue,
-                event => event,
+                event if !is_replay => event,
+                Event::Key(Key::Char('q') | Key::Esc | Key::Interrupt) => break,
+                // All is shown as it was, and so at the size that it had.
+                Event::Resize { .. } => {
+                    session.show(false).await?;
+                    continue;
+                }
+                _ => continue,
             },
             Some(event) = from_source.recv() => event,
             _ = ticks.tick(), if !is_replay => Event::Tick(now_ms()),
-            _ = terminate.recv() => Event::Key(Key::Interrupt),
-            _ = hang_up.recv() => Event::Key(Key::Interrupt),
+            _ = terminate.recv() => break,
+            _ = hang_up.recv() => break,
         };
-        if let Some((recorder, path)) = &mut recorder {
-            let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let is_tick = matches!(event, Event::Tick(_));
-            let written = recorder.take(ms, &event);
-            let written = written.and_then(|()| if is_tick { recorder.flush() } else { Ok(()) });
-            written.map_err(|source| TopError::Record {
-                path: path.clone(),
-                source,
-            })?;
-        }
+        write(&mut recorder, began, &event)?;
         match session.state.handle(event) {
+            // What a recording did was done then; also the end of its session.
+            _ if is_replay => {}
             Some(Action::Quit) => break,
             Some(Action::Do(deed)) => {
                 // One that finds the queue full was confirmed while eight others wait.
                 if let Err(mpsc::error::TrySendError::Full(deed)) = deeds.try_send(deed) {
                     let refused =
                         Some("the node is still busy with what it was asked for".to_owned());
-                    session.state.handle(Event::Done { deed, refused });
+                    let event = Event::Done { deed, refused };
+                    write(&mut recorder, began, &event)?;
+                    session.state.handle(event);
                 }
             }
             None => {}
@@ -202,6 +201,25 @@ fn recorder(path: Option<&Path>) -> Result<Option<(Recorder, PathBuf)>, TopError
     Ok(Some((recorder, path.to_owned())))
 }
 
+/// Writes down what came in, where that is wanted.
+fn write(
+    recorder: &mut Option<(Recorder, PathBuf)>,
+    began: Instant,
+    event: &Event,
+) -> Result<(), TopError> {
+    let Some((recorder, path)) = recorder else {
+        return Ok(());
+    };
+    let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let is_tick = matches!(event, Event::Tick(_));
+    let written = recorder.take(ms, event);
+    let written = written.and_then(|()| if is_tick { recorder.flush() } else { Ok(()) });
+    written.map_err(|source| TopError::Record {
+        path: path.clone(),
+        source,
+    })
+}
+
 /// Tells what a recording says, at the pace at which it was said.
 fn replay(path: &Path, events: mpsc::Sender<Event>) -> Result<(), TopError> {
     let file = File::open(path).map_err(|source| TopError::Open {
@@ -216,9 +234,6 @@ fn replay(path: &Path, events: mpsc::Sender<Event>) -> Result<(), TopError> {
         let mut last = 0;
         for line in read {
             let event = match line {
-                Ok((_, Event::Resize { .. } | Event::Key(Key::Interrupt | Key::Char('q')))) => {
-                    continue;
-                }
                 Ok((ms, event)) => {
                     let pause = Duration::from_millis(ms.saturating_sub(last));
                     thread::sleep(pause.min(LONGEST_PAUSE));
@@ -242,4 +257,64 @@ fn now_ms() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use souk_control::v1;
+
+    use super::*;
+    use crate::page::Page;
+
+    fn written(events: &[Event]) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("session");
+        let mut recorder = Recorder::create(&path).expect("creates");
+        for event in events {
+            recorder.take(0, event).expect("writes");
+        }
+        recorder.flush().expect("writes");
+        (folder, path)
+    }
+
+    #[test]
+    fn a_replay_shows_all_that_was_shown_also_after_a_q_and_at_the_size_that_it_had() {
+        let keys = |keys: &'static str| keys.chars().map(|c| Event::Key(Key::Char(c)));
+        let peer = |transport: &str| v1::Peer {
+            transport: transport.to_owned(),
+            ..Default::default()
+        };
+        let snapshot = v1::Snapshot {
+            network: Some(v1::Network {
+                peers: vec![peer("quic"), peer("tcp")],
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let mut events = vec![
+            Event::Resize {
+                width: 100,
+                height: 30,
+            },
+            Event::Tick(5),
+            Event::Connected,
+            Event::Snapshot(Box::new(snapshot)),
+        ];
+        // A help and a question that are closed, and a filter.
+        events.extend(keys("?q1dq6/quic"));
+        events.push(Event::Key(Key::Enter));
+        let (_folder, path) = written(&events);
+        let (told, mut replayed) = mpsc::channel(EVENT_QUEUE);
+        replay(&path, told).expect("a recording");
+        let mut again = State::new(80, 24);
+        let over = Event::Gone("the recording is over".to_owned());
+        let all: Vec<_> = std::iter::from_fn(|| replayed.blocking_recv())
+            .take_while(|event| *event != over)
+            .inspect(|event| assert_eq!(again.handle(event.clone()), None))
+            .collect();
+        assert_eq!(all, events);
+        assert_eq!((again.width, again.height), (100, 30));
+        assert_eq!((again.page, again.visible().len()), (Page::Network, 1));
+        assert!(again.dialog.is_none() && !again.has_help);
+    }
 }

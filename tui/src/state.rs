@@ -9,7 +9,8 @@
 //! It grows with nothing: one snapshot, [`MAX_HAPPENINGS`] happenings, [`MAX_SAMPLES`] of each history. What a table shows is worked
 //! out when it changes, not when it is drawn, so that a frame costs what is visible.
 //!
-//! Threat: an operator who presses the wrong key. Nothing is done to a node before a question was answered with `y`.
+//! Threats: an operator who presses the wrong key: nothing is done to a node before a question was answered with `y`. Rows that move
+//! while a key is pressed: the mark stays on what it was put on, and where that is gone, nothing is marked.
 
 mod rows;
 mod samples;
@@ -25,6 +26,7 @@ use crate::{
     event::{Event, Key, Mouse},
     layout::{self, Hit},
     page::Page,
+    view::overview,
 };
 
 /// Happenings that are kept: as many as the node keeps.
@@ -57,8 +59,12 @@ pub enum Link {
 /// Where one page's table stands.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Table {
-    /// Among the rows that the filter lets through.
+    /// Among the rows that the filter lets through. On the overview, which has none: the line that is at its top.
     pub(crate) selected: usize,
+    /// What stands in that row, so that it is found again where rows come and go.
+    mark: Option<[String; 2]>,
+    /// It is not there any more, and no row is marked until the operator chooses one.
+    pub(crate) is_lost: bool,
     /// The first that is on the screen.
     pub(crate) offset: usize,
     pub(crate) filter: String,
@@ -90,6 +96,8 @@ pub struct State {
     tables: [Table; 8],
     /// The rows of this page that the filter lets through.
     visible: Vec<Row>,
+    /// Lines of the overview that the screen has no room for.
+    excess: usize,
     /// A filter is being written.
     pub(crate) is_filtering: bool,
     /// What is asked.
@@ -115,6 +123,7 @@ impl State {
             samples: Samples::default(),
             tables: Default::default(),
             visible: Vec::new(),
+            excess: 0,
             is_filtering: false,
             dialog: None,
             has_help: false,
@@ -208,22 +217,44 @@ impl State {
 
     /// Brings what depends on something else in line with it.
     fn settle(&mut self) {
-        let at = self.page.number();
-        self.visible = match &self.snapshot {
-            Some(snapshot) => rows::visible(
-                self.page,
-                snapshot,
-                &self.happenings,
-                &self.tables[at].filter,
-            ),
-            None => Vec::new(),
+        let Some(snapshot) = self.snapshot.as_deref() else {
+            return;
         };
+        let number = self.page.number();
+        let filter = &self.tables[number].filter;
+        self.visible = rows::visible(self.page, snapshot, &self.happenings, filter);
+        self.excess = match self.page {
+            Page::Overview => overview::excess(self, snapshot),
+            _ => 0,
+        };
+        let last = self.last();
         let height = usize::from(layout::table_rows(self));
-        let table = &mut self.tables[at];
-        table.selected = table.selected.min(self.visible.len().saturating_sub(1));
-        let last = table.selected.saturating_sub(height.saturating_sub(1));
+        let table = &mut self.tables[number];
+        let place = match &table.mark {
+            Some(mark) => self.visible.iter().position(|row| {
+                let key = rows::key(*row, snapshot);
+                key.is_some_and(|key| key == *mark)
+            }),
+            None => Some(table.selected),
+        };
+        table.is_lost = place.is_none();
+        table.selected = place.unwrap_or(table.selected).min(last);
+        if table.mark.is_none() {
+            let row = self.visible.get(table.selected);
+            let key = row.and_then(|row| rows::key(*row, snapshot));
+            table.mark = key.map(|key| key.map(str::to_owned));
+        }
+        let first = table.selected.saturating_sub(height.saturating_sub(1));
         let most = self.visible.len().saturating_sub(height);
-        table.offset = table.offset.clamp(last, table.selected.max(last)).min(most);
+        table.offset = table
+            .offset
+            .clamp(first, table.selected.max(first))
+            .min(most);
+    }
+
+    /// The last row that can be selected.
+    fn last(&self) -> usize {
+        self.visible.len().saturating_sub(1).max(self.excess)
     }
 
     fn key(&mut self, key: Key) -> Option<Action> {
@@ -256,15 +287,33 @@ impl State {
         match key {
             Key::Char(c) if !c.is_control() && filter.chars().count() < MAX_FILTER => {
                 filter.push(c);
+                self.filtered();
             }
-            Key::Backspace => drop(filter.pop()),
+            Key::Backspace => {
+                filter.pop();
+                self.filtered();
+            }
             Key::Esc => {
-                filter.clear();
                 self.is_filtering = false;
+                self.show_all();
             }
             Key::Enter => self.is_filtering = false,
             Key::Up | Key::Down | Key::PageUp | Key::PageDown => self.walk(key),
             _ => {}
+        }
+    }
+
+    fn show_all(&mut self) {
+        self.tables[self.page.number()].filter.clear();
+        self.filtered();
+    }
+
+    /// Where a filter hides what is marked, another row is: the operator who wrote it sees which.
+    fn filtered(&mut self) {
+        self.settle();
+        let table = &mut self.tables[self.page.number()];
+        if table.is_lost {
+            table.mark = None;
         }
     }
 
@@ -278,7 +327,7 @@ impl State {
             }
             Key::Tab | Key::Right => self.page = self.page.step(1),
             Key::BackTab | Key::Left => self.page = self.page.step(-1),
-            Key::Esc => self.tables[self.page.number()].filter.clear(),
+            Key::Esc => self.show_all(),
             Key::Up | Key::Down | Key::PageUp | Key::PageDown | Key::Home | Key::End => {
                 self.walk(key);
             }
@@ -292,40 +341,50 @@ impl State {
 
     fn walk(&mut self, key: Key) {
         let screen = usize::from(layout::table_rows(self)).max(1);
+        let last = self.last();
         let table = &mut self.tables[self.page.number()];
-        let last = self.visible.len().saturating_sub(1);
+        let at = table.selected;
         table.selected = match key {
-            Key::Up => table.selected.saturating_sub(1),
-            Key::Down => table.selected + 1,
-            Key::PageUp => table.selected.saturating_sub(screen),
-            Key::PageDown => table.selected + screen,
+            // What came to the place of the lost row is the nearest.
+            Key::Up | Key::Down if table.is_lost => at,
+            Key::Up => at.saturating_sub(1),
+            Key::Down => at + 1,
+            Key::PageUp => at.saturating_sub(screen),
+            Key::PageDown => at + screen,
             Key::Home => 0,
             _ => last,
         }
         .min(last);
+        table.mark = None;
     }
 
     /// Puts the question of a key, where it has one on this page.
     fn ask(&mut self, key: char) {
-        let deed = match self.deed(key) {
-            Some(deed) if self.link == Link::Up => deed,
-            Some(_) => {
-                let text = "the node does not answer; nothing can be done now".to_owned();
-                self.notice = Some(Notice {
-                    text,
-                    is_bad: true,
-                    until_ms: self.now_ms.saturating_add(NOTICE_MS),
-                });
-                return;
+        let keys = self.page.keys();
+        let is_key = keys.iter().any(|(name, _)| name.starts_with(key));
+        match self.deed(key) {
+            Some(deed) if self.link == Link::Up => self.dialog = Some(deed),
+            Some(_) => self.warn("the node does not answer; nothing can be done now"),
+            None if is_key && self.table().is_lost => {
+                self.warn("what was marked is gone; choose a row");
             }
-            None => return,
-        };
-        self.dialog = Some(deed);
+            None => {}
+        }
+    }
+
+    fn warn(&mut self, text: &str) {
+        self.notice = Some(Notice {
+            text: text.to_owned(),
+            is_bad: true,
+            until_ms: self.now_ms.saturating_add(NOTICE_MS),
+        });
     }
 
     fn deed(&self, key: char) -> Option<Deed> {
         let snapshot = self.snapshot.as_deref()?;
-        let selected = self.visible.get(self.table().selected);
+        let table = self.table();
+        let selected = self.visible.get(table.selected);
+        let selected = selected.filter(|_| !table.is_lost);
         match (self.page, key, selected) {
             (Page::Overview, 'd', _) => Some(Deed::Drain),
             (Page::Overview, 'u', _) => Some(Deed::Resume),
@@ -345,9 +404,15 @@ impl State {
                     lease: orphan.lease.clone(),
                 })
             }
-            (Page::Leases, 'e', Some(Row::Lease(at))) => Some(Deed::EndLease {
-                lease: snapshot.leases.get(*at)?.lease.clone(),
-            }),
+            (Page::Leases, 'e', Some(Row::Lease(at))) => {
+                let lease = snapshot.leases.get(*at)?;
+                Some(Deed::EndLease {
+                    lease: lease.lease.clone(),
+                    backend: lease.backend.clone(),
+                    age_s: self.now_s().saturating_sub(lease.accepted_unix_s),
+                    left_s: lease.valid_to_unix_s.saturating_sub(self.now_s()),
+                })
+            }
             _ => None,
         }
     }
@@ -372,7 +437,7 @@ impl State {
                 let table = &mut self.tables[self.page.number()];
                 let row = table.offset + usize::from(row);
                 if row < self.visible.len() {
-                    table.selected = row;
+                    (table.selected, table.mark) = (row, None);
                 }
             }
             (Mouse::Click, None) => {}

@@ -82,6 +82,28 @@ fn a_question_says_what_will_happen_and_help_lists_the_keys() {
 }
 
 #[test]
+fn what_is_known_against_other_nodes_is_shown_on_the_market_and_nowhere_else() {
+    let mut snapshot = busy(3);
+    let word = "do not rely on provider 12D3KooWOther".to_owned();
+    snapshot.status.as_mut().expect("there").others = vec![word];
+    for page in Page::ALL {
+        let key = char::from(b'1' + u8::try_from(page.number()).expect("one digit"));
+        let [with, without] = [&snapshot, &busy(3)].map(|snapshot| {
+            let mut state = session(80, 24, snapshot.clone());
+            state.handle(Event::Key(Key::Char(key)));
+            text(&state, 80, 24)
+        });
+        assert!(with.contains("● open"), "{with}");
+        if page == Page::Market {
+            let told = "! against other nodes: 1 warning;";
+            assert!(with.contains(told), "{with}");
+        } else {
+            assert_eq!(with, without);
+        }
+    }
+}
+
+#[test]
 fn without_colours_nothing_is_coloured_and_the_same_is_said() {
     for snapshot in [empty(), busy(9), failing()] {
         for page in Page::ALL {

@@ -14,11 +14,21 @@ fn press(state: &mut State, keys: &str) -> Option<Action> {
     last
 }
 
+/// What `e` asks for on a lease, at the time of the session.
+fn end(lease: &souk_control::v1::Lease) -> Deed {
+    Deed::EndLease {
+        lease: lease.lease.clone(),
+        backend: lease.backend.clone(),
+        age_s: NOW_MS / 1000 - lease.accepted_unix_s,
+        left_s: lease.valid_to_unix_s - NOW_MS / 1000,
+    }
+}
+
 #[test]
 fn nothing_is_done_before_the_question_was_answered_with_yes() {
     let snapshot = failing();
     let orphan = snapshot.orphans[0].clone();
-    let lease = snapshot.leases[1].lease.clone();
+    let lease = snapshot.leases[1].clone();
     let backend = || "sandbox".to_owned();
     for (keys, deed) in [
         ("1d", Deed::Drain),
@@ -33,7 +43,7 @@ fn nothing_is_done_before_the_question_was_answered_with_yes() {
                 lease: orphan.lease,
             },
         ),
-        ("3je", Deed::EndLease { lease }),
+        ("3je", end(&lease)),
     ] {
         let mut state = session(80, 24, snapshot.clone());
         assert_eq!(press(&mut state, keys), None, "{keys}");
@@ -140,8 +150,141 @@ fn the_mouse_chooses_pages_and_rows_and_scrolls() {
     mouse(Mouse::Click, 5, 4 + 6);
     mouse(Mouse::ScrollDown, 5, 5);
     let asked = press(&mut state, "ey");
-    let lease = busy(300).leases[7].lease.clone();
-    assert_eq!(asked, Some(Action::Do(Deed::EndLease { lease })));
+    assert_eq!(asked, Some(Action::Do(end(&busy(300).leases[7]))));
+}
+
+#[test]
+fn what_is_marked_stays_marked_wherever_it_stands() {
+    let mut snapshot = failing();
+    let lease = snapshot.leases[2].clone();
+    let orphan = snapshot.orphans[1].clone();
+    let mut other = snapshot.backends[0].clone();
+    other.state.as_mut().expect("there").backend = "another".to_owned();
+
+    let mut leases = session(80, 24, snapshot.clone());
+    press(&mut leases, "3jj");
+    let mut filtered = session(80, 24, snapshot.clone());
+    press(&mut filtered, "3jj/sand");
+    filtered.handle(Event::Key(Key::Enter));
+    let mut orphans = session(80, 24, snapshot.clone());
+    press(&mut orphans, "2jj");
+    let mut backends = session(80, 24, snapshot.clone());
+    press(&mut backends, "2");
+    // Older ones close and another comes first.
+    snapshot.leases.remove(0);
+    snapshot.orphans.remove(0);
+    snapshot.backends.insert(0, other);
+    for state in [&mut leases, &mut filtered, &mut orphans, &mut backends] {
+        state.handle(Event::Snapshot(Box::new(snapshot.clone())));
+    }
+    let ended = Some(Action::Do(end(&lease)));
+    assert_eq!(press(&mut leases, "ey"), ended);
+    assert_eq!(press(&mut filtered, "ey"), ended);
+    let removed = Deed::Reap {
+        backend: orphan.backend,
+        lease: orphan.lease,
+    };
+    assert_eq!(press(&mut orphans, "xy"), Some(Action::Do(removed)));
+    let backend = "sandbox".to_owned();
+    let goes_on = Deed::Unpause { backend };
+    assert_eq!(press(&mut backends, "py"), Some(Action::Do(goes_on)));
+}
+
+#[test]
+fn where_what_was_marked_is_gone_nothing_is_asked_until_a_row_is_chosen() {
+    let mut snapshot = busy(3);
+    let mut state = session(80, 24, snapshot.clone());
+    press(&mut state, "3j");
+    snapshot.leases.remove(1);
+    state.handle(Event::Snapshot(Box::new(snapshot.clone())));
+    assert_eq!(press(&mut state, "ey"), None);
+    let shown = text(&state, 80, 24);
+    assert!(shown.contains("✖ what was marked is gone"), "{shown}");
+    // The next that is chosen is the one at its place.
+    let ended = Some(Action::Do(end(&snapshot.leases[1])));
+    assert_eq!(press(&mut state, "jey"), ended);
+}
+
+#[test]
+fn a_filter_that_hides_what_is_marked_marks_what_it_shows() {
+    let mut state = session(80, 24, busy(5));
+    let lease = busy(5).leases[3].clone();
+    press(&mut state, "3/");
+    press(&mut state, &lease.lease);
+    state.handle(Event::Key(Key::Enter));
+    assert_eq!(state.visible(), [Row::Lease(3)]);
+    assert_eq!(press(&mut state, "ey"), Some(Action::Do(end(&lease))));
+    // And it stays marked among all of them.
+    state.handle(Event::Key(Key::Esc));
+    assert_eq!(press(&mut state, "ey"), Some(Action::Do(end(&lease))));
+}
+
+#[test]
+fn who_is_to_end_a_lease_is_told_where_it_runs_how_old_it_is_and_when_it_ends() {
+    let mut state = session(80, 24, busy(3));
+    press(&mut state, "3je");
+    let asked = format!(
+        "End the lease {} at sandbox, 1m14s old, 2m00s left?",
+        &busy(3).leases[1].lease[..12]
+    );
+    assert!(text(&state, 80, 24).contains(&asked), "{asked}");
+}
+
+#[test]
+fn the_overview_scrolls_to_its_last_line_and_no_further() {
+    let mut state = session(80, 24, busy(3));
+    let first = text(&state, 80, 24);
+    assert!(first.contains("version") && first.contains("↓ 3 more lines"));
+    assert!(!first.contains("packets/s"));
+    // As far as there are lines, and back at once.
+    press(&mut state, "jjjjjjjj");
+    let last = text(&state, 80, 24);
+    assert!(last.contains("packets/s") && !last.contains("more lines"));
+    press(&mut state, "k");
+    assert!(text(&state, 80, 24).contains("↓ 2 more lines"));
+    state.handle(Event::Key(Key::Home));
+    assert_eq!(text(&state, 80, 24), first);
+    state.handle(Event::Key(Key::End));
+    assert_eq!(text(&state, 80, 24), last);
+    // Where there is room for all of it, it begins at its beginning.
+    let (width, height) = (80, 40);
+    state.handle(Event::Resize { width, height });
+    let all = text(&state, width, height);
+    assert!(all.contains("version") && all.contains("packets/s"));
+}
+
+#[test]
+fn the_overview_shows_the_first_reasons_and_how_many_more_there_are() {
+    let mut snapshot = busy(3);
+    let warnings = (1..=9).map(|n| format!("warning {n} of nine"));
+    snapshot.status.as_mut().expect("there").warnings = warnings.collect();
+    for (width, height) in [(80, 60), (200, 60)] {
+        let shown = text(&session(width, height, snapshot.clone()), width, height);
+        assert!(shown.contains("warning 5 of nine"), "{shown}");
+        assert!(!shown.contains("warning 6 of nine"), "{shown}");
+        // With what was refused.
+        assert!(shown.contains("+5 more"), "{shown}");
+    }
+}
+
+#[test]
+fn a_terminal_of_another_size_than_the_session_shows_of_it_what_fits() {
+    let mut state = session(100, 30, busy(60));
+    press(&mut state, "3");
+    let lines = |width, height| -> Vec<String> {
+        let text = text(&state, width, height);
+        text.lines().map(str::to_owned).collect()
+    };
+    let (same, larger, smaller) = (lines(100, 30), lines(140, 40), lines(80, 20));
+    assert_eq!(larger[..30], same);
+    assert!(larger[30..].iter().all(String::is_empty));
+    // The page is cut below, and the keys are where they are looked for.
+    for (cut, whole) in smaller[2..18].iter().zip(&same[2..18]) {
+        let first: String = whole.chars().take(80).collect();
+        assert_eq!(cut, first.trim_end());
+    }
+    assert_eq!(smaller[18], "");
+    assert!(smaller[19].starts_with("e end lease"), "{}", smaller[19]);
 }
 
 #[test]
@@ -220,6 +363,8 @@ fn event() -> impl Strategy<Value = Event> {
         8 => key().prop_map(Event::Key),
         2 => (mouse, 0u16..300, 0u16..100).prop_map(|(what, x, y)| Event::Mouse { what, x, y }),
         2 => (0u16..260, 0u16..80).prop_map(|(width, height)| Event::Resize { width, height }),
+        // A recording may say any.
+        1 => any::<(u16, u16)>().prop_map(|(width, height)| Event::Resize { width, height }),
         1 => any::<u64>().prop_map(Event::Tick),
         1 => Just(Event::Connected),
         1 => "\\PC*".prop_map(Event::Gone),

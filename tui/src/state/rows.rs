@@ -36,11 +36,7 @@ pub(super) fn visible(
     match page {
         Page::Overview | Page::Mix => Vec::new(),
         Page::Backends => {
-            let name = |backend: &v1::Backend| {
-                let state = backend.state.as_ref();
-                state.map_or_else(String::new, |state| state.backend.clone())
-            };
-            let backends = some(&snapshot.backends, Row::Backend, |b| find(&[&name(b)]));
+            let backends = some(&snapshot.backends, Row::Backend, |b| find(&[name(b)]));
             let orphans = some(&snapshot.orphans, Row::Orphan, |orphan| {
                 find(&[
                     &orphan.lease,
@@ -87,6 +83,24 @@ pub(super) fn visible(
                 .collect()
         }
     }
+}
+
+/// What tells a row from the others wherever it stands: its backend and its lease. Only of rows that something can be done to.
+pub(super) fn key(row: Row, snapshot: &v1::Snapshot) -> Option<[&str; 2]> {
+    match row {
+        Row::Backend(at) => Some([name(snapshot.backends.get(at)?), ""]),
+        Row::Orphan(at) => {
+            let orphan = snapshot.orphans.get(at)?;
+            Some([orphan.backend.as_str(), orphan.lease.as_str()])
+        }
+        Row::Lease(at) => Some(["", snapshot.leases.get(at)?.lease.as_str()]),
+        Row::Offer(_) | Row::Peer(_) | Row::Entry(_) | Row::Happening(_) => None,
+    }
+}
+
+fn name(backend: &v1::Backend) -> &str {
+    let state = backend.state.as_ref();
+    state.map_or("", |state| state.backend.as_str())
 }
 
 fn some<'a, T>(

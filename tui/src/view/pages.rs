@@ -289,6 +289,15 @@ pub(super) fn market(pen: &mut Pen<'_>, state: &State, snapshot: &v1::Snapshot) 
         );
         pen.line(row(head, y), &[(&text, theme.accent())]);
     }
+    let others = snapshot.status.iter().flat_map(|status| &status.others);
+    let others = others.count();
+    if others > 0 {
+        let text = format!(
+            "! against other nodes: {}; `souk status` says what",
+            many(others as u64, "warning")
+        );
+        pen.line(row(head, 3), &[(&text, theme.text())]);
+    }
     let columns = [
         Column::text("", 2),
         Column::text("PROVIDER", 16).growing(36),

@@ -85,7 +85,7 @@ pub(super) fn draw(
         for ((column, (x, width)), text) in columns.iter().zip(&fields).zip(&texts) {
             put(pen, column, *x, line.y, *width, text, style);
         }
-        if at == table.selected {
+        if at == table.selected && !table.is_lost {
             pen.paint(line, pen.theme.selected());
         }
     }
