@@ -1,11 +1,13 @@
 //! What the provider's side can see of a requester: hosts with addresses of their own, everything that passes the
-//! provider's interfaces recorded, and everything that it keeps or writes searched.
+//! provider's interfaces recorded, and everything that it keeps, writes or tells its operator searched.
 //!
 //! The same check finds the requester when it rents with `--direct`, so it can fail.
 
 use std::{fs, net::Ipv4Addr, path::Path};
 
-use souk_tests::{Capture, Lan, Needle, Network, Plan, Rented, Requester, find, is_root, skipped};
+use souk_tests::{
+    Capture, Lan, Needle, Network, NodeUnderTest, Plan, Rented, Requester, find, needs, succeed,
+};
 
 const MIXES: usize = 6;
 
@@ -35,6 +37,7 @@ fn observe(direct: bool) -> (Seen, String) {
         &lease,
         "env; cat /proc/net/tcp /proc/net/tcp6 /proc/net/udp; who 2>/dev/null; cat ~/.ssh/* 2>/dev/null; true",
     );
+    let told = told(network.provider(), &lease);
     let ended = requester.json(&["end", "--json", lease.lease()]);
     assert_eq!(ended["proof_verified"], true, "{ended}");
     let frames = capture.stop();
@@ -46,6 +49,9 @@ fn observe(direct: bool) -> (Seen, String) {
         if needle.is_in(&inside.stdout) {
             found.push(format!("in the instance: {}", needle.name()));
         }
+        if needle.is_in(&told) {
+            found.push(format!("told the operator: {}", needle.name()));
+        }
         if needle.forms().iter().any(|form| frames.contain(form)) {
             found.push(format!("in the capture: {}", needle.name()));
         }
@@ -53,6 +59,21 @@ fn observe(direct: bool) -> (Seen, String) {
     finds_what_is_there(network.provider().folder(), &lease, &needles);
     let addresses = frames.addresses().iter().map(ToString::to_string).collect();
     (Seen { addresses, found }, address.to_string())
+}
+
+/// What a provider with an open lease tells its operator, and whoever may watch it: metrics, and all that the dashboard shows.
+fn told(provider: &NodeUnderTest, lease: &Rented) -> Vec<u8> {
+    let asked = [
+        &["node", "metrics"][..],
+        &["status", "--json"],
+        &["node", "leases", "--json"],
+    ];
+    let answers = asked.map(|args| succeed(&mut provider.souk(args)).stdout);
+    let [metrics, status, leases] = &answers;
+    assert!(Needle::text("a metric", "souk_leases").is_in(metrics));
+    let id = Needle::text("the lease", lease.text("lease"));
+    assert!(id.is_in(status) && id.is_in(leases), "it shows its lease");
+    answers.concat()
 }
 
 /// The search reads what the provider keeps and writes: the lease stands in its store and in its usage log's folder as
@@ -121,9 +142,7 @@ fn is_secret(path: &Path) -> bool {
 
 #[test]
 fn the_provider_learns_nothing_of_who_rents_needs_root_netns() {
-    if !is_root() {
-        return skipped("needs root");
-    }
+    needs!(Hosts, Leases, OpenSsh);
     let (seen, address) = observe(false);
     assert_eq!(seen.found, Vec::<String>::new());
     assert!(!seen.addresses.contains(&address), "{:?}", seen.addresses);
@@ -131,9 +150,7 @@ fn the_provider_learns_nothing_of_who_rents_needs_root_netns() {
 
 #[test]
 fn the_check_finds_the_address_of_who_rents_directly_needs_root_netns() {
-    if !is_root() {
-        return skipped("needs root");
-    }
+    needs!(Hosts, Leases, OpenSsh);
     let (seen, address) = observe(true);
     assert!(seen.addresses.contains(&address), "{:?}", seen.addresses);
 }

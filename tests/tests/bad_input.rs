@@ -9,7 +9,9 @@ use std::{
 };
 
 use serde_json::Value;
-use souk_tests::{Network, Plan, Process, eventually, is_root, node_command, skipped, succeed};
+use souk_tests::{
+    Clock, Network, Plan, Process, eventually, needs, node_command, skipped, succeed,
+};
 use tempfile::TempDir;
 
 /// A node that is made but does not run.
@@ -160,6 +162,7 @@ fn a_damaged_key_is_refused_and_kept() {
 
 #[test]
 fn a_corrupt_store_is_refused_and_kept() {
+    needs!(Leases);
     let made = Made::new(LOOPBACK, PROVIDER);
     made.runs();
     let store = find_store(&made.data());
@@ -203,9 +206,7 @@ fn find_store(data: &Path) -> PathBuf {
 
 #[test]
 fn a_full_disk_is_told_and_nothing_recorded_is_lost_needs_root() {
-    if !is_root() {
-        return skipped("needs root");
-    }
+    needs!(Root, Leases);
     let made = Made::new(LOOPBACK, PROVIDER);
     fs::create_dir(made.data()).expect("made");
     // A disk of its own, which is gone with the process whose mount namespace it is in.
@@ -271,6 +272,7 @@ fn a_configuration_is_explained_by_line() {
 
 #[test]
 fn a_missing_user_namespace_is_told_with_the_command_that_allows_it() {
+    needs!(Leases);
     let made = Made::new(LOOPBACK, PROVIDER);
     let souk = made.command();
     // A user namespace with a limit of none below it is a machine that allows none.
@@ -326,6 +328,16 @@ fn a_clock_that_is_wrong_by_hours_is_told() {
                 .any(|warning| warning.as_str().is_some_and(|said| said.contains(&told)))
                 .then_some(())
         });
+        // A requester is told at once, and not that nobody sells.
+        let requester = network.requester(&format!("requester-{name}"), None);
+        let clock = Clock::ahead_by(by_s, requester.folder()).expect("as for the node");
+        let mut market = requester.souk(&["market", "--json"]);
+        clock.set(&mut market);
+        let output = market.output().expect("souk starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(69), "EX_UNAVAILABLE: {said}");
+        let told = format!("{side} the network");
+        says(&said, &["this machine's clock seems", &told, "NTP"]);
     }
 }
 

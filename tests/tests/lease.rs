@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use souk_tests::{Network, Plan, Rented, Requester, skipped, succeed};
+use souk_tests::{Network, Plan, Rented, Requester, needs, skipped, succeed};
 
 const MIB: usize = 1 << 20;
 
@@ -31,6 +31,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn a_lease_is_rented_used_over_a_relay_ended_and_proven() {
+    needs!(Leases, OpenSsh);
     let network = Network::start(&Plan::default());
     let requester = network.requester("requester", None);
     let lease = requester.rent(&[]);
@@ -110,6 +111,7 @@ fn files_travel(requester: &Requester, lease: &Rented) {
     );
     assert!(fs::read(&back).expect("came back") == noise(4 * MIB));
 
+    needs!(Rsync);
     let ssh = format!("ssh -F {}", config.display());
     let rsync = || {
         let mut command = requester.program(Path::new("rsync"));
@@ -124,6 +126,7 @@ fn files_travel(requester: &Requester, lease: &Rented) {
 
 #[test]
 fn asyncssh_and_paramiko_work_over_a_relay_needs_python_clients() {
+    needs!(Leases, OpenSsh);
     let Some(python) = env::var_os("SOUK_TEST_PYTHON") else {
         return skipped(
             "needs python clients; SOUK_TEST_PYTHON names no Python with asyncssh and paramiko",

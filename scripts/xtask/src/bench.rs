@@ -1,23 +1,36 @@
 //! Benchmarks, held against the aims in `docs/benchmarks.md`: that table is the only place where an aim stands.
 //!
-//! A row whose first cell begins with a name in backticks is a figure; its aim and its command are read from the same row. The benchmark says
-//! what it measured in lines `measured: NAME VALUE UNIT`.
+//! A row whose first cell begins with a name in backticks is a figure; its aim and its command are read from the same row. A benchmark of cargo says
+//! what it measured in lines `measured: NAME VALUE UNIT`; a command of souk says it in its JSON, where [`TOLD`] finds it.
 
 use std::{
     collections::BTreeMap,
     fmt,
     io::{BufRead as _, BufReader},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::run::{cargo, root};
+use crate::{
+    build,
+    run::{cargo, output, root},
+};
 
 /// Where the aims are.
 const TABLE: &str = "docs/benchmarks.md";
 /// Begins a line by which a benchmark says a figure.
 const MEASURED: &str = "measured: ";
+
+/// The figures that commands of souk tell: their names, where in the JSON they stand in milliseconds, and in which unit they are judged.
+const TOLD: &[(&str, &str, Unit)] = &[
+    ("rent-to-banner-p50", "/parts/total/p50_ms", ("ms", 1.0)),
+    ("rent-to-banner-p95", "/parts/total/p95_ms", ("ms", 1.0)),
+    ("demo", "/timings_ms/total", ("s", 1_000.0)),
+];
+
+/// The name of a unit, and its milliseconds.
+type Unit = (&'static str, f64);
 
 /// Runs the benchmarks of all figures, or of those whose names contain one of the words. With `--check` a figure that misses its aim, or that no
 /// benchmark says, is a failure.
@@ -83,13 +96,40 @@ fn judge<'f>(figures: &'f [Figure], seen: &BTreeMap<String, Value>) -> Vec<&'f s
 
 /// Runs one benchmark to its end, shows what it prints, and returns what it measured.
 fn measure(bench: &Bench) -> Result<BTreeMap<String, Value>> {
-    eprintln!("── {} --bench {}", bench.package, bench.name);
-    let mut command = cargo(&["bench", "--locked", "-p", &bench.package]);
-    command
-        .args(["--bench", &bench.name])
-        .envs(bench.environment.iter().cloned())
-        .stdout(Stdio::piped());
-    let mut child = command.spawn().context("cannot start cargo bench")?;
+    match bench {
+        Bench::Cargo {
+            package,
+            name,
+            environment,
+        } => {
+            eprintln!("── {package} --bench {name}");
+            let mut command = cargo(&["bench", "--locked", "-p", package]);
+            command
+                .args(["--bench", name])
+                .envs(environment.iter().cloned());
+            lines_of(command).with_context(|| format!("{name} failed"))
+        }
+        Bench::Souk { args } => {
+            let programs = build::all()?;
+            eprintln!("── souk {}", args.join(" "));
+            let mut command = Command::new(programs.souk);
+            command
+                .args(args)
+                .arg("--json")
+                .env("SOUK_AGENT_BIN", programs.agent);
+            let said = output(command)?;
+            println!("{}", said.trim_end());
+            told(&said)
+        }
+    }
+}
+
+/// The figures that a benchmark of cargo says, line by line.
+fn lines_of(mut command: Command) -> Result<BTreeMap<String, Value>> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start cargo bench")?;
     let lines = BufReader::new(child.stdout.take().context("stdout is piped")?).lines();
     let mut seen = BTreeMap::new();
     for line in lines {
@@ -98,8 +138,21 @@ fn measure(bench: &Bench) -> Result<BTreeMap<String, Value>> {
         seen.extend(said(&line)?);
     }
     let status = child.wait().context("cannot wait for cargo bench")?;
-    ensure!(status.success(), "{} failed: {status}", bench.name);
+    ensure!(status.success(), "{status}");
     Ok(seen)
+}
+
+/// The figures that stand in the JSON of a command of souk.
+fn told(said: &str) -> Result<BTreeMap<String, Value>> {
+    let said: serde_json::Value = serde_json::from_str(said).context("souk printed no JSON")?;
+    let figure = |(name, at, (unit, in_ms)): &(&str, &str, Unit)| {
+        let value = Value {
+            number: said.pointer(at)?.as_f64()? / in_ms,
+            unit: (*unit).to_owned(),
+        };
+        Some(((*name).to_owned(), value))
+    };
+    Ok(TOLD.iter().filter_map(figure).collect())
 }
 
 /// The figure that a line says, if it says one.
@@ -119,13 +172,18 @@ struct Figure {
     bench: Bench,
 }
 
-/// Which program measures it.
+/// What measures it.
 #[derive(Clone, Debug, PartialEq)]
-struct Bench {
-    package: String,
-    name: String,
-    /// Variables that the command sets.
-    environment: Vec<(String, String)>,
+enum Bench {
+    /// A benchmark of a package.
+    Cargo {
+        package: String,
+        name: String,
+        /// Variables that the command sets.
+        environment: Vec<(String, String)>,
+    },
+    /// A command of souk itself.
+    Souk { args: Vec<String> },
 }
 
 /// What a figure has to reach.
@@ -204,20 +262,33 @@ fn figure(row: &str) -> Result<Figure> {
         Some(("≤", bound)) => (false, bound),
         _ => bail!("the aim begins with neither ≥ nor ≤"),
     };
-    let words: Vec<_> = command
-        .split(|c: char| c.is_whitespace() || c == '`')
-        .collect();
-    let after = |option: &str| {
-        let at = words.iter().position(|word| *word == option)?;
-        words.get(at + 1).map(|word| (*word).to_owned())
-    };
     Ok(Figure {
         name: name.to_owned(),
         aim: Aim {
             is_floor,
             bound: bound.parse()?,
         },
-        bench: Bench {
+        bench: command.parse()?,
+    })
+}
+
+impl std::str::FromStr for Bench {
+    type Err = anyhow::Error;
+
+    fn from_str(command: &str) -> Result<Self> {
+        let words: Vec<_> = command
+            .split(|c: char| c.is_whitespace() || c == '`')
+            .filter(|word| !word.is_empty())
+            .collect();
+        if let ["souk", args @ ..] = words.as_slice() {
+            let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+            return Ok(Self::Souk { args });
+        }
+        let after = |option: &str| {
+            let at = words.iter().position(|word| *word == option)?;
+            words.get(at + 1).map(|word| (*word).to_owned())
+        };
+        Ok(Self::Cargo {
             package: after("-p").context("the command names no package")?,
             name: after("--bench").context("the command names no benchmark")?,
             environment: words
@@ -226,8 +297,8 @@ fn figure(row: &str) -> Result<Figure> {
                 .filter_map(|word| word.split_once('='))
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .collect(),
-        },
-    })
+        })
+    }
 }
 
 #[cfg(test)]
@@ -237,8 +308,28 @@ mod tests {
     #[test]
     fn what_the_command_sets_is_set() {
         let figures = figures(ROW).expect("a row");
-        let set = ("A".to_owned(), "1".to_owned());
-        assert_eq!(figures[0].bench.environment, [set]);
+        let bench = Bench::Cargo {
+            package: "souk-sphinx".to_owned(),
+            name: "peel".to_owned(),
+            environment: vec![("A".to_owned(), "1".to_owned())],
+        };
+        assert_eq!(figures[0].bench, bench);
+    }
+
+    #[test]
+    fn a_command_of_souk_is_judged_by_its_json() {
+        let row = "| `demo` the demo, whole | ≤ 5 s | 4.1 s | 1 | `souk demo` |";
+        let figures = figures(row).expect("a row");
+        let args = vec!["demo".to_owned()];
+        assert_eq!(figures[0].bench, Bench::Souk { args });
+        let missed = |said| judge(&figures, &told(said).expect("JSON")).len();
+        assert_eq!(missed(r#"{"timings_ms": {"total": 4100}}"#), 0);
+        assert_eq!(missed(r#"{"timings_ms": {"total": 5001}}"#), 1);
+        assert_eq!(missed(r#"{"timings_ms": {}}"#), 1, "nobody said it");
+        let lease = r#"{"parts": {"total": {"p50_ms": 201.5, "p95_ms": 310.0}}}"#;
+        let told = told(lease).expect("JSON");
+        assert_eq!(told["rent-to-banner-p50"].to_string(), "201.5 ms");
+        assert_eq!(told["rent-to-banner-p95"].to_string(), "310.0 ms");
     }
 
     const ROW: &str = "| `peel` what it is | ≥ 80 % | 84.5 % | 3 | `A=1 cargo bench -p souk-sphinx --bench peel` |";
@@ -276,7 +367,7 @@ mod tests {
     #[test]
     fn every_aim_of_the_table_names_a_benchmark_that_is_there_and_says_it() {
         let text = std::fs::read_to_string(root().join(TABLE)).expect("the table");
-        let metadata = crate::run::output(cargo(&[
+        let metadata = output(cargo(&[
             "metadata",
             "--locked",
             "--no-deps",
@@ -286,13 +377,21 @@ mod tests {
         let metadata: serde_json::Value =
             serde_json::from_str(&metadata.expect("cargo metadata")).expect("JSON");
         for figure in figures(&text).expect("readable") {
+            let Bench::Cargo {
+                package: of, name, ..
+            } = &figure.bench
+            else {
+                let is_told = TOLD.iter().any(|(name, ..)| *name == figure.name);
+                assert!(is_told, "{}", figure.name);
+                continue;
+            };
             let packages = metadata["packages"].as_array().expect("packages");
-            let package = packages.iter().find(|p| p["name"] == *figure.bench.package);
+            let package = packages.iter().find(|package| package["name"] == **of);
             let targets = package.expect("a package")["targets"].as_array();
             let target = targets
                 .expect("targets")
                 .iter()
-                .find(|t| t["name"] == *figure.bench.name && t["kind"][0] == "bench");
+                .find(|target| target["name"] == **name && target["kind"][0] == "bench");
             let path = target.expect("a benchmark")["src_path"]
                 .as_str()
                 .expect("a path");
@@ -302,6 +401,16 @@ mod tests {
                 .name
                 .trim_end_matches(|c: char| c.is_ascii_digit() || c == '-');
             assert!(source.contains(&format!("\"{stem}")), "{}", figure.name);
+        }
+    }
+
+    #[test]
+    fn what_a_requester_waits_for_has_an_aim_that_is_checked() {
+        let text = std::fs::read_to_string(root().join(TABLE)).expect("the table");
+        let figures = figures(&text).expect("readable");
+        let told = TOLD.iter().map(|(name, ..)| *name);
+        for name in told.chain(["control-socket"]) {
+            assert!(figures.iter().any(|figure| figure.name == name), "{name}");
         }
     }
 

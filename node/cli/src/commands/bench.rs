@@ -270,6 +270,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_whole_is_told_where_cargo_xtask_bench_reads_it() {
+        let samples = vec![Duration::from_millis(200)];
+        let figures = Figures {
+            leases: 1,
+            parts: PARTS.map(|name| (name, Part::of(samples.clone()))).into(),
+        };
+        let told = serde_json::to_value(&figures).expect("JSON");
+        for at in ["/parts/total/p50_ms", "/parts/total/p95_ms"] {
+            let ms = told.pointer(at).and_then(serde_json::Value::as_f64);
+            assert_eq!(ms, Some(200.0), "{at}");
+        }
+    }
+
+    #[test]
     fn percentiles_are_those_of_the_nearest_rank() {
         let samples = (1..=200).rev().map(Duration::from_millis).collect();
         assert_eq!(
