@@ -310,9 +310,10 @@ impl State {
 
     /// Where a filter hides what is marked, another row is: the operator who wrote it sees which.
     fn filtered(&mut self) {
+        let was_lost = self.tables[self.page.number()].is_lost;
         self.settle();
         let table = &mut self.tables[self.page.number()];
-        if table.is_lost {
+        if table.is_lost && !was_lost {
             table.mark = None;
         }
     }

@@ -42,6 +42,9 @@ use crate::{
     wire::{Ask, Launch},
 };
 
+/// Between two looks at an instance whose keeper's record is lost.
+const UNKNOWN_KEEPER_PAUSE: Duration = Duration::from_secs(1);
+
 /// What a [`Sandbox`] needs to know.
 #[derive(Clone, Debug)]
 pub struct SandboxConfig {
@@ -103,6 +106,11 @@ impl Sandbox {
             admission: Mutex::new(()),
             keepers: Mutex::new(vec![]),
         })))
+    }
+
+    async fn state_of(&self, lease: LeaseId) -> Result<InstanceState, BackendError> {
+        let now = self.inspect(lease).await?;
+        Ok(now.map_or(InstanceState::Gone, |instance| instance.state))
     }
 
     async fn blocking<T: Send + 'static>(
@@ -173,9 +181,14 @@ impl Backend for Sandbox {
             let exit = exit.map_err(unknown)?;
             // Both ends lead to the same question.
             let _ = tokio::time::timeout(timeout, exit.readable()).await;
+            return self.state_of(lease).await;
         }
-        let now = self.inspect(lease).await?;
-        Ok(now.map_or(InstanceState::Gone, |instance| instance.state))
+        let now = self.state_of(lease).await?;
+        if now == InstanceState::Running {
+            // Nobody knows which process keeps it, so its end is looked for.
+            tokio::time::sleep(timeout.min(UNKNOWN_KEEPER_PAUSE)).await;
+        }
+        Ok(now)
     }
 
     async fn terminate(&self, lease: LeaseId) -> Result<UsageSample, BackendError> {
@@ -380,7 +393,8 @@ impl Inner {
 
     /// A handle on the living keeper of a lease.
     fn keeper(&self, lease: LeaseId) -> Result<Option<OwnedFd>, BackendError> {
-        let record = self.state.lease(lease).keeper();
+        let dir = self.state.lease(lease);
+        let record = unless_lost(&dir, dir.keeper());
         let record = record.map_err(|e| unknown(lease, "reading its state", e))?;
         Ok(record.and_then(|keeper| keeper.process.open()))
     }

@@ -352,11 +352,12 @@ impl Lease {
     }
 
     /// The ways to the instance, in the order in which they are tried: of a direct lease the one to its provider, of any other those
-    /// over relays, and none that goes over `entry`. A test network's lead to private addresses, too.
+    /// over relays: none that goes over the first of `entries`, and those over the others last. A test network's lead to private
+    /// addresses, too.
     ///
     /// # Errors
     /// [`StateError`] where the relays on record cannot be read.
-    pub fn ways(&self, entry: Option<NodeId>, is_test: bool) -> Result<Vec<Way>, StateError> {
+    pub fn ways(&self, entries: &[NodeId], is_test: bool) -> Result<Vec<Way>, StateError> {
         if self.is_direct {
             let direct = self.endpoints().find_map(|endpoint| match endpoint {
                 Endpoint::Direct(at) if is_test || is_public(at.ip()) => Some(*at),
@@ -376,7 +377,7 @@ impl Lease {
                 _ => None,
             });
             if let Some(token) = token
-                && Some(relay.node()) != entry
+                && Some(&relay.node()) != entries.first()
                 && relay.node() != self.provider()
             {
                 ways.push(Way::Relay(RelayWay {

@@ -220,12 +220,15 @@ impl Client {
         self.config.evidence.as_ref()
     }
 
-    /// The node that is kept as entry, if one was chosen.
+    /// The nodes that are kept as entries, the one that is tried first in front.
     ///
     /// # Errors
     /// [`StateError`] where the record cannot be read.
-    pub fn entry(&self) -> Result<Option<NodeId>, StateError> {
-        Ok(entries::Entries::read(&self.home, unix_now())?.kept())
+    pub fn entries(&self) -> Result<Vec<NodeId>, StateError> {
+        let entries = entries::Entries::read(&self.home, unix_now())?;
+        let first = entries.kept();
+        let others = entries.nodes().filter(|node| Some(*node) != first);
+        Ok(first.into_iter().chain(others).collect())
     }
 
     /// All leases, the youngest last. A damaged one fails alone.

@@ -182,7 +182,7 @@ impl Client {
             client: self.clone(),
             lease: lease.name(),
             config: self.net_config(),
-            ways: lease.ways(self.entry()?, self.config.params.is_test())?,
+            ways: lease.ways(&self.entries()?, self.config.params.is_test())?,
         };
         let start = Instant::now();
         let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);

@@ -30,15 +30,19 @@ const MAX_PUT_BACK: usize = 4;
 /// two are the only relays.
 pub(super) fn draw(
     market: &Market,
-    entry: NodeId,
+    entries: &[NodeId],
     provider: &VerifiedCard,
     rng: &mut impl Rng,
 ) -> NamedRelays {
     let cards = market.cards.iter().map(|listed| &*listed.card);
     let mut left: Vec<&VerifiedCard> = cards
         .filter(|card| card.has_role(Role::Relay) && !card.addresses.is_empty())
-        .filter(|card| card.node != entry && card.node != provider.node)
+        .filter(|card| entries.first() != Some(&card.node) && card.node != provider.node)
         .collect();
+    let is_no_entry = |card: &&VerifiedCard| !entries.contains(&card.node);
+    if left.iter().any(is_no_entry) {
+        left.retain(is_no_entry);
+    }
     left.shuffle(rng);
     let all = left.clone();
     let put_back = |by: &VerifiedCard| -> BTreeSet<NodeId> {
@@ -50,7 +54,8 @@ pub(super) fn draw(
             nodes
         }
     };
-    let entry_card = market.card(&entry).map(|listed| &*listed.card);
+    let entry_card = entries.first().and_then(|entry| market.card(entry));
+    let entry_card = entry_card.map(|listed| &*listed.card);
     let ends = entry_card.into_iter().chain([provider]);
     let near: BTreeSet<NodeId> = ends.flat_map(put_back).collect();
 
@@ -183,7 +188,7 @@ mod tests {
             .map(|seed| {
                 draw(
                     &market,
-                    entry.node,
+                    &[entry.node],
                     provider,
                     &mut StdRng::seed_from_u64(seed),
                 )

@@ -264,16 +264,21 @@ impl Connected {
         Err(refused.unwrap_or(RentError::NoMatch { others }))
     }
 
-    /// Leaves out the providers that still owe this requester an answer, where there are others.
+    /// Leaves out the providers that still owe this requester an answer, where others cost no more.
     fn pass_over_silent(&self, found: &mut Vec<Candidate>) -> Result<(), StateError> {
         let now = unix_now();
         let asked = self.visitor.client.leases()?.into_iter().flatten();
         let silent: HashSet<_> = asked
             .filter(|lease| matches!(lease.stage(now), Stage::Requested | Stage::Unanswered))
+            .filter(|lease| lease.status().is_none())
             .map(|lease| lease.provider())
             .collect();
         let is_silent = |candidate: &Candidate| silent.contains(&candidate.card.node);
-        if !found.iter().all(is_silent) {
+        let Some(first) = found.first() else {
+            return Ok(());
+        };
+        let mut alike = found.iter().take_while(|c| c.costs_as_much_as(first));
+        if !alike.all(is_silent) {
             found.retain(|candidate| !is_silent(candidate));
         }
         Ok(())
@@ -369,12 +374,9 @@ impl Connected {
 
     /// The relays over which a lease at `provider` will be reached.
     fn draw_relays(&self, provider: &VerifiedCard) -> Result<NamedRelays, RentError> {
-        let drawn = relays::draw(
-            &self.visitor.market,
-            self.entry(),
-            provider,
-            &mut rand::rng(),
-        );
+        let mut entries = vec![self.entry()];
+        entries.extend(self.visitor.client.entries()?);
+        let drawn = relays::draw(&self.visitor.market, &entries, provider, &mut rand::rng());
         if drawn.is_empty() {
             let cards = self.visitor.market.cards.iter();
             let relays = cards.filter(|l| l.card.has_role(Role::Relay)).count();
@@ -500,7 +502,8 @@ impl Connected {
             ssh::known_hosts(&alias, &receipt.host_key).as_bytes(),
         )?;
         let config = &self.visitor.client.config;
-        let ways = lease.ways(Some(self.entry()), config.params.is_test())?;
+        let entries = self.visitor.client.entries()?;
+        let ways = lease.ways(&entries, config.params.is_test())?;
         if ways.is_empty() {
             return Err(RentError::Unreachable {
                 name: lease.name(),

@@ -35,6 +35,8 @@ const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at some thousand entries: a log of ten million is held against its files within minutes, by a small part
 /// of one processor.
 const SURVEY_PAUSE: Duration = Duration::from_millis(50);
+/// Before files are looked at once more after they could not be written.
+const SURVEY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Size and root of the last checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,14 +100,20 @@ pub(super) async fn survey(shared: Arc<Shared>) {
     loop {
         let look = async {
             due.notified().await;
-            if let Err(error) = survey_once(&shared).await {
+            let looked = survey_once(&shared).await;
+            if let Err(error) = &looked {
                 tracing::error!(
-                    error = &error as &dyn std::error::Error,
+                    error = error as &dyn std::error::Error,
                     "the files of the usage log could not be held against its rows"
                 );
             }
             // What cannot be mended is met again and again, by every holder who asks.
             sleep(shared.settings.checkpoint_period).await;
+            if let Err(PublishError::File { .. }) = looked {
+                // A full disk, most likely: nobody else asks for what it left undone.
+                sleep(SURVEY_AGAIN).await;
+                due.notify_one();
+            }
         };
         tokio::select! {
             biased;

@@ -77,8 +77,16 @@ impl DirectPort {
     /// Opens a port on `ip`, `before` if it can: the holder was told of that one. None where that fails, and the lease goes on without.
     pub(super) fn open(ip: IpAddr, before: Option<u16>, instance: SocketAddr) -> Option<Self> {
         let open = || {
-            let listener = before
-                .and_then(|port| std::net::TcpListener::bind((ip, port)).ok())
+            let again = before.map(|port| (port, std::net::TcpListener::bind((ip, port))));
+            if let Some((port, Err(error))) = &again {
+                tracing::warn!(
+                    port,
+                    error = error as &dyn std::error::Error,
+                    "a direct lease gets another port, which its holder has to ask for"
+                );
+            }
+            let listener = again
+                .and_then(|(_, bound)| bound.ok())
                 .map_or_else(|| std::net::TcpListener::bind((ip, 0)), Ok)?;
             listener.set_nonblocking(true)?;
             let listener = TcpListener::from_std(listener)?;

@@ -383,7 +383,7 @@ impl Publisher {
             }
             Err(error) => {
                 self.unknown = Some(format!(
-                    "{}; neither can its file: {}; put that file back, everybody who read the log has it",
+                    "{}; neither can its file: {}; put that file back, everybody who read the log has it, and start the node again",
                     with_causes(&damaged),
                     with_causes(&error)
                 ));

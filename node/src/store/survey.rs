@@ -9,7 +9,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs,
+    fs, io,
 };
 
 use souk_market::log::{
@@ -207,6 +207,7 @@ fn rewrite(
     wrong: &HashSet<TilePath>,
 ) -> Result<(), PublishError> {
     let mut derived = Derived::new();
+    let kept = fs::read_dir(directory.0.join(QUARANTINE)).map_or(0, Iterator::count);
     let mut count = 0;
     while derived.size() < size {
         derived.step(
@@ -219,7 +220,7 @@ fn rewrite(
                 if count < MAX_NAMED {
                     tracing::error!(%path, "a file of the usage log was missing or damaged; it is written again from the store");
                 }
-                put_aside(directory, path, count)?;
+                put_aside(directory, path, kept + count)?;
                 count += 1;
                 directory.write(&path.to_string(), bytes)
             },
@@ -229,7 +230,7 @@ fn rewrite(
     Ok(())
 }
 
-/// Keeps a wrong file for whoever wants to know what happened to it.
+/// Keeps a wrong file for whoever wants to know what happened to it. It stays in its place, too, until there is a better one.
 fn put_aside(directory: &Directory, path: &TilePath, count: usize) -> Result<(), PublishError> {
     let (from, folder) = (
         directory.0.join(path.to_string()),
@@ -243,7 +244,12 @@ fn put_aside(directory: &Directory, path: &TilePath, count: usize) -> Result<(),
         return Ok(());
     }
     fs::create_dir_all(&folder).map_err(file_error)?;
-    fs::rename(&from, folder.join(path.to_string().replace('/', "-"))).map_err(file_error)
+    let kept = folder.join(path.to_string().replace('/', "-"));
+    match fs::hard_link(&from, &kept) {
+        // The first that was found is the most telling.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        linked => linked.map_err(file_error),
+    }
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ const RECONCILE: Duration = Duration::from_secs(60);
 
 /// Of all runs, those that must have a death and a closed lease: an instant at random may come when all is over, and a provider that
 /// has just started may refuse.
-const LEAST_PERCENT: u64 = 90;
+const LEAST_PERCENT: u64 = 80;
 
 /// What is swept.
 #[derive(Clone, Debug)]

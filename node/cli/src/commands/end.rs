@@ -117,7 +117,9 @@ fn acknowledge_again(client: &Opened, lease: &Lease) -> Result<Option<String>, F
     let outcome = wait(async {
         let progress = Progress::start("asking for cards");
         let visitor = client.visit(&progress).await?;
-        let told = requester::session(visitor, &progress, async |connected| {
+        // An entry cannot be the end of a route, and leases that are closed keep none away.
+        let provider = [lease.provider()];
+        let told = requester::session_avoiding(visitor, &provider, &progress, async |connected| {
             let told = connected.acknowledge(lease).await;
             Ok((told.map_err(|error| unended(&error)), connected.local()))
         });

@@ -159,8 +159,8 @@ impl Rent {
             let mut seen = Seen::default();
             let start = Instant::now();
             let visitor = client.visit(&progress).await?;
-            let only = match resumed {
-                Some(_) => None,
+            let only = match &resumed {
+                Some(lease) => Some(lease.provider()),
                 None => {
                     self.only_provider(&visitor, provider, voucher.as_ref())
                         .await?
@@ -449,7 +449,7 @@ pub(super) fn unrented(error: &RentError) -> Failure {
         .code(UNAVAILABLE),
         RentError::Silent { name, .. } => failure
             .hint(format_args!(
-                "souk rent again takes another provider, where there is one; souk rent --resume {name} asks this one again"
+                "souk rent again takes another provider that costs the same, where there is one; souk rent --resume {name} asks this one again"
             ))
             .code(UNAVAILABLE),
         RentError::Over { name } => failure

@@ -38,7 +38,7 @@ use super::{
 use crate::{
     attest::{InstanceFlaw, backend_tee},
     failpoint::{failpoint, planted},
-    store::{InstanceEvidence, LeaseRecord},
+    store::{InstanceEvidence, LeaseRecord, StoreError},
 };
 
 /// How long a call to provision may still take once its lease drains; it is given up then.
@@ -442,6 +442,7 @@ impl LeaseTask {
         loop {
             match self.shared.store.lease(self.lease()) {
                 Ok(found) => return found.is_some(),
+                Err(StoreError::Row(_)) => return true,
                 Err(error) => {
                     tracing::error!(lease = %self.lease(), error = &error as &dyn std::error::Error, "it is not known whether a row was written");
                 }
