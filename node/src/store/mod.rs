@@ -25,6 +25,8 @@ mod files;
 mod format;
 mod frame;
 mod publish;
+#[cfg(test)]
+mod published;
 mod record;
 mod survey;
 #[cfg(test)]
@@ -32,7 +34,7 @@ mod tests;
 mod writer;
 
 #[cfg(test)]
-pub(crate) use tests::{damage_entry, damage_lease};
+pub(crate) use {published::damage_entry, tests::damage_lease};
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},

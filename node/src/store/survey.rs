@@ -264,7 +264,8 @@ mod tests {
         super::{
             FILE, LeaseRecord, Publisher,
             frame::frame,
-            tests::{Log, append, change_entry, entry, open, record},
+            published::{Log, append, change_entry},
+            tests::{entry, open, record},
             writer::{self, QUARANTINE as ROWS},
         },
         *,
