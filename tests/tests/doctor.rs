@@ -42,9 +42,23 @@ fn examined(within: &[&str], config: &Path) -> Value {
     let mut command = Command::new(words.next().expect("at least souk"));
     command.args(words);
     command.args(["doctor", "--json", "--config"]).arg(config);
+    reported(&mut command)
+}
+
+/// What a doctor says who judges the node by a policy, of that alone.
+fn judged(config: &Path, policy: &Path) -> Value {
+    let mut command = Command::new(souk());
+    command.args(["doctor", "--json", "--config"]).arg(config);
+    let report = reported(command.arg("--policy").arg(policy));
+    let mut findings = report["findings"].as_array().into_iter().flatten();
+    let finding = findings.find(|finding| finding["check"] == "evidence");
+    finding.unwrap_or_else(|| panic!("{report}")).clone()
+}
+
+fn reported(command: &mut Command) -> Value {
     let output = command.output().expect("it runs");
     let report = serde_json::from_slice(&output.stdout);
-    let report: Value = report.unwrap_or_else(|error| panic!("{within:?}: {error}: {output:?}"));
+    let report: Value = report.unwrap_or_else(|error| panic!("{command:?}: {error}: {output:?}"));
     let is_bad = report["bad"].as_u64().expect("a number") > 0;
     assert_eq!(output.status.success(), !is_bad, "{report}");
     report
@@ -260,7 +274,7 @@ fn what_is_broken_at_a_running_provider_is_found_by_its_name_and_gone_when_it_is
 fn a_provider_that_says_no_more_often_than_yes_is_told_so_and_why() {
     needs!(Leases);
     let node = Running::start(&Plan {
-        mixes: 2,
+        mixes: 3,
         policy: "anonymous_max_leases = 1".to_owned(),
         ..Plan::default()
     });
@@ -312,11 +326,26 @@ fn what_is_wrong_in_how_a_provider_is_configured_is_found_once_it_runs() {
     for minted in [&own, &foreign] {
         succeed(Command::new(souk()).args(["attest", "mint"]).arg(minted));
     }
-    node.starts_with("refused", |config| {
-        let (root, policy) = (own.join("root.key"), foreign.join("policy.toml"));
+    let attested = |config: &str, minted: &Path| {
+        let (root, policy) = (own.join("root.key"), minted.join("policy.toml"));
         let evidence = format!("source = \"test\"\ntest_root = {root:?}\npolicy = {policy:?}");
         format!("{config}\n[evidence]\n{evidence}\n")
+    };
+    node.starts_with("attested", |config| attested(config, &own));
+    node.comes_to(&Found::new());
+    let config = node.provider().folder().join("souk.toml");
+    eventually_or_why("its own policy accepts it", || {
+        let finding = judged(&config, &own.join("policy.toml"));
+        (finding["state"] == "fine").then_some(()).ok_or(finding)
     });
+    let finding = judged(&config, &foreign.join("policy.toml"));
+    let what = finding["what"].as_str().unwrap_or_default();
+    assert!(
+        finding["state"] == "bad" && what.contains("refuses this node: "),
+        "{finding}"
+    );
+
+    node.starts_with("refused", |config| attested(config, &foreign));
     node.comes_to(&one("warning", "bad"));
 
     let images = node.provider().folder().join("data/images");

@@ -96,8 +96,8 @@ fn a_newer_program_adopts_what_runs_and_sessions_never_notice() {
         ..Plan::default()
     });
     let requester = network.requester("requester", None);
-    let lease = requester.rent(&["--cpu-millicores", "500"]);
-    let direct = requester.rent(&["--cpu-millicores", "500", "--direct"]);
+    let lease = requester.rent(&[]);
+    let direct = requester.rent(&["--direct"]);
     let keepers = network.provider().keepers();
     assert_eq!(keepers.len(), 2);
     let port = port_of(network.provider(), &lease);

@@ -15,7 +15,7 @@ use souk_attest::{
     Policy,
     binding::{Freshness, NodeBinding},
 };
-use souk_crypto::{CardPublicKey, NetworkId, UnixTime};
+use souk_crypto::{CardPublicKey, NetworkId, UnixTime, with_causes};
 use souk_market::{
     card::{EvidenceRef, MAX_EVIDENCE},
     shares::Source as Origin,
@@ -110,6 +110,8 @@ pub(super) struct Attester {
     pub(super) pieces: Arc<Pieces>,
     /// What its card names; nothing yet, until the source has answered for the first time.
     pub(super) proven: watch::Sender<Option<Proven>>,
+    /// Why there is no new evidence, while that is so.
+    pub(super) failed: watch::Sender<Option<String>>,
     pub(super) now: fn() -> UnixTime,
 }
 
@@ -131,6 +133,7 @@ impl Attester {
                     Ok(reference) => {
                         made_at = Some(now);
                         retry = RETRY;
+                        self.failed.send_replace(None);
                         let used = self.keys.dated().keys.card.public();
                         self.proven.send_modify(|proven| {
                             let proven = proven.get_or_insert_default();
@@ -138,6 +141,7 @@ impl Attester {
                         });
                     }
                     Err(error) => {
+                        self.failed.send_replace(Some(with_causes(&error)));
                         let error = &error as &dyn std::error::Error;
                         tracing::warn!(error, "this node has no new evidence");
                         pause = retry;

@@ -285,6 +285,7 @@ impl Node {
         let refresh = Arc::<Notify>::default();
         let happenings = Arc::<Happenings>::default();
         let (proven, evidence_of_card) = watch::channel(source.is_none().then(Proven::default));
+        let (failed, unattested) = watch::channel(None);
         let (working, provider) = watch::channel(None);
         let (rivals, rivals_seen) = watch::channel(Rivals::default());
         if let (Some(shop), Some(source)) = (&mut shop, &source) {
@@ -337,6 +338,7 @@ impl Node {
                 policy,
                 pieces: pieces.clone(),
                 proven,
+                failed,
                 now: unix_now,
             };
             tasks.spawn(attester.run(stop.clone()));
@@ -432,6 +434,7 @@ impl Node {
             mix: counters,
             provider,
             refusal,
+            unattested,
             verifier,
             desk,
             metrics: registry.clone(),

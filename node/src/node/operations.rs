@@ -60,6 +60,8 @@ pub(super) struct Running {
     pub(super) provider: watch::Receiver<Option<Provider>>,
     /// Why nothing is signed of the usage log, while that is so.
     pub(super) refusal: watch::Receiver<Option<String>>,
+    /// Why there is no new evidence of this node, while that is so.
+    pub(super) unattested: watch::Receiver<Option<String>>,
     pub(super) verifier: Verifier,
     pub(super) metrics: Arc<prometheus_client::registry::Registry>,
     /// How the node stands to new leases.
@@ -119,6 +121,10 @@ impl Running {
         let refusal = self.refusal.borrow();
         warnings.extend(refusal.iter().map(|why| {
             format!("no checkpoints are signed, and leases go on without their proofs: {why}")
+        }));
+        let unattested = self.unattested.borrow();
+        warnings.extend(unattested.iter().map(|why| {
+            format!("this node has no new evidence, and its card will name none once what it names is over: {why}")
         }));
         let standing = self.desk.standing().borrow().clone();
         match &standing {

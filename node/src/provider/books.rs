@@ -220,9 +220,10 @@ fn show(shared: &Shared, head: Head) {
     shared
         .checkpointed_at
         .store(shared.clock.now().0, Ordering::Relaxed);
-    shared
-        .head
-        .send_if_modified(|last| std::mem::replace(last, head) != head);
+    let is_new = |last: &mut Head| std::mem::replace(last, head) != head;
+    if shared.head.send_if_modified(is_new) {
+        shared.head_changed.notify_waiters();
+    }
 }
 
 /// Settles every lease whose row was damaged, each in its own time: a backend that hangs holds up none of the others.

@@ -63,7 +63,7 @@ use souk_market::{
 use souk_sphinx::{EpochClock, message::Message};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{Mutex, Semaphore, broadcast, mpsc, oneshot, watch},
+    sync::{Mutex, Notify, Semaphore, broadcast, mpsc, oneshot, watch},
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
@@ -184,6 +184,8 @@ struct Shared {
     store: Store,
     publisher: Mutex<Publisher>,
     head: watch::Sender<Head>,
+    /// Told of each new head. A [`watch`] wakes who waits in an order of its own; a simulation needs one that is always the same.
+    head_changed: Notify,
     replies: Arc<dyn ReplySink>,
     relays: Arc<dyn Relays>,
     epochs: EpochClock,
@@ -233,6 +235,7 @@ impl Provider {
             store: parts.store,
             publisher: Mutex::new(parts.publisher),
             head: watch::Sender::new(head),
+            head_changed: Notify::new(),
             replies: parts.replies,
             relays: parts.relays,
             epochs: parts.epochs,

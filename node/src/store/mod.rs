@@ -311,7 +311,10 @@ impl Store {
             tracing::error!(%row, "a damaged row was moved to quarantine");
         }
         let quarantine = found.corrupt.iter().cloned().map(Op::Quarantine).collect();
-        store.write(quarantine).await?;
+        // A node must start on a full disk, to look after its leases.
+        if !found.corrupt.is_empty() {
+            store.write(quarantine).await?;
+        }
         found.lost = store.quarantined(LOST_LEASE)?;
         Ok((store, found))
     }

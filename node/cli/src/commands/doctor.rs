@@ -16,7 +16,7 @@ mod node;
 mod outside;
 mod work;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 use serde::Serialize;
@@ -33,7 +33,7 @@ use crate::{
 /// Find out why a node does not do what it should, or gets no work.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  souk doctor --config ~/node/souk.toml\n  souk doctor --lease        rents from this very node through the mix, and ends it\n  souk doctor --json | jq '.findings[] | select(.state == \"bad\")'\n\nThe exit status is 0 unless something is bad."
+    after_help = "Examples:\n  souk doctor --config ~/node/souk.toml\n  souk doctor --lease        rents from this very node through the mix, and ends it\n  souk doctor --policy their-policy.toml        would requesters with this policy believe it?\n  souk doctor --json | jq '.findings[] | select(.state == \"bad\")'\n\nThe exit status is 0 unless something is bad."
 )]
 pub(crate) struct Doctor {
     #[command(flatten)]
@@ -41,6 +41,9 @@ pub(crate) struct Doctor {
     /// Rent a small machine from this node, as anybody would, and end it; the usage log gets an entry for it
     #[arg(long)]
     lease: bool,
+    /// Judge the evidence of this node as a requester with this policy does; may be repeated
+    #[arg(long, value_name = "FILE")]
+    policy: Vec<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -207,6 +210,10 @@ impl Doctor {
         findings.extend(node::look(&snapshot, souk_node::unix_now().0));
         progress.step("asking other nodes");
         findings.extend(outside::look(&config, &snapshot, self.lease, &progress).await);
+        for policy in &self.policy {
+            progress.step("asking for evidence");
+            findings.push(outside::judged(&config, &snapshot, policy, &progress).await);
+        }
         findings
     }
 }

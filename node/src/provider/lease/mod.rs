@@ -210,7 +210,7 @@ impl LeaseTask {
                     self.handle(Event::Tick);
                 }
                 _ = self.samples.tick(), if is_active && !self.sampling => self.sample(),
-                Ok(()) = self.head.changed(), if self.owed => self.send_statement().await,
+                () = new_head(&self.shared, &self.head), if self.owed => self.send_statement().await,
                 Some(message) = self.commands.recv() => self.take(message).await,
             }
         }
@@ -596,6 +596,17 @@ impl LeaseTask {
 
     fn lease(&self) -> LeaseId {
         self.record.row.lease()
+    }
+}
+
+/// Waits for a head of the log that `seen` has not seen.
+async fn new_head(shared: &Shared, seen: &watch::Receiver<Head>) {
+    let changed = shared.head_changed.notified();
+    tokio::pin!(changed);
+    // Before the look, so that none is missed between the two.
+    changed.as_mut().enable();
+    if !seen.has_changed().unwrap_or(false) {
+        changed.await;
     }
 }
 

@@ -3,8 +3,11 @@
 use std::{
     fs::Permissions,
     os::unix::fs::PermissionsExt as _,
+    path::Path,
     time::{Duration, Instant},
 };
+
+use tempfile::TempDir;
 
 use super::{Finding, SMALLEST};
 use crate::{
@@ -19,8 +22,8 @@ use souk_market::{
     units::{DurationS, Limits},
 };
 use souk_node::{
-    client::{Connected, Ended, RentRequest},
-    config::Config,
+    client::{Connected, Ended, Judgement, RentRequest, Visitor},
+    config::{Config, Evidence},
     control::v1,
     net::ConnectError,
 };
@@ -31,6 +34,81 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The lease of a self-test ends by itself after this, should this program die.
 const LEASE_S: u32 = 300;
 
+/// The node that is looked at.
+fn own_id(snapshot: &v1::Snapshot) -> Option<NodeId> {
+    snapshot.status.as_ref()?.node_id.parse().ok()
+}
+
+/// Asks for the market as a requester does who was never here, in a folder that goes with what is returned.
+async fn visit(
+    config: &Config,
+    policy: Option<&Path>,
+    progress: &Progress,
+) -> Result<(TempDir, Visitor), Failure> {
+    // What this node judges others by has nothing to do with it.
+    let mut config = config.clone();
+    config.evidence = Evidence::default();
+    if let Some(policy) = policy {
+        let found = std::path::absolute(policy);
+        config.evidence.policy = Some(found.map_err(|error| {
+            Failure::because(format_args!("cannot find {}", policy.display()), &error)
+        })?);
+    }
+    // A requester's folder holds keys.
+    let folder = tempfile::Builder::new()
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir()
+        .map_err(|error| Failure::because("cannot make a temporary folder", &error))?;
+    let client = requester::client(folder.path(), &config)?;
+    requester::check_policy(&client)?;
+    let visitor = requester::visit(&client, progress).await?;
+    Ok((folder, visitor))
+}
+
+/// Whether requesters with this policy believe the node.
+pub(super) async fn judged(
+    config: &Config,
+    snapshot: &v1::Snapshot,
+    policy: &Path,
+    progress: &Progress,
+) -> Finding {
+    const CHECK: &str = "evidence";
+    const WHY: &str = "who has this policy neither rents here nor sends over this node";
+    let name = policy.display();
+    let judgement = async {
+        let (_folder, visitor) = visit(config, Some(policy), progress).await?;
+        let own = own_id(snapshot).filter(|own| visitor.market().card(own).is_some());
+        let own = own.ok_or_else(|| {
+            Failure::new("the others show no card of this node").hint("see what is bad above")
+        })?;
+        let judged = visitor.judgements().await;
+        let judged = judged.map_err(|error| requester::unjudged(Failure::of(&error), &error))?;
+        Ok::<_, Failure>(judged.and_then(|judged| judged.of(&own).cloned()))
+    };
+    match judgement.await {
+        Ok(Some(Judgement::Accepted { kind })) => {
+            Finding::fine(CHECK, format!("{name} accepts this node: {kind}"))
+        }
+        Ok(Some(Judgement::Refused { reason, why, .. })) => Finding::bad(
+            CHECK,
+            format!("{name} refuses this node: {reason}: {why}"),
+            WHY,
+            format!(
+                "`souk attest policy check {name}` shows what it accepts; docs/attestation.md says what each reason means"
+            ),
+        ),
+        Ok(None) => Finding::bad(
+            CHECK,
+            format!("{name} refuses this node: its card names no evidence"),
+            WHY,
+            "set evidence.source in souk.toml; where it is set, `souk status` says why there is none",
+        ),
+        Err(failure) => {
+            Finding::failed(CHECK, &failure, "it cannot be told who believes this node")
+        }
+    }
+}
+
 pub(super) async fn look(
     config: &Config,
     snapshot: &v1::Snapshot,
@@ -38,8 +116,7 @@ pub(super) async fn look(
     progress: &Progress,
 ) -> Vec<Finding> {
     const CHECK: &str = "seen by others";
-    let id = snapshot.status.as_ref().map(|status| &status.node_id);
-    let Some(own) = id.and_then(|id| id.parse::<NodeId>().ok()) else {
+    let Some(own) = own_id(snapshot) else {
         return Vec::new();
     };
     if config.node.bootstrap.is_empty() {
@@ -54,20 +131,7 @@ pub(super) async fn look(
             .chain(lease.then(nothing_rented))
             .collect();
     }
-    // What this node judges others by has nothing to do with it.
-    let mut config = config.clone();
-    config.evidence = souk_node::config::Evidence::default();
-    let visited = async {
-        // A requester's folder holds keys.
-        let folder = tempfile::Builder::new()
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir()
-            .map_err(|error| Failure::because("cannot make a temporary folder", &error))?;
-        let client = requester::client(folder.path(), &config)?;
-        let visitor = requester::visit(&client, progress).await?;
-        Ok::<_, Failure>((folder, visitor))
-    };
-    let (_folder, visitor) = match visited.await {
+    let (_folder, visitor) = match visit(config, None, progress).await {
         Ok(visited) => visited,
         Err(failure) => {
             let why = "requesters go the same way, and get nowhere either";
