@@ -387,6 +387,9 @@ impl Lease {
                 }));
             }
         }
+        ways.sort_by_key(
+            |way| matches!(way, Way::Relay(way) if entries.contains(&way.relay.node())),
+        );
         Ok(ways)
     }
 

@@ -667,6 +667,8 @@ fn a_relay_is_neither_the_entry_nor_the_provider() {
     stored.write(RELAYS, line.as_bytes()).expect("written");
     assert_eq!(lease.ways(&[], true).expect("reads").len(), 1);
     assert!(lease.ways(&[relay], true).expect("reads").is_empty());
+    let entries = [provider.node.public(), relay];
+    assert_eq!(lease.ways(&entries, true).expect("reads").len(), 1);
     // A relay that the receipt does not name has no token, so it is no way.
     let line = format!("/ip4/127.0.0.1/tcp/1/p2p/{}\n", provider.node.public());
     stored.write(RELAYS, line.as_bytes()).expect("written");

@@ -222,48 +222,39 @@ async fn a_damaged_file_is_fetched_again() {
     assert_eq!(service.asked(), 8);
 }
 
+/// Has what a minted report needs fetched, and holds it against what was minted; how often the service was asked.
+async fn asked_for(product: Product, version: u32) -> usize {
+    let minted = mint_snp(product, version, |_| {});
+    let (Evidence::Snp(report), Collateral::Snp(known)) = (&minted.evidence, &minted.collateral)
+    else {
+        panic!("a report of SNP");
+    };
+    let service = Service::start(kds(product, &report.chip_id(), known)).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let sources = sources(&service, &folder);
+    let trust = Trust::with_test_roots([minted.root]);
+    let fetched = fetch::collateral(&sources, &minted.evidence, &trust, now())
+        .await
+        .expect("fetched");
+    assert_eq!(
+        fetched.collateral.digest(),
+        minted.collateral.digest(),
+        "{product}"
+    );
+    service.asked()
+}
+
 #[tokio::test]
 async fn certificates_and_list_of_a_minted_chip_are_fetched() {
     for product in Product::ALL {
-        let minted = mint_snp(product, 3, |_| {});
-        let (Evidence::Snp(report), Collateral::Snp(known)) =
-            (&minted.evidence, &minted.collateral)
-        else {
-            panic!("a report of SNP");
-        };
-        let service = Service::start(kds(product, &report.chip_id(), known)).await;
-        let folder = tempfile::tempdir().expect("a folder");
-        let sources = sources(&service, &folder);
-        let trust = Trust::with_test_roots([minted.root]);
-        let fetched = fetch::collateral(&sources, &minted.evidence, &trust, now())
-            .await
-            .expect("fetched");
-        assert_eq!(
-            fetched.collateral.digest(),
-            minted.collateral.digest(),
-            "{product}"
-        );
+        asked_for(product, 3).await;
     }
 }
 
 #[tokio::test]
 async fn a_report_that_does_not_name_its_processor_is_looked_for_among_milan_and_genoa() {
     for (product, asked) in [(Product::Milan, 3), (Product::Genoa, 4)] {
-        let minted = mint_snp(product, 2, |_| {});
-        let (Evidence::Snp(report), Collateral::Snp(known)) =
-            (&minted.evidence, &minted.collateral)
-        else {
-            panic!("a report of SNP");
-        };
-        let service = Service::start(kds(product, &report.chip_id(), known)).await;
-        let folder = tempfile::tempdir().expect("a folder");
-        let sources = sources(&service, &folder);
-        let trust = Trust::with_test_roots([minted.root]);
-        let fetched = fetch::collateral(&sources, &minted.evidence, &trust, now())
-            .await
-            .expect("fetched");
-        assert_eq!(fetched.collateral.digest(), minted.collateral.digest());
-        assert_eq!(service.asked(), asked, "{product}");
+        assert_eq!(asked_for(product, 2).await, asked, "{product}");
     }
 }
 
